@@ -1,0 +1,227 @@
+"""Artefacts: directories of files with a manifest, published whole or not at all.
+
+`manifest.json` holds kind, format version, cache key, settings (the recipe part that made
+it), parents' digests, figures, and size and SHA-256 of every file, and a digest of itself.
+A stage writes into a temporary sibling, which is synced and renamed; a directory with a
+manifest is whole, one without is rubbish. Only the standard library is used here, because
+the serving runtime loads bundles through this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from app.errors import ArtifactError, disk_errors
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A verified artefact on disk."""
+
+    path: Path
+    kind: str
+    key: str
+    digest: str
+    settings: Json
+    parents: dict[str, str]
+    figures: Json
+    files: dict[str, dict[str, Any]]
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files, in bytes, without the manifest."""
+        return sum(int(entry["bytes"]) for entry in self.files.values())
+
+
+@dataclass
+class Draft:
+    """An artefact being written: put files under `path`, figures into `figures`."""
+
+    path: Path
+    figures: Json = field(default_factory=dict)
+
+
+def cache_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:
+    """SHA-256 of what an artefact is made from; equal keys mean equal content."""
+    return _digest({"kind": kind, "format": FORMAT, "settings": settings, "parents": parents})
+
+
+@contextmanager
+def publish(out: Path, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> Iterator[Draft]:
+    """Write an artefact: yields a Draft, publishes it at `out` when the block ends well.
+
+    An artefact already at `out` is replaced; any other non-empty directory is refused. When
+    the block raises, nothing is left behind.
+
+    Raises:
+        ArtifactError: `out` exists and is not an artefact.
+        MachineError: the disk is full or not writable.
+    """
+    out = out.absolute()
+    _refuse_foreign(out)
+    with disk_errors(str(out)):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(out)
+        temporary = out.with_name(f".{out.name}.tmp-{os.getpid()}")
+        temporary.mkdir()
+    draft = Draft(temporary)
+    try:
+        with disk_errors(str(out)):
+            yield draft
+            _seal(draft, kind, settings, parents)
+            _replace(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifact:
+    """Load the artefact at `path` and check every file against its manifest.
+
+    Raises:
+        ArtifactError: no manifest, damaged or truncated file (named), unknown format, or
+            another kind than `kind`.
+    """
+    path = Path(path)
+    manifest = _read_manifest(path)
+    found = Artifact(
+        path=path,
+        **{k: manifest[k] for k in ("kind", "key", "digest", "settings", "parents", "figures", "files")},
+    )
+    if kind is not None and found.kind != kind:
+        raise ArtifactError(
+            f"this is a {found.kind}, expected a {kind}", where=str(path), remedy=f"give the {kind} folder"
+        )
+    if verify:
+        for name, entry in found.files.items():
+            _verify_file(path / name, int(entry["bytes"]), str(entry["sha256"]))
+    return found
+
+
+def reuse(out: Path, kind: str, key: str) -> Artifact | None:
+    """The artefact at `out` if it is whole and was made from the same key, else None."""
+    try:
+        found = open_artifact(out, kind)
+    except ArtifactError:
+        return None
+    return found if found.key == key else None
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, as hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _seal(draft: Draft, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+    files = {}
+    for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
+        files[path.relative_to(draft.path).as_posix()] = {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        _sync(path)
+    content: Json = {
+        "kind": kind,
+        "format": FORMAT,
+        "key": cache_key(kind, settings, parents),
+        "settings": dict(settings),
+        "parents": dict(parents),
+        "figures": draft.figures,
+        "files": files,
+    }
+    # Through JSON once, so that the digest is of what a reader will see.
+    content = json.loads(json.dumps(content, default=str))
+    content["digest"] = _digest(content)
+    target = draft.path / MANIFEST
+    target.write_text(json.dumps(content, indent=1) + "\n")
+    _sync(target)
+    _sync(draft.path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _replace(temporary: Path, out: Path) -> None:
+    old = out.with_name(f".{out.name}.old-{os.getpid()}")
+    if out.exists():
+        out.rename(old)
+    temporary.rename(out)
+    _sync(out.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(out: Path) -> None:
+    """Remove what killed writers left; put back an artefact lost between two renames."""
+    for path in out.parent.glob(f".{out.name}.*-*"):
+        pid = path.name.rsplit("-", 1)[-1]
+        if not pid.isdigit() or (pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+            continue
+        if ".old-" in path.name and not out.exists() and (path / MANIFEST).exists():
+            path.rename(out)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _refuse_foreign(out: Path) -> None:
+    if not out.exists() or (out / MANIFEST).is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise ArtifactError(
+            "exists and is not an artefact of RayRec", where=str(out), remedy="choose another output folder"
+        )
+
+
+def _read_manifest(path: Path) -> Json:
+    target = path / MANIFEST
+    if not target.is_file():
+        what = "no manifest.json, so this is not a whole artefact" if path.is_dir() else "no such folder"
+        raise ArtifactError(what, where=str(path), remedy="run the stage that makes it again")
+    try:
+        manifest = json.loads(target.read_bytes())
+        claimed = manifest.pop("digest")
+        format_ = manifest["format"]
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise ArtifactError(
+            f"the manifest is damaged ({type(error).__name__})", where=str(target), remedy="copy it again"
+        ) from error
+    if format_ != FORMAT:
+        raise ArtifactError(
+            f"format {format_!r}, this version reads {FORMAT}", where=str(target), remedy="upgrade rayrec"
+        )
+    if _digest(manifest) != claimed:
+        raise ArtifactError(
+            "the manifest does not match its digest", where=str(target), remedy="copy the artefact again"
+        )
+    return {**manifest, "digest": claimed}
+
+
+def _verify_file(path: Path, size: int, sha256: str) -> None:
+    remedy = "copy the artefact again or run its stage with --force"
+    if not path.is_file():
+        raise ArtifactError("the file is missing", where=str(path), remedy=remedy)
+    if path.stat().st_size != size:
+        raise ArtifactError(f"{path.stat().st_size} bytes, expected {size}", where=str(path), remedy=remedy)
+    if file_sha256(path) != sha256:
+        raise ArtifactError("the content does not match its SHA-256", where=str(path), remedy=remedy)

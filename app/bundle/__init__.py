@@ -1,0 +1,1 @@
+"""What is served: export, row stores, index, and a runtime without Ray or torch."""

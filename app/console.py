@@ -1,0 +1,71 @@
+"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere, all on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+LINE_EVERY_S = 5.0
+
+
+def say(text: str) -> None:
+    """One line for the user."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Progress:
+    """How far a piece of work is; `advance` is cheap to call often."""
+
+    def __init__(self, description: str, total: int | None) -> None:
+        self.description, self.total, self.done, self.note = description, total, 0, ""
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Move on by `steps`; `note` is shown behind the bar."""
+        self.done, self.note = self.done + steps, note or self.note
+
+
+class _Lines(Progress):
+    def __init__(self, description: str, total: int | None) -> None:
+        super().__init__(description, total)
+        self.said = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        super().advance(steps, note)
+        if time.monotonic() - self.said >= LINE_EVERY_S:
+            self.said = time.monotonic()
+            of = f"/{self.total}" if self.total else ""
+            say(f"{self.description}: {self.done}{of} {self.note}".rstrip())
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Progress]:
+    """Show progress of the block; ends with a line that says how long it took."""
+    start = time.monotonic()
+    if not sys.stderr.isatty():
+        lines = _Lines(description, total)
+        yield lines
+        say(f"{description}: done in {time.monotonic() - start:.1f} s {lines.note}".rstrip())
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description:<22}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        task = bars.add_task(description, total=total, note="")
+
+        class _Bar(Progress):
+            def advance(self, steps: int = 1, note: str = "") -> None:
+                super().advance(steps, note)
+                bars.update(task, advance=steps, note=self.note)
+
+        bar = _Bar(description, total)
+        yield bar
+        bars.update(task, completed=bar.total or 1, total=bar.total or 1)

@@ -1,0 +1,1 @@
+"""Ray Data: sources, cleaning, splits, the prepared data set, the demo shop."""

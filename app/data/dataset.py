@@ -1,0 +1,176 @@
+"""The prepared data set on disk: columnar arrays, memory-mapped, numpy alone.
+
+dataset/
+  manifest.json          figures: rows_in, rows_kept, rejected {reason: n}, users, items, train, valid, test
+  schema.json            Schema below
+  users/ items/          Strings; row 0 is "" (unknown), real ids start at 1
+  train/ valid/ test/    one .npy a column, rows sorted by (user, time, order of input):
+    user item   int32    rows of the vocabularies, >= 1 in train; 0 in valid or test: not in training
+    time        int64    microseconds since the epoch, UTC
+    event       uint8    row of schema.events, >= 1
+    value       float32
+    label       float32  1 for event types to predict, else 0
+    indptr      int64    (users + 1 + 1,): rows of user u are indptr[u]:indptr[u + 1]
+    negatives   int32    (rows, M), test only, where the split lists them
+  features/
+    item_dense.npy     (items + 1, F) float32     item_category.npy (items + 1, K) int32
+    user_dense.npy     (users + 1, F) float32     user_category.npy (users + 1, K) int32
+    state.json and arrays: the fitted features (app.features)
+  columns/items.parquet  raw attributes of the items, row-aligned with items/
+  rejected/*.parquet     rows not kept: original columns, _reason, _file, _row
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from app.artifact import Artifact, open_artifact
+from app.strings import Strings
+
+Array = npt.NDArray[Any]
+COLUMNS = ("user", "item", "time", "event", "value", "label")
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """What the arrays mean; `users` and `items` count row 0 as well."""
+
+    users: int
+    items: int
+    events: list[str]  # row 0 is "" (padding)
+    history: int  # longest history a model sees
+    context: list[str]  # names of the context features
+    context_width: int  # floats that they make
+    item_dense: int
+    user_dense: int
+    item_categories: list[int]  # rows of each category's vocabulary, row 0 unknown
+    user_categories: list[int]
+    end_time: int  # microseconds: last event of the training part
+    extra: dict[str, Any] = {}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The events of one split, sorted by user, then time. All arrays have N rows."""
+
+    user: Array
+    item: Array
+    time: Array
+    event: Array
+    value: Array
+    label: Array
+    indptr: Array
+    negatives: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    @classmethod
+    def load(cls, folder: Path) -> Part:
+        """Memory-map the arrays of a folder."""
+        columns = {c: np.load(folder / f"{c}.npy", mmap_mode="r") for c in (*COLUMNS, "indptr")}
+        listed = folder / "negatives.npy"
+        return cls(**columns, negatives=np.load(listed, mmap_mode="r") if listed.exists() else None)
+
+    @staticmethod
+    def save(folder: Path, columns: Mapping[str, Array], users: int, negatives: Array | None = None) -> None:
+        """Write columns sorted by user; `users` counts row 0."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kinds = {"user": np.int32, "item": np.int32, "time": np.int64, "event": np.uint8}
+        for name in COLUMNS:
+            np.save(folder / f"{name}.npy", np.ascontiguousarray(columns[name], kinds.get(name, np.float32)))
+        indptr = np.searchsorted(columns["user"], np.arange(users + 1)).astype(np.int64)
+        np.save(folder / "indptr.npy", indptr)
+        if negatives is not None:
+            np.save(folder / "negatives.npy", np.ascontiguousarray(negatives, np.int32))
+
+
+class Dataset:
+    """A prepared data set, opened read-only; arrays are memory-mapped on first use."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.artifact, self.path = artifact, artifact.path
+        self.schema = msgspec.json.decode((self.path / "schema.json").read_bytes(), type=Schema)
+
+    @classmethod
+    def open(cls, path: Path, *, verify: bool = True) -> Dataset:
+        """Open and verify the data set artefact at `path`."""
+        return cls(open_artifact(path, "dataset", verify=verify))
+
+    @cached_property
+    def train(self) -> Part:
+        """Events to fit on."""
+        return Part.load(self.path / "train")
+
+    @cached_property
+    def valid(self) -> Part:
+        """Events to stop and choose on."""
+        return Part.load(self.path / "valid")
+
+    @cached_property
+    def test(self) -> Part:
+        """Events of the reported figures."""
+        return Part.load(self.path / "test")
+
+    @cached_property
+    def users(self) -> Strings:
+        """User ids by row."""
+        return Strings.load(self.path / "users")
+
+    @cached_property
+    def items(self) -> Strings:
+        """Item ids by row."""
+        return Strings.load(self.path / "items")
+
+    def feature(self, name: str) -> Array:
+        """item_dense, item_category, user_dense or user_category: one row an id."""
+        return np.asarray(np.load(self.path / "features" / f"{name}.npy", mmap_mode="r"))
+
+    @cached_property
+    def popularity(self) -> Array:
+        """(items,) int64: positive training events of each item."""
+        positive = np.asarray(self.train.item)[np.asarray(self.train.label) > 0]
+        return np.bincount(positive, minlength=self.schema.items)
+
+    def history(self, ends: Array, part: Part | None = None) -> tuple[Array, Array, Array]:
+        """The last L events before row ends[b] of `part` (training by default), within its user.
+
+        Args:
+            ends: (B, 2) int64: first row of the user, and the row that the history ends before.
+
+        Returns:
+            item, event, time, each (B, L), the most recent last, 0 where there is none.
+        """
+        part = part or self.train
+        length = self.schema.history
+        rows = ends[:, 1:] - np.arange(length, 0, -1)
+        present = rows >= ends[:, :1]
+        rows = np.where(present, rows, 0)
+        empty = len(part) == 0
+        return tuple(  # type: ignore[return-value]
+            np.zeros(rows.shape, column.dtype) if empty else np.where(present, column[rows], 0)
+            for column in (part.item, part.event, part.time)
+        )
+
+    def recent(self, users: Array, *parts: Part) -> tuple[Array, Array, Array]:
+        """The last L events of users (B,) over several parts, by time.
+
+        Returns:
+            item, event, time, each (B, L), the most recent last, 0 where there is none.
+        """
+        found = [
+            self.history(np.stack([part.indptr[users], part.indptr[users + 1]], 1), part) for part in parts
+        ]
+        item, event, time = (np.concatenate(columns, 1) for columns in zip(*found, strict=True))
+        if len(parts) == 1:
+            return item, event, time
+        order = np.argsort(np.where(item > 0, time, np.iinfo(np.int64).min), axis=1, kind="stable")
+        order = order[:, -self.schema.history :]
+        return tuple(np.take_along_axis(column, order, 1) for column in (item, event, time))  # type: ignore[return-value]

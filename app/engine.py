@@ -1,0 +1,66 @@
+"""Starts Ray quietly, or joins the cluster that a job runs in."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+# Why each: auth, because core Ray listens on every interface; no telemetry; Ray Train answers
+# a report once per health check; the rest keeps Ray's chatter out of the user's terminal.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_TQDM": "0",
+}
+OBJECT_STORE_BYTES = 512 << 20
+
+
+@contextmanager
+def ray_session(*, verbose: bool = False) -> Iterator[None]:
+    """Ray for the block: the running one, the job's cluster, or a local node of its own.
+
+    A local node has at least 4 logical CPUs, so that a worker group never starves the tasks
+    beside it, and ends with the block.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    level = logging.INFO if verbose else logging.ERROR
+    joined = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
+    place: dict[str, Any] = {} if joined else _local_node()
+    ray.init(
+        address=None if joined else "local",
+        log_to_driver=verbose,
+        logging_level=level,
+        configure_logging=True,
+        **place,
+    )
+    for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _local_node() -> dict[str, Any]:
+    return {
+        "num_cpus": max(4, os.cpu_count() or 1),
+        "include_dashboard": False,
+        "object_store_memory": OBJECT_STORE_BYTES,
+    }

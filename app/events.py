@@ -1,0 +1,57 @@
+"""One vocabulary for files, HTTP and feedback: Event, Item, User.
+
+Needs msgspec alone, because the serving runtime uses it.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+UNKNOWN = 0  # row 0 of every table: padding, and ids that training never saw
+ID_BYTES = 256
+
+
+class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a user did with an item.
+
+    `timestamp` is seconds since the epoch or ISO 8601 text (UTC where it names no zone);
+    None means now.
+    """
+
+    user: str
+    item: str
+    event: str = ""
+    timestamp: float | str | None = None
+    value: float | None = None
+
+
+class Item(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An item with its attributes, named as the recipe's columns."""
+
+    item: str
+    attributes: dict[str, Any] = {}
+
+
+class User(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A user with their attributes, named as the recipe's columns."""
+
+    user: str
+    attributes: dict[str, Any] = {}
+
+
+def microseconds(timestamp: float | str) -> int:
+    """Microseconds since the epoch (UTC) of an event's timestamp.
+
+    Raises:
+        ValueError: text that is not ISO 8601, or a number that is not finite.
+    """
+    if isinstance(timestamp, str):
+        moment = datetime.fromisoformat(timestamp)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        return round(moment.timestamp() * 1e6)
+    if not -1e12 < timestamp < 1e12:
+        raise ValueError(f"{timestamp!r} is not a time in seconds")
+    return round(timestamp * 1e6)

@@ -1,0 +1,1 @@
+"""Features: one definition that runs over a whole column and for one request."""

@@ -1,0 +1,65 @@
+"""Features of a moment: hour, weekday, recency, ages. The same code offline and per request."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+HOUR = 3_600_000_000  # microseconds
+DAY = 24 * HOUR
+# A log is often served long after it ends; beyond this all ages look alike, as in training.
+OLDEST = 90 * DAY
+
+
+def age(now: Array, time: Array) -> Array:
+    """log1p of the hours from `time` (B, L) to `now` (B, 1), capped at 90 days; float32.
+
+    Times of 0 (no event) give 0.
+    """
+    elapsed = np.clip(now - time, 0, OLDEST)
+    return np.where(time == 0, 0.0, np.log1p(elapsed / HOUR)).astype(np.float32)
+
+
+def _cycle(position: Array) -> Array:
+    angle = 2 * np.pi * position
+    return np.stack([np.sin(angle), np.cos(angle)], 1)
+
+
+def _hour(now: Array, last: Array) -> Array:
+    return _cycle(now % DAY / DAY)
+
+
+def _weekday(now: Array, last: Array) -> Array:
+    return _cycle((now // DAY + 3) % 7 / 7)  # the epoch was a Thursday
+
+
+def _recency(now: Array, last: Array) -> Array:
+    return age(now[:, None], last[:, None])
+
+
+_CONTEXT: dict[str, tuple[int, Callable[[Array, Array], Array]]] = {
+    "hour": (2, _hour),
+    "weekday": (2, _weekday),
+    "recency": (1, _recency),
+}
+
+
+def context_width(names: Sequence[str]) -> int:
+    """Floats that the named context features make."""
+    return sum(_CONTEXT[name][0] for name in names)
+
+
+def context(names: Sequence[str], now: Array, last: Array) -> Array:
+    """Context features (B, T) float32.
+
+    Args:
+        names: of hour, weekday (both cyclic: sine and cosine), recency.
+        now: (B,) microseconds, the moment of the request.
+        last: (B,) microseconds, the user's last event before it; 0 where there is none.
+    """
+    parts = [_CONTEXT[name][1](now, last) for name in names]
+    return np.concatenate([np.zeros((len(now), 0)), *parts], 1).astype(np.float32)

@@ -1,0 +1,235 @@
+"""The model protocol: a ranking model in four pieces.
+
+What depends on the item alone (`item_rows`, `history_rows`) and on the user alone
+(`user_rows`) can be evaluated once and stored; per request only `user_state` and `score`
+run. Training composes the same pieces, so what is served is what was trained. Adding a
+model is adding one file to this folder with a subclass of Model.
+
+Shapes: B rows (requests), C candidates a row, L history events, N items, M users.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor, nn
+
+from app.errors import RecipeError
+from app.models import losses
+from app.tables.base import Tables
+
+Loss = Literal["bce", "mse", "cross_entropy", "bpr", "sampled_softmax"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Sizes of what a model sees; `users`, `items`, `events` count row 0 (unknown)."""
+
+    users: int
+    items: int
+    events: int
+    history: int
+    context: int
+    item_dense: int = 0
+    user_dense: int = 0
+    item_categories: tuple[int, ...] = ()
+    user_categories: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Content:
+    """Content features by row, and what training knows of items. Never trained.
+
+    `log_popularity` is the log share of positive training events of each item.
+    """
+
+    item_dense: Tensor  # (items, F) float32
+    item_category: Tensor  # (items, K) int64
+    user_dense: Tensor  # (users, F)
+    user_category: Tensor  # (users, K)
+    log_popularity: Tensor  # (items,)
+
+
+@dataclass
+class History:
+    """Recent events of B users, most recent last; `mask` is 1 where there is an event."""
+
+    item: Tensor  # (B, L) int64
+    event: Tensor  # (B, L) int64
+    age: Tensor  # (B, L) float32: log1p(hours before the request)
+
+    @property
+    def mask(self) -> Tensor:
+        """(B, L) float32."""
+        return (self.item > 0).float()
+
+
+@dataclass
+class Batch:
+    """B training rows or requests with C candidates each."""
+
+    user: Tensor  # (B,) int64
+    item: Tensor  # (B, C) int64; training: column 0 is the positive, the rest are negatives
+    history: History
+    context: Tensor  # (B, T) float32
+    label: Tensor  # (B, C) float32
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on another device."""
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        h = self.history
+        history = History(move(h.item), move(h.event), move(h.age))
+        return Batch(move(self.user), move(self.item), history, move(self.context), move(self.label))
+
+
+class ModelConfig(BaseModel):
+    """Hyperparameters that every model has; subclasses add theirs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    loss: Loss = "bce"
+    table: Literal["dense", "hashed"] = "dense"
+    hash_buckets: int = 0
+
+
+class Model(nn.Module):
+    """A ranking model. Subclasses set Config and SPACE and write the pieces they use.
+
+    Row widths are those of the tensors returned; a piece of width 0 is unused and costs
+    nothing when served.
+    """
+
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    SPACE: ClassVar[dict[str, Any]] = {}  # hyperparameter -> list of choices or (low, high[, "log"])
+    retrieves: ClassVar[bool] = False  # score is the inner product of user state and item row
+    quantisable: ClassVar[bool] = True  # rows survive float16, int8 and int4
+    learns: ClassVar[bool] = True  # False: `fit` instead of gradient descent
+
+    def __init__(self, config: ModelConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
+        super().__init__()
+        self.config, self.inputs = config, inputs
+        for name, value in vars(content).items():
+            self.register_buffer(name, value, persistent=False)
+
+    # --- static rows, made in advance when exported -------------------------------------
+    def user_rows(self, users: Tensor) -> Tensor:
+        """(…) user ids -> (…, Du): all that depends on the user's id and attributes alone."""
+        return users.new_zeros((*users.shape, 0), dtype=torch.float32)
+
+    def history_rows(self, items: Tensor) -> Tensor:
+        """(…) item ids -> (…, Dh): an item as seen in a history."""
+        return items.new_zeros((*items.shape, 0), dtype=torch.float32)
+
+    def item_rows(self, items: Tensor) -> Tensor:
+        """(…) item ids -> (…, R): an item as seen as a candidate."""
+        raise NotImplementedError
+
+    # --- per request, exported to ONNX --------------------------------------------------
+    def user_state(
+        self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
+    ) -> Tensor:
+        """(B, Du), (B, L, Dh), History, (B, T) -> (B, Q): once a request.
+
+        Exported: use history.mask, .event and .age, never history.item as an index.
+        """
+        raise NotImplementedError
+
+    def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
+        """(B, Q), (B, C, R) -> logits (B, C). Exported."""
+        raise NotImplementedError
+
+    # --- composed -----------------------------------------------------------------------
+    def state(self, batch: Batch) -> Tensor:
+        """(B, Q) of a batch."""
+        return self.user_state(
+            self.user_rows(batch.user), self.history_rows(batch.history.item), batch.history, batch.context
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Logits (B, C)."""
+        return self.score(self.state(batch), self.item_rows(batch.item))
+
+    def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
+        """(B, Q), (N, R) -> logits (B, N): every item for every row, in bounded memory."""
+        block = max(1, (1 << 22) // max(1, len(user_state) * max(1, item_rows.shape[1])))
+        parts = [
+            self.score(user_state, rows.unsqueeze(0).expand(len(user_state), -1, -1))
+            for rows in torch.split(item_rows, block)
+        ]
+        return torch.cat(parts, 1)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar loss of a training batch, by the configured objective."""
+        if self.config.loss == "sampled_softmax":
+            return losses.in_batch_softmax(
+                self.score_all(self.state(batch), self.item_rows(batch.item[:, 0])),
+                batch.item[:, 0],
+                self.get_buffer("log_popularity"),
+            )
+        return losses.LISTWISE[self.config.loss](self(batch), batch.label)
+
+    def user_vectors(self, batch: Batch) -> Tensor:
+        """(B, D) for nearest-item search; only where `retrieves`."""
+        return self.state(batch)
+
+    def item_vectors(self, items: Tensor) -> Tensor:
+        """(N,) -> (N, D); only where `retrieves`."""
+        return self.item_rows(items)
+
+    def fit(self, dataset: Any) -> None:
+        """Fit in closed form from a Dataset; only where not `learns`."""
+        raise NotImplementedError
+
+
+def model_names() -> list[str]:
+    """Names of the models in this folder."""
+    import app.models as folder
+
+    return sorted(
+        m.name for m in pkgutil.iter_modules(folder.__path__) if m.name not in ("base", "build", "losses")
+    )
+
+
+def model_class(name: str) -> type[Model]:
+    """The model in the file `app/models/NAME.py`.
+
+    Raises:
+        RecipeError: there is no such model.
+    """
+    if name not in model_names():
+        raise RecipeError(
+            f"unknown model {name!r}", where="model.name", remedy=f"choose one of {', '.join(model_names())}"
+        )
+    module = importlib.import_module(f"app.models.{name}")
+    found = [
+        v
+        for v in vars(module).values()
+        if isinstance(v, type) and issubclass(v, Model) and v.__module__ == module.__name__
+    ]
+    return found[0]
+
+
+def model_config(name: str, hyperparameters: dict[str, Any]) -> ModelConfig:
+    """Validate hyperparameters against the model's Config.
+
+    Raises:
+        RecipeError: an unknown or wrong hyperparameter, named.
+    """
+    kind = model_class(name).Config
+    try:
+        return kind.model_validate(hyperparameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(p) for p in first["loc"])
+        raise RecipeError(
+            f"{key} = {first['input']!r}: {first['msg']}",
+            where=f"model.{key}",
+            remedy=f"{name} has {', '.join(kind.model_fields)}",
+        ) from None

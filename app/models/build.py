@@ -1,0 +1,66 @@
+"""Builds the model that a recipe names, sized for a prepared data set."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.data.dataset import Dataset
+from app.models.base import Content, Inputs, Model, ModelConfig, model_class, model_config
+from app.tables.base import Table, Tables
+from app.tables.dense import DenseTable
+from app.tables.hashed import HashedTable
+
+
+def build_model(name: str, hyperparameters: dict[str, Any], dataset: Dataset) -> Model:
+    """A fresh model; one that does not learn by gradients is fitted at once.
+
+    Raises:
+        RecipeError: an unknown model or hyperparameter.
+    """
+    config = model_config(name, hyperparameters)
+    model = model_class(name)(config, inputs_of(dataset), content_of(dataset), tables_of(config))
+    if not model.learns:
+        model.fit(dataset)
+    return model
+
+
+def inputs_of(dataset: Dataset) -> Inputs:
+    """The sizes that a model for `dataset` is built with."""
+    s = dataset.schema
+    return Inputs(
+        users=s.users,
+        items=s.items,
+        events=len(s.events),
+        history=s.history,
+        context=s.context_width,
+        item_dense=s.item_dense,
+        user_dense=s.user_dense,
+        item_categories=tuple(s.item_categories),
+        user_categories=tuple(s.user_categories),
+    )
+
+
+def content_of(dataset: Dataset) -> Content:
+    """Content features and item popularity as tensors."""
+    counts = dataset.popularity + 1.0  # an item without events keeps a finite logarithm
+    return Content(
+        item_dense=torch.from_numpy(np.array(dataset.feature("item_dense"))),
+        item_category=torch.from_numpy(dataset.feature("item_category").astype(np.int64)),
+        user_dense=torch.from_numpy(np.array(dataset.feature("user_dense"))),
+        user_category=torch.from_numpy(dataset.feature("user_category").astype(np.int64)),
+        log_popularity=torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32)),
+    )
+
+
+def tables_of(config: ModelConfig) -> Tables:
+    """The kind of table that the configuration names."""
+
+    def make(name: str, rows: int, width: int) -> Table:
+        if config.table == "hashed" and rows > config.hash_buckets > 0:
+            return HashedTable(config.hash_buckets, width)
+        return DenseTable(rows, width)
+
+    return make

@@ -1,0 +1,1 @@
+"""Ray Serve: ingress, batching, history, metrics."""

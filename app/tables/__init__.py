@@ -1,0 +1,1 @@
+"""Embedding tables, swapped without touching a model."""

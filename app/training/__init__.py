@@ -1,0 +1,1 @@
+"""Ray Train: the loop, optimisers, several workers, checkpoints, resume."""

@@ -1,0 +1,1 @@
+"""A local Ray node, job submission, deployment files. Imports nothing of app."""

@@ -1,0 +1,29 @@
+"""Fixtures that several suites share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.engine import ray_session
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """One local Ray node for the whole run; starting one a test would cost seconds each."""
+    with ray_session():
+        yield
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of public data sets; skips where it is absent."""
+    folder = Path(os.environ.get("RAYREC_DATA", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"public data sets are absent: set RAYREC_DATA (looked in {folder})")
+    return folder

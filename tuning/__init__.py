@@ -1,0 +1,1 @@
+"""Ray Tune and Optuna: the cheapest settings that keep the quality."""
