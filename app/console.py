@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 LINE_EVERY_S = 5.0
 
@@ -69,3 +70,24 @@ def progress(description: str, total: int | None = None) -> Iterator[Progress]:
         bar = _Bar(description, total)
         yield bar
         bars.update(task, completed=bar.total or 1, total=bar.total or 1)
+
+
+def table(result: Mapping[str, Any], title: str = "") -> None:
+    """Print a result on stdout as a table of two columns; nested keys are joined by dots."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(show_header=False, box=None, title=title or None, title_justify="left")
+    for key, value in _flat(result):
+        shown.add_row(key, value)
+    Console().print(shown)
+
+
+def _flat(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in result.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, float):
+            yield f"{prefix}{key}", f"{value:.4g}"
+        else:
+            yield f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 # Why each: auth, because core Ray listens on every interface; no telemetry; Ray Train answers
@@ -26,13 +26,36 @@ ENVIRONMENT = {
 OBJECT_STORE_BYTES = 512 << 20
 
 
+_shared: list[ExitStack] = []
+
+
 @contextmanager
-def ray_session(*, verbose: bool = False) -> Iterator[None]:
+def ray_session(*, verbose: bool | None = None) -> Iterator[None]:
     """Ray for the block: the running one, the job's cluster, or a local node of its own.
 
     A local node has at least 4 logical CPUs, so that a worker group never starves the tasks
-    beside it, and ends with the block.
+    beside it. It ends with the block, or with the `shared_session` around it. `verbose` shows
+    Ray's own log; None asks the environment (RAYREC_VERBOSE).
     """
+    with ExitStack() as stack:
+        owner = _shared[-1] if _shared else stack
+        owner.enter_context(_running(bool(os.environ.get("RAYREC_VERBOSE")) if verbose is None else verbose))
+        yield
+
+
+@contextmanager
+def shared_session() -> Iterator[None]:
+    """Let all sessions in the block use one node: started by the first, if any, ended with the block."""
+    with ExitStack() as stack:
+        _shared.append(stack)
+        try:
+            yield
+        finally:
+            _shared.pop()
+
+
+@contextmanager
+def _running(verbose: bool) -> Iterator[None]:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray

@@ -1,0 +1,38 @@
+# `make demo` and `make test` are all a new user needs: Python 3.11 or later, and make.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: setup demo test lint unit bench bench-prepare bench-train clean
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: constraints.txt pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing from constraints.txt (about 3 minutes the first time)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: setup
+	@$(BIN)/rayrec demo --out runs/demo
+
+test: lint unit
+
+lint: setup
+	$(BIN)/ruff check app tuning cluster tests examples
+	$(BIN)/ruff format --check app tuning cluster tests examples
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/python -m pytest tests
+
+bench: bench-prepare bench-train
+
+bench-prepare: setup
+	$(BIN)/python -m tests.bench.prepare
+
+bench-train: setup
+	$(BIN)/python -m tests.bench.train
+
+clean:
+	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

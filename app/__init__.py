@@ -1,0 +1,46 @@
+"""RayRec: from an event log to a ranking service.
+
+    import app
+    recipe = app.load_recipe("recipe.toml")
+    done = app.run(recipe, Path("runs/shop"))
+    ranker = app.Ranker.open(done.artifacts["export"].path)
+
+Names are imported on first use, so that `import app` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_PLACES = {
+    "load_recipe": ("app.recipe", "load"),
+    "Recipe": ("app.recipe", "Recipe"),
+    "prepare": ("app.pipeline", "prepare"),
+    "train": ("app.pipeline", "train"),
+    "compress": ("app.pipeline", "compress"),
+    "evaluate": ("app.pipeline", "evaluate"),
+    "export": ("app.pipeline", "export"),
+    "run": ("app.pipeline", "run"),
+    "Dataset": ("app.data.dataset", "Dataset"),
+    "Ranker": ("app.bundle.runtime", "Ranker"),
+    "RankRequest": ("app.bundle.requests", "RankRequest"),
+    "RecommendRequest": ("app.bundle.requests", "RecommendRequest"),
+    "Client": ("app.client", "Client"),
+    "AsyncClient": ("app.client", "AsyncClient"),
+    "Event": ("app.events", "Event"),
+    "RayRecError": ("app.errors", "RayRecError"),
+}
+__version__ = "0.1.0"
+__all__ = ["__version__", *_PLACES]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'app' has no attribute {name!r}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

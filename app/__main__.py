@@ -1,0 +1,5 @@
+"""`python -m app VERB`, the same as `rayrec VERB`."""
+
+from app.cli import main
+
+main()

@@ -1,0 +1,252 @@
+"""rayrec VERB: each verb calls the pipeline and prints its result; nothing else happens here.
+
+Exit codes: 0 done, 1 the user's mistake, 2 ours, 130 interrupted. Heavy imports wait inside
+the verbs, so that `rayrec --help` is quick.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from app.errors import RayRecError
+
+app = typer.Typer(
+    help="From an event log to a ranking service.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]
+BundleFolder = Annotated[Path, typer.Argument(help="The bundle, a folder that `export` or `run` made.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of the artefacts; unchanged ones are kept.")]
+Sets = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a key, e.g. --set train.epochs=3 (repeatable).")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Run again even where nothing has changed.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of Ray and tracebacks.")]
+RUNS = Path("runs")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write recipe.toml.")], json: AsJson = False
+) -> None:
+    """Write a recipe with every key, its default and its meaning."""
+    from app import scaffold
+
+    _print(scaffold.init(folder), json)
+
+
+@app.command()
+def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: Verbose = False) -> None:
+    """Validate recipe and data without training: schema, counts, rejects, expected time."""
+    _be_verbose(verbose)
+    from app.data.prepare import check as check_data
+    from app.models.base import model_config
+    from app.recipe import load
+
+    loaded = load(recipe, set or ())
+    model_config(loaded.model.name, loaded.model.hyperparameters)
+    _print(check_data(loaded), json)
+
+
+def _stage(name: str, description: str) -> None:
+    def verb(
+        recipe: RecipeFile,
+        out: Out = RUNS / "latest",
+        set: Sets = None,
+        force: Force = False,
+        json: AsJson = False,
+        verbose: Verbose = False,
+    ) -> None:
+        _be_verbose(verbose)
+        from app import pipeline
+        from app.recipe import load
+
+        done = pipeline.run(load(recipe, set or ()), out.absolute(), until=name, force=force)
+        artifact = done.artifacts[name]
+        _print({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
+
+    verb.__doc__ = description
+    app.command(name)(verb)
+
+
+_stage("prepare", "Clean the log and split it into a data set.")
+_stage("train", "Train the model (and prepare, where that is not done); an interrupted run goes on.")
+_stage("compress", "Shrink the trained model as [compress] says.")
+_stage("evaluate", "Measure the compressed model on the test part, with baselines beside it.")
+_stage("export", "Make the bundle that is served.")
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    out: Out = RUNS / "latest",
+    set: Sets = None,
+    force: Force = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """All stages, from the log to a bundle."""
+    _be_verbose(verbose)
+    from app import pipeline
+    from app.recipe import load
+
+    _print(pipeline.run(load(recipe, set or ()), out.absolute(), force=force).summary(), json)
+
+
+@app.command()
+def tune(
+    recipe: RecipeFile,
+    trials: Annotated[int | None, typer.Option(help="Finished trials in all.", min=1)] = None,
+    budget: Annotated[str, typer.Option(help='Of the choice, e.g. "p95_ms<=8, mb<=20".')] = "",
+    out: Out = RUNS / "tune",
+    set: Sets = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search hyperparameters and compression together for the cheapest model that keeps the quality."""
+    _be_verbose(verbose)
+    from tuning.search import tune as search
+
+    from app.recipe import load
+
+    loaded = load(recipe, set or ())
+    wanted = trials or loaded.tune.trials
+    _print(search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget), json)
+
+
+@app.command()
+def serve(
+    bundle: BundleFolder,
+    set: Sets = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port, on loopback unless serve.host says otherwise.")
+    ] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Serve a bundle over HTTP until Ctrl-C."""
+    _be_verbose(verbose)
+    from app.recipe import parse, parse_override
+    from app.serving.service import serve as serve_bundle
+
+    changes = dict(parse_override(text) for text in set or ())
+    if port is not None:
+        changes["serve.port"] = port
+    serve_bundle(bundle.absolute(), parse({}, "--set").override(changes).serve, verbose=verbose)
+
+
+@app.command()
+def rank(
+    bundle: BundleFolder,
+    user: Annotated[str, typer.Option(help="Rank for this user.")] = "",
+    items: Annotated[str, typer.Option(help="Candidates, with commas between; empty: all items.")] = "",
+    k: Annotated[int, typer.Option(help="How many to return.", min=1)] = 10,
+    requests: Annotated[
+        Path | None, typer.Option(help="JSON lines of requests instead, as of /v1/rank; - is stdin.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Score from a bundle without a server."""
+    from app import scoring
+
+    if requests is not None:
+        scoring.rank_lines(bundle, requests, sys.stdout)
+    else:
+        _print(scoring.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)
+
+
+@app.command()
+def bench(
+    bundle: BundleFolder,
+    candidates: Annotated[int, typer.Option(help="Per request.", min=1)] = 100,
+    json: AsJson = False,
+) -> None:
+    """Measure how fast a bundle ranks on this machine, without HTTP."""
+    from app.bundle.measure import measure
+    from app.bundle.runtime import Ranker
+
+    ranker = Ranker.open(bundle)
+    _print({f"batch_{n}": measure(ranker, candidates=candidates, batch=n) for n in (1, 16)}, json)
+
+
+@app.command()
+def demo(
+    out: Out = RUNS / "demo",
+    users: Annotated[int, typer.Option(min=50)] = 2000,
+    items: Annotated[int, typer.Option(min=50)] = 500,
+    events: Annotated[int, typer.Option(min=1000)] = 100_000,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """The whole path on a made-up shop, with served requests and a small search."""
+    _be_verbose(verbose)
+    from app.demo import demo as show
+
+    _print(show(out.absolute(), users=users, items=items, events=events), json, quiet=True)
+
+
+@app.command()
+def doctor(json: AsJson = False) -> None:
+    """What is installed, free and in the way: packages, ports, memory, disk, GPUs."""
+    from app.doctor import doctor as look
+
+    _print(look(), json)
+
+
+def _be_verbose(verbose: bool) -> None:
+    if verbose:
+        os.environ["RAYREC_VERBOSE"] = "1"
+
+
+def _print(result: dict[str, Any], as_json: bool, *, quiet: bool = False) -> None:
+    if as_json:
+        print(json.dumps(result, default=str))
+    elif not quiet:
+        from app.console import table
+
+        table(result)
+
+
+def main() -> None:
+    """Run a verb and turn what goes wrong into one message and an exit code."""
+    as_json = "--json" in sys.argv
+    try:
+        code = app(standalone_mode=False)
+    except RayRecError as error:
+        code = _fail(error.exit_code, error.what, error.where, error.remedy, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _fail(130, "interrupted", "", "the same command goes on where it stopped", as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = _unexpected(error, as_json)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: Exception, as_json: bool) -> int:
+    if format_message := getattr(error, "format_message", None):  # of the argument parser
+        return _fail(1, str(format_message()), "", "see `rayrec --help`", as_json)
+    if os.environ.get("RAYREC_VERBOSE"):
+        traceback.print_exc()
+    first = (str(error).splitlines() or [""])[0]
+    remedy = "this is a fault of ours; --verbose shows where"
+    return _fail(2, f"unexpected {type(error).__name__}: {first}", "", remedy, as_json)
+
+
+def _fail(code: int, what: str, where: str, remedy: str, as_json: bool) -> int:
+    print(RayRecError(what, where=where, remedy=remedy), file=sys.stderr)
+    if as_json:
+        print(json.dumps({"error": {"what": what, "where": where, "remedy": remedy}}))
+    return code
