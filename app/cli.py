@@ -11,11 +11,14 @@ import os
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from app.errors import RayRecError
+
+if TYPE_CHECKING:
+    from app.recipe import Recipe
 
 app = typer.Typer(
     help="From an event log to a ranking service.",
@@ -51,11 +54,10 @@ def init(
 def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: Verbose = False) -> None:
     """Validate recipe and data without training: schema, counts, rejects, expected time."""
     _be_verbose(verbose)
+    loaded = _load(recipe, set)
     from app.data.prepare import check as check_data
     from app.models.base import model_config
-    from app.recipe import load
 
-    loaded = load(recipe, set or ())
     model_config(loaded.model.name, loaded.model.hyperparameters)
     _print(check_data(loaded), json)
 
@@ -70,10 +72,10 @@ def _stage(name: str, description: str) -> None:
         verbose: Verbose = False,
     ) -> None:
         _be_verbose(verbose)
+        loaded = _load(recipe, set)
         from app import pipeline
-        from app.recipe import load
 
-        done = pipeline.run(load(recipe, set or ()), out.absolute(), until=name, force=force)
+        done = pipeline.run(loaded, out.absolute(), until=name, force=force)
         artifact = done.artifacts[name]
         _print({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
 
@@ -99,10 +101,10 @@ def run(
 ) -> None:
     """All stages, from the log to a bundle."""
     _be_verbose(verbose)
+    loaded = _load(recipe, set)
     from app import pipeline
-    from app.recipe import load
 
-    _print(pipeline.run(load(recipe, set or ()), out.absolute(), force=force).summary(), json)
+    _print(pipeline.run(loaded, out.absolute(), force=force).summary(), json)
 
 
 @app.command()
@@ -117,11 +119,9 @@ def tune(
 ) -> None:
     """Search hyperparameters and compression together for the cheapest model that keeps the quality."""
     _be_verbose(verbose)
+    loaded = _load(recipe, set)
     from tuning.search import tune as search
 
-    from app.recipe import load
-
-    loaded = load(recipe, set or ())
     wanted = trials or loaded.tune.trials
     _print(search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget), json)
 
@@ -204,6 +204,13 @@ def doctor(json: AsJson = False) -> None:
     _print(look(), json)
 
 
+def _load(recipe: Path, changes: list[str] | None) -> Recipe:
+    """The recipe, before anything heavy is imported: a mistake in it shows at once."""
+    from app.recipe import load
+
+    return load(recipe, changes or ())
+
+
 def _be_verbose(verbose: bool) -> None:
     if verbose:
         os.environ["RAYREC_VERBOSE"] = "1"
@@ -223,6 +230,8 @@ def main() -> None:
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)
+        if code == 130:  # the argument parser returns an interrupt instead of raising it
+            raise KeyboardInterrupt
     except RayRecError as error:
         code = _fail(error.exit_code, error.what, error.where, error.remedy, as_json)
     except (KeyboardInterrupt, typer.Abort):

@@ -14,7 +14,7 @@ from app.client import Client
 from app.console import say
 from app.data.dataset import Dataset
 from app.data.shop import generate
-from app.data.truth import attainable
+from app.data.shop_truth import attainable
 from app.engine import shared_session
 from app.evaluation.evaluate import evaluate
 from app.evaluation.scorer import ModelScorer

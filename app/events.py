@@ -14,7 +14,7 @@ UNKNOWN = 0  # row 0 of every table: padding, and ids that training never saw
 ID_BYTES = 256
 
 
-class Event(msgspec.Struct, frozen=True, omit_defaults=True):
+class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """What a user did with an item.
 
     `timestamp` is seconds since the epoch or ISO 8601 text (UTC where it names no zone);

@@ -25,9 +25,10 @@ from app.engine import shared_session
 from app.evaluation.evaluate import evaluate as evaluate_model
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
+from app.models.base import model_config
 from app.recipe import Recipe
 from app.training.checkpoint import load_checkpoint
-from app.training.train import forget_run
+from app.training.train import checkpoint_settings, forget_run
 from app.training.train import train as train_model
 
 
@@ -43,7 +44,7 @@ def train(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     dataset, place = Dataset.open(out / "dataset"), out / "checkpoint"
     if force:
         forget_run(place)
-    settings, parents = recipe.part("model", "train"), {"dataset": dataset.artifact.digest}
+    settings, parents = checkpoint_settings(recipe), {"dataset": dataset.artifact.digest}
     return _once(place, "checkpoint", settings, parents, force, lambda: train_model(recipe, dataset, place))
 
 
@@ -118,6 +119,7 @@ class Run:
 def run(recipe: Recipe, out: Path, *, until: str = "export", force: bool = False) -> Run:
     """All stages up to `until`, each only where something has changed."""
     artifacts, seconds = {}, {}
+    model_config(recipe.model.name, recipe.model.hyperparameters)  # a mistake shows before hours of work
     with shared_session():
         for name, stage in STAGES.items():
             start = time.monotonic()

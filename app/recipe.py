@@ -7,6 +7,7 @@ at odds raise a RecipeError that names the key, the value and the remedy.
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -386,7 +387,7 @@ def _keys(place: tuple[int | str, ...]) -> list[str]:
 
 def to_toml(recipe: Recipe) -> str:
     """The recipe as TOML with every key written out and explained."""
-    lines = [f'name = "{recipe.name}"', f"seed = {recipe.seed}"]
+    lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
     for name in Recipe.model_fields:
         section = getattr(recipe, name)
         if isinstance(section, BaseModel):
@@ -410,8 +411,7 @@ def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):

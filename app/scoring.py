@@ -57,11 +57,14 @@ def _answers(ranker: Ranker, source: Path) -> Iterator[Answer]:
 
 
 def _parse(line: bytes, where: str) -> RankRequest | RecommendRequest:
-    kind = RankRequest if b'"items"' in line else RecommendRequest
     try:
-        return msgspec.json.decode(line, type=kind)
+        if b'"items"' in line:
+            return msgspec.json.decode(line, type=RankRequest)
+        return msgspec.json.decode(line, type=RecommendRequest)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise RequestError(f"not a request: {error}", where=where, remedy="see /docs for the fields") from None
+        raise RequestError(
+            f"not a request: {error}", where=where, remedy="see /docs for the fields"
+        ) from None
 
 
 def _lines(source: Path) -> Iterator[bytes]:
@@ -72,4 +75,6 @@ def _lines(source: Path) -> Iterator[bytes]:
         with source.open("rb") as stream:
             yield from (line for line in stream if line.strip())
     except OSError as error:
-        raise RequestError(f"cannot read ({error.strerror})", where=str(source), remedy="name a file") from None
+        raise RequestError(
+            f"cannot read ({error.strerror})", where=str(source), remedy="name a file"
+        ) from None

@@ -7,7 +7,7 @@ import msgspec
 from app.events import Event
 
 
-class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """One event of the user in question, as a request carries it."""
 
     item: str
@@ -15,13 +15,13 @@ class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     timestamp: float | str | None = None
 
 
-class Context(msgspec.Struct, frozen=True, omit_defaults=True):
+class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The moment of the request; None means now."""
 
     timestamp: float | str | None = None
 
 
-class RankRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+class RankRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """Score these candidates for this user, best first."""
 
     user: str
@@ -32,7 +32,7 @@ class RankRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     explain: bool = False
 
 
-class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The best k items for this user."""
 
     user: str
@@ -43,14 +43,14 @@ class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True):
     exclude_seen: bool = True
 
 
-class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True):
+class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
     """The nearest k items to an item."""
 
     item: str
     k: int = 10
 
 
-class FeedbackRequest(msgspec.Struct, frozen=True):
+class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What users did, to be stored and used at once."""
 
     events: list[Event]
@@ -71,3 +71,9 @@ class Answer(msgspec.Struct, frozen=True):
     version: str
     items: list[Scored]
     cold_start: bool = False
+
+
+class Accepted(msgspec.Struct, frozen=True):
+    """How many events are stored for good."""
+
+    accepted: int

@@ -16,32 +16,32 @@ OLDEST = 90 * DAY
 
 
 def age(now: Array, time: Array) -> Array:
-    """log1p of the hours from `time` (B, L) to `now` (B, 1), capped at 90 days; float32.
+    """log1p of the hours from `time` to `now`, which broadcast, capped at 90 days; float32.
 
     Times of 0 (no event) give 0.
     """
-    elapsed = np.clip(now - time, 0, OLDEST)
+    elapsed = np.minimum(np.maximum(now - time, 0), OLDEST)  # np.clip takes ten times as long for one request
     return np.where(time == 0, 0.0, np.log1p(elapsed / HOUR)).astype(np.float32)
 
 
-def _cycle(position: Array) -> Array:
+def _cycle(position: Array) -> list[Array]:
     angle = 2 * np.pi * position
-    return np.stack([np.sin(angle), np.cos(angle)], 1)
+    return [np.sin(angle), np.cos(angle)]
 
 
-def _hour(now: Array, last: Array) -> Array:
+def _hour(now: Array, last: Array) -> list[Array]:
     return _cycle(now % DAY / DAY)
 
 
-def _weekday(now: Array, last: Array) -> Array:
+def _weekday(now: Array, last: Array) -> list[Array]:
     return _cycle((now // DAY + 3) % 7 / 7)  # the epoch was a Thursday
 
 
-def _recency(now: Array, last: Array) -> Array:
-    return age(now[:, None], last[:, None])
+def _recency(now: Array, last: Array) -> list[Array]:
+    return [age(now, last)]
 
 
-_CONTEXT: dict[str, tuple[int, Callable[[Array, Array], Array]]] = {
+_CONTEXT: dict[str, tuple[int, Callable[[Array, Array], list[Array]]]] = {
     "hour": (2, _hour),
     "weekday": (2, _weekday),
     "recency": (1, _recency),
@@ -61,5 +61,8 @@ def context(names: Sequence[str], now: Array, last: Array) -> Array:
         now: (B,) microseconds, the moment of the request.
         last: (B,) microseconds, the user's last event before it; 0 where there is none.
     """
-    parts = [_CONTEXT[name][1](now, last) for name in names]
-    return np.concatenate([np.zeros((len(now), 0)), *parts], 1).astype(np.float32)
+    made = np.empty((len(now), context_width(names)), np.float32)
+    columns = (column for name in names for column in _CONTEXT[name][1](now, last))
+    for place, column in enumerate(columns):
+        made[:, place] = column
+    return made

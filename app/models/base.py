@@ -112,6 +112,12 @@ class Model(nn.Module):
     quantisable: ClassVar[bool] = True  # rows survive float16, int8 and int4
     learns: ClassVar[bool] = True  # False: `fit` instead of gradient descent
 
+    item_dense: Tensor  # the fields of Content, as buffers
+    item_category: Tensor
+    user_dense: Tensor
+    user_category: Tensor
+    log_popularity: Tensor
+
     def __init__(self, config: ModelConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
         super().__init__()
         self.config, self.inputs = config, inputs
@@ -171,7 +177,7 @@ class Model(nn.Module):
             return losses.in_batch_softmax(
                 self.score_all(self.state(batch), self.item_rows(batch.item[:, 0])),
                 batch.item[:, 0],
-                self.get_buffer("log_popularity"),
+                self.log_popularity,
             )
         return losses.LISTWISE[self.config.loss](self(batch), batch.label)
 
@@ -193,7 +199,9 @@ def model_names() -> list[str]:
     import app.models as folder
 
     return sorted(
-        m.name for m in pkgutil.iter_modules(folder.__path__) if m.name not in ("base", "build", "losses")
+        m.name
+        for m in pkgutil.iter_modules(folder.__path__)
+        if m.name not in ("base", "build", "losses", "parts")
     )
 
 

@@ -1,0 +1,82 @@
+"""The bundle on disk: what export writes and the runtime reads. No pickle, no archive.
+
+bundle/
+  manifest.json       kind "bundle"; figures: quality beside baselines, bytes
+  bundle.json         Info below
+  model.onnx          gathered rows, history and context -> logits (B, C)
+  user.onnx           the same inputs without candidates -> user state (B, Q); only where
+                      a score is the inner product of user state and item row
+  rows/               Rows named user, history, item: what can be evaluated in advance
+  users/ items/       Ids: strings, row 0 is "" (unknown), and their sorted hashes
+  history/            Histories: the last events of known users
+  popularity.npy      (items,) positive training events of each item
+  features.json       the recipe's [features]; features/: what was fitted of them
+  card.md             what data, what figures, what limits
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import ArtifactError
+
+Array = npt.NDArray[Any]
+ROWS = ("user", "history", "item")
+# The inputs of model.onnx; those that a model does not use are left out of its graph.
+INPUTS = ("user", "history", "history_mask", "history_event", "history_age", "context", "items")
+
+
+class Info(msgspec.Struct, frozen=True):
+    """What the runtime must know beside the arrays; `users` and `items` count row 0."""
+
+    name: str
+    version: str  # empty: from the digest of the bundle
+    model: str
+    users: int
+    items: int
+    history: int  # L, longest history that the model sees
+    events: list[str]  # event types by row, row 0 is "" (padding)
+    default_event: int  # row of events for one without a type: the most frequent
+    context: list[str]  # names of the context features
+    opset: int
+
+
+def read_info(path: Path) -> Info:
+    """Read bundle.json.
+
+    Raises:
+        ArtifactError: missing or not what it should be.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Info)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise damaged(path, str(error)) from None
+
+
+def load_array(path: Path) -> Array:
+    """Map a .npy file as a plain array.
+
+    Raises:
+        ArtifactError: missing, truncated or not an array.
+    """
+    try:
+        return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as error:
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, why: str) -> ArtifactError:
+    """The error for a file of a bundle that cannot be read."""
+    return ArtifactError(
+        f"cannot be read ({why})", where=str(path), remedy="copy the bundle again or export it again"
+    )
+
+
+def compact(column: Array) -> Array:
+    """The same non-negative integers in the smallest unsigned type that holds them."""
+    return column.astype(np.min_scalar_type(int(column.max(initial=0))))

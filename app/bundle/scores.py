@@ -1,0 +1,96 @@
+"""Scores rows: gathers what a graph needs from the row stores and runs it."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle.asked import Asked, model_inputs
+from app.bundle.graph import Graph
+from app.bundle.layout import ROWS, Array, Info
+from app.tables.rows import Rows
+
+BLOCK = 1 << 15  # items, or candidates of several requests, that are scored in one go
+MATRIX_BYTES = 256 << 20  # item rows up to this size are kept as floats for searches
+
+
+class Scores:
+    """The model of a bundle over its rows. Safe to use from several threads."""
+
+    def __init__(self, path: Path, info: Info, threads: int) -> None:
+        self.info = info
+        self.rows = {name: Rows.open(path / "rows", name) for name in ROWS}
+        self._model = Graph(path / "model.onnx", threads)
+        self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
+
+    def candidates(self, asked: Sequence[Asked]) -> list[Array]:
+        """Logits (C,) of the candidates of each request.
+
+        Requests of about one size run together, so that little is padded and ONNX Runtime
+        meets few shapes.
+        """
+        sizes = defaultdict(list)
+        for place, one in enumerate(asked):
+            sizes[(len(one.rows) - 1).bit_length()].append(place)
+        scores: list[Array] = [np.zeros(0, np.float32)] * len(asked)
+        for exponent, places in sizes.items():
+            step = max(1, BLOCK >> exponent)
+            for start in range(0, len(places), step):
+                chunk = places[start : start + step]
+                for place, row in zip(chunk, self._run([asked[p] for p in chunk]), strict=True):
+                    scores[place] = row[: len(asked[place].rows)]
+        return scores
+
+    def _run(self, asked: list[Asked]) -> Array:
+        """Logits (B, widest) of requests of about one size."""
+        rows = np.zeros((len(asked), max(len(one.rows) for one in asked)), np.int64)
+        for place, one in enumerate(asked):
+            rows[place, : len(one.rows)] = one.rows
+        return self._model.run(self._feeds(self._model, asked) | {"items": self.rows["item"].gather(rows)})
+
+    def _feeds(self, graph: Graph, asked: Sequence[Asked]) -> dict[str, Array]:
+        inputs = model_inputs(asked, self.info, graph.inputs)
+        for name in inputs.keys() & self.rows.keys():
+            inputs[name] = self.rows[name].gather(inputs[name])
+        return inputs
+
+    def all(self, asked: Sequence[Asked]) -> Array:
+        """Logits (B, items) of every item, a block of items at a time."""
+        scores = np.empty((len(asked), self.info.items), np.float32)
+        if self._user:
+            states = self._user.run(self._feeds(self._user, asked))
+            for start, block in self._blocks():
+                scores[:, start : start + BLOCK] = states @ block.T
+            return scores
+        feeds = self._feeds(self._model, asked)
+        for start, block in self._blocks():
+            for place in range(len(asked)):
+                one = {name: value[place : place + 1] for name, value in feeds.items()}
+                scores[place, start : start + BLOCK] = self._model.run(one | {"items": block[None]})[0]
+        return scores
+
+    def cosines(self, row: int) -> Array:
+        """(items,) cosine of the rows of every item and of one."""
+        wanted = self.rows["item"].gather(np.array(row))
+        products = np.concatenate([block @ wanted for _, block in self._blocks()])
+        lengths = np.maximum(self._norms * self._norms[row], np.finfo(np.float32).tiny)
+        return np.asarray(products / lengths)
+
+    def _blocks(self) -> Iterator[tuple[int, Array]]:
+        rows, matrix = self.rows["item"], self._matrix
+        for start in range(0, len(rows), BLOCK):
+            stop = start + BLOCK
+            yield start, rows.block(start, stop) if matrix is None else matrix[start:stop]
+
+    @cached_property
+    def _matrix(self) -> Array | None:
+        rows = self.rows["item"]
+        return rows.all() if len(rows) * rows.width * 4 <= MATRIX_BYTES else None
+
+    @cached_property
+    def _norms(self) -> Array:
+        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self._blocks()])

@@ -1,0 +1,245 @@
+"""HTTP client of the service, sync and async.
+
+    with Client("http://127.0.0.1:8000") as client:
+        client.rank(RankRequest(user="1", items=["a", "b"])).items
+
+Each call is written once, as a generator that yields what is to be done (send a request, or
+wait) and receives the outcome; the two clients differ only in who does it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+import msgspec
+
+from app.bundle.requests import (
+    Accepted,
+    Answer,
+    FeedbackRequest,
+    RankRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
+from app.errors import MachineError, RayRecError, RequestError
+from app.events import Event
+from app.serving.problems import ProblemDocument
+
+RETRIES = 3  # after a 429
+LONGEST_WAIT_S = 10.0
+
+T = TypeVar("T")
+P = ParamSpec("P")
+Steps = Generator[httpx.Request | float, httpx.Response | None, T]
+
+
+def _exchange(base: _Base, method: str, path: str, body: Any, answer: type[T]) -> Steps[T]:
+    content = None if body is None else msgspec.json.encode(body)
+    headers = {"Content-Type": "application/json"} if content else {}
+    attempts = 0
+    while True:
+        attempts += 1
+        response = yield base.http.build_request(method, path, content=content, headers=headers)
+        assert response is not None  # to a request, the answer
+        if response.status_code != 429 or attempts > RETRIES:
+            break
+        yield _wait(response)
+    if not response.is_success:
+        raise _error(response)
+    try:
+        return msgspec.json.decode(response.content, type=answer)
+    except msgspec.DecodeError as error:
+        raise MachineError(
+            f"the answer is not RayRec's ({error})", where=str(response.url), remedy="check the address"
+        ) from error
+
+
+def _rank(base: _Base, request: RankRequest) -> Steps[Answer]:
+    """Score the request's items, best first."""
+    return (yield from _exchange(base, "POST", "/v1/rank", request, Answer))
+
+
+def _recommend(base: _Base, request: RecommendRequest) -> Steps[Answer]:
+    """The best k items for a user."""
+    return (yield from _exchange(base, "POST", "/v1/recommend", request, Answer))
+
+
+def _similar(base: _Base, request: SimilarRequest) -> Steps[Answer]:
+    """The nearest k items to an item."""
+    return (yield from _exchange(base, "POST", "/v1/similar", request, Answer))
+
+
+def _feedback(base: _Base, events: Sequence[Event]) -> Steps[int]:
+    """Store events; returns how many, once they are durable."""
+    body = FeedbackRequest(list(events))
+    accepted = yield from _exchange(base, "POST", "/v1/feedback", body, Accepted)
+    return accepted.accepted
+
+
+def _ready(base: _Base) -> Steps[dict[str, Any]]:
+    """Which model is served, once it is loaded."""
+    return (yield from _exchange(base, "GET", "/v2/health/ready", None, dict[str, Any]))
+
+
+class _Base:
+    http: httpx.Client | httpx.AsyncClient
+
+
+class Client(_Base):
+    """Calls the service and waits for its answers.
+
+    Args:
+        base_url: as `rayrec serve` prints it.
+        api_key: the service's RAYREC_API_KEY, if it has one.
+        timeout_s: longest wait for an answer, in seconds.
+        transport: of httpx, for tests.
+
+    Raises (every call):
+        RequestError: the service refused the request (4xx); the text says why.
+        MachineError: it cannot be reached, or failed (5xx).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self.http: httpx.Client = httpx.Client(
+            base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport
+        )
+
+    def run(self, steps: Steps[T]) -> T:
+        """Do what the steps ask for, one after the other."""
+        outcome: httpx.Response | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, httpx.Request):
+                try:
+                    outcome = self.http.send(step)
+                except httpx.TransportError as error:
+                    raise _unreachable(step, error) from error
+            else:
+                time.sleep(step)
+                outcome = None
+
+    def close(self) -> None:
+        """Release the connections."""
+        self.http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @staticmethod
+    def _call(plan: Callable[Concatenate[_Base, P], Steps[T]]) -> Callable[Concatenate[Client, P], T]:
+        def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return self.run(plan(self, *args, **kwargs))
+
+        call.__doc__ = plan.__doc__
+        return call
+
+    rank = _call(_rank)
+    recommend = _call(_recommend)
+    similar = _call(_similar)
+    feedback = _call(_feedback)
+    ready = _call(_ready)
+
+
+class AsyncClient(_Base):
+    """As Client, for asyncio."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        *,
+        timeout_s: float = 30.0,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self.http: httpx.AsyncClient = httpx.AsyncClient(
+            base_url=base_url, headers=_headers(api_key), timeout=timeout_s, transport=transport
+        )
+
+    async def run(self, steps: Steps[T]) -> T:
+        """Do what the steps ask for, one after the other."""
+        outcome: httpx.Response | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as end:
+                return end.value  # type: ignore[no-any-return]
+            if isinstance(step, httpx.Request):
+                try:
+                    outcome = await self.http.send(step)
+                except httpx.TransportError as error:
+                    raise _unreachable(step, error) from error
+            else:
+                await asyncio.sleep(step)
+                outcome = None
+
+    async def close(self) -> None:
+        """Release the connections."""
+        await self.http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @staticmethod
+    def _call(
+        plan: Callable[Concatenate[_Base, P], Steps[T]],
+    ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
+        async def call(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
+            return await self.run(plan(self, *args, **kwargs))
+
+        call.__doc__ = plan.__doc__
+        return call
+
+    rank = _call(_rank)
+    recommend = _call(_recommend)
+    similar = _call(_similar)
+    feedback = _call(_feedback)
+    ready = _call(_ready)
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"X-API-Key": api_key} if api_key else {}
+
+
+def _wait(response: httpx.Response) -> float:
+    try:
+        return min(max(float(response.headers.get("Retry-After", 1)), 0.0), LONGEST_WAIT_S)
+    except ValueError:  # a date: not what our service sends
+        return 1.0
+
+
+def _unreachable(request: httpx.Request, error: httpx.TransportError) -> MachineError:
+    return MachineError(
+        f"the service cannot be reached ({type(error).__name__})",
+        where=str(request.url),
+        remedy="check the address and that `rayrec serve` runs",
+    )
+
+
+def _error(response: httpx.Response) -> RayRecError:
+    kind = RequestError if response.is_client_error else MachineError
+    try:
+        problem = msgspec.json.decode(response.content, type=ProblemDocument)
+    except msgspec.DecodeError:
+        return kind(f"HTTP {response.status_code}", where=str(response.url), remedy="check the address")
+    findings = [f"{finding.field}: {finding.detail}" for finding in problem.errors]
+    return kind("; ".join([problem.detail, *findings]), where=f"{response.url} ({problem.status})")

@@ -1,0 +1,212 @@
+"""The demo shop: a seeded event log of any size whose truth is known.
+
+`generate` writes events.csv, items.csv, users.csv, recipe.toml, truth.json and truth/*.npy.
+The structure is in shop_world, the log and its dirt in shop_log, and what is known in the end
+in shop_truth.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.console import Progress, progress
+from app.data.shop_log import EVENT, HEADER, MIN_EVENTS, Bins, LogWriter, planted
+from app.data.shop_recipe import RECIPE
+from app.data.shop_truth import Truth, attainable
+from app.data.shop_world import SPAN, World, build_world, walk
+from app.errors import DataError, disk_errors
+
+__all__ = ["Truth", "attainable", "generate"]
+
+Array = npt.NDArray[Any]
+BLOCK = 1 << 14  # users that walk at a time
+LARGEST = 0.8  # of all items, that a user meets at most
+COUNTRIES = ["DE", "FR", "GB", "ES", "IT", "NL", "PL", "SE"]
+NOUNS = ["lamp", "chair", "table", "mug", "plate", "bowl", "vase", "clock", "rug", "cushion", "blanket", "curtain", "shelf", "basket", "candle", "mirror", "frame", "kettle", "teapot", "knife", "spoon", "pan", "tray", "jar", "bottle", "tin", "box", "bag", "purse", "belt", "scarf", "hat", "glove", "sock", "shoe", "boot", "coat", "shirt", "dress", "skirt", "ring", "watch", "bracelet", "necklace", "book", "pen", "card", "kite", "puzzle", "doll", "train", "ball", "drum"]
+TIER_WORDS = (
+    ["basic", "simple", "budget", "plain"],
+    ["classic", "family", "everyday", "solid"],
+    ["luxury", "handmade", "deluxe", "designer"],
+)
+COLOURS = ["red", "blue", "green", "white", "black", "cream", "silver", "café-brown"]
+
+
+def generate(
+    out: Path, *, users: int = 2000, items: int = 500, events: int = 100_000, seed: int = 42
+) -> Truth:
+    """Write a shop into the folder `out`; the same arguments give the same bytes.
+
+    Args:
+        out: folder, made if absent; files of an earlier shop are replaced.
+        users: users with at least three clean events.
+        items: items of the catalogue, at least 12.
+        events: rows of events.csv, dirt included; its header not counted.
+        seed: of everything drawn.
+
+    Raises:
+        DataError: sizes at odds: too few or too many events for so many users and items.
+        MachineError: the disk is full or not writable.
+    """
+    dirt = planted(events)
+    clean = events - sum(dirt.values())
+    _check_sizes(users, items, clean)
+    world = build_world(users, items, seed)
+    rejected = {reason: count for reason, count in dirt.items() if count}
+    truth = Truth(users, items, seed, rows_in=events, rows_kept=clean, rejected=rejected)
+    with disk_errors(str(out)):
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "truth.json").unlink(missing_ok=True)  # written last: a shop with a truth is whole
+        world.save(out / "truth")
+        _write_items(out / "items.csv", world, seed)
+        _write_users(out / "users.csv", world, seed)
+        with progress("generate", events) as bar:
+            _write_events(out, world, dirt, clean, seed, bar)
+        (out / "recipe.toml").write_text(RECIPE.format(seed=seed))
+        truth.save(out)
+    return truth
+
+
+def _check_sizes(users: int, items: int, clean: int) -> None:
+    least, most = MIN_EVENTS * users, users * int(LARGEST * items)
+    if users < 1 or items < 12:
+        raise DataError(
+            f"a shop of {users} users and {items} items", where="demo shop", remedy="1 and 12 at least"
+        )
+    if not least <= clean <= most:
+        raise DataError(
+            f"{clean} clean events for {users} users and {items} items",
+            where="demo shop",
+            remedy=f"ask for events such that {least} to {most} are clean (about 97 %)",
+        )
+
+
+def _write_events(
+    out: Path, world: World, dirt: dict[str, int], clean: int, seed: int, bar: Progress
+) -> None:
+    rng = np.random.default_rng([seed, 2])
+    users = len(world.user_tier)
+    lengths = _lengths(rng, users, clean, int(LARGEST * len(world.item_tier)))
+    bins = Bins(out, clean)
+    for path in bins.paths:
+        path.unlink(missing_ok=True)
+    for events in _walks(out / "truth", world, lengths, seed):
+        bins.add(events)
+        bar.advance(len(events) // 2)
+    writer = LogWriter(users, world.item_number, dirt, clean, rng)
+    with (out / "events.csv").open("wb") as stream:
+        stream.write((",".join(HEADER) + "\n").encode())
+        for events in bins.drain():
+            writer.write(stream, events)
+            bar.advance(len(events) // 2)
+
+
+def _lengths(rng: np.random.Generator, users: int, total: int, most: int) -> Array:
+    """(U,) events of each user: log-normal, between MIN_EVENTS and `most`, `total` in all."""
+    weight = rng.lognormal(0.0, 0.5, users)
+    lengths = np.clip((weight / weight.sum() * total).astype(np.int64), MIN_EVENTS, most)
+    while missing := total - int(lengths.sum()):
+        open_ = np.flatnonzero(lengths < most if missing > 0 else lengths > MIN_EVENTS)
+        lengths[rng.permutation(open_)[: abs(missing)]] += 1 if missing > 0 else -1
+    return lengths
+
+
+def _walks(folder: Path, world: World, lengths: Array, seed: int) -> Iterator[Array]:
+    """Clean events of blocks of users, dtype EVENT; leaves the walks themselves in `folder`."""
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    np.save(folder / "indptr.npy", indptr)
+    kept = {
+        name: np.lib.format.open_memmap(folder / f"{name}.npy", "w+", np.int32, (int(indptr[-1]),))
+        for name in ("item", "time")
+    }
+    for start in range(0, len(lengths), BLOCK):
+        rng = np.random.default_rng([seed, 3, start])
+        events = _block(world, np.arange(start, min(start + BLOCK, len(lengths))), lengths, rng)
+        for name, column in kept.items():
+            column[indptr[start] : indptr[start] + len(events)] = events[name]
+        yield events
+    for column in kept.values():
+        column.flush()
+
+
+def _block(world: World, users: Array, lengths: Array, rng: np.random.Generator) -> Array:
+    """Clean events of `users`, sorted by user and time."""
+    users = users[np.argsort(-lengths[users], kind="stable")]
+    length = lengths[users]
+    time = _moments(rng, length)
+    item = walk(world, users, time, length, rng)
+    present = np.arange(time.shape[1]) < length[:, None]
+    events = np.zeros(int(length.sum()), EVENT)
+    events["user"], events["time"], events["item"] = np.repeat(users, length), time[present], item[present]
+    _dress(world, events, rng)
+    return events[np.argsort(events["user"], kind="stable")]
+
+
+def _moments(rng: np.random.Generator, length: Array) -> Array:
+    """(B, T) seconds, rising strictly along a row: uniform order statistics within a user's own stay."""
+    gaps = rng.standard_exponential((len(length), int(length[0]) + 1))
+    gaps[np.arange(gaps.shape[1]) > length[:, None]] = 0
+    running = np.cumsum(gaps, 1)
+    share = running[:, :-1] / running[:, -1:]
+    begin, end = rng.uniform(0, 0.2, len(length)) * SPAN, rng.uniform(0.8, 1, len(length)) * SPAN
+    room = end - begin - length
+    step = np.arange(share.shape[1])
+    return np.asarray((begin[:, None] + share * room[:, None]).astype(np.int64) + step)
+
+
+def _dress(world: World, events: Array, rng: np.random.Generator) -> None:
+    """Event type, quantity and price, which tell how well the item suits the user's tier."""
+    chance = rng.random((3, len(events)))
+    suits = world.item_tier[events["item"]] == world.user_tier[events["user"]]
+    events["type"] = (chance[0] > np.where(suits, 0.6, 0.85)).astype(np.uint8) + (chance[0] > 0.92)
+    events["quantity"] = 1 + (chance[1] > 0.8) + (chance[1] > 0.95)
+    list_price = world.item_price[events["item"]]
+    events["cents"] = np.rint(list_price * (1 - chance[2] / 2))
+
+
+def _write_items(path: Path, world: World, seed: int) -> None:
+    """Attributes of the catalogue; one in fifty lacks its price, one in a hundred its category."""
+    rng = np.random.default_rng([seed, 4])
+    categories = [_category(number) for number in range(len(world.complement))]
+    words = rng.integers(0, 4, len(world.item_tier))
+    colours = rng.integers(0, len(COLOURS), len(world.item_tier))
+    lacks = rng.random((2, len(world.item_tier))) < [[0.01], [0.02]]
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        out = csv.writer(stream, lineterminator="\n")
+        out.writerow(["item_id", "category", "price", "title"])
+        for row in np.argsort(world.item_number):
+            category = categories[world.item_category[row]]
+            title = f"{TIER_WORDS[world.item_tier[row]][words[row]]} {category}, {COLOURS[colours[row]]}"
+            out.writerow(
+                [
+                    f"i{world.item_number[row]:05d}",
+                    "" if lacks[0, row] else category,
+                    "" if lacks[1, row] else f"{world.item_price[row] / 100:.2f}",
+                    title.capitalize(),
+                ]
+            )
+
+
+def _category(number: int) -> str:
+    """A noun for each of the first categories, then nouns with a series: lamp, chair ... lamp b."""
+    series, noun = divmod(number, len(NOUNS))
+    return NOUNS[noun] if not series else f"{NOUNS[noun]} {'abcdefghijklmnopqrstuvwxyz'[series % 26]}"
+
+
+def _write_users(path: Path, world: World, seed: int) -> None:
+    """Country leans on the late taste, age on the preferred tier; one in twenty gives no age."""
+    rng = np.random.default_rng([seed, 5])
+    count = len(world.user_tier)
+    own = rng.random(count) < 0.6
+    country = np.where(own, world.user_late, rng.integers(0, len(COUNTRIES), count)) % len(COUNTRIES)
+    age = np.clip(rng.normal(22 + 18 * world.user_tier, 6), 16, 90).astype(np.int64)
+    silent = rng.random(count) < 0.05
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        stream.write("user_id,country,age\n")
+        for row in range(count):
+            stream.write(f"u{row + 1:06d},{COUNTRIES[country[row]]},{'' if silent[row] else age[row]}\n")

@@ -1,0 +1,210 @@
+"""The evaluation: one ranking a test user, figures with intervals, segments, baselines beside.
+
+`Report` is the result; `validate` is the quick form for after each epoch and for tuning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from app.console import Progress, progress
+from app.data.dataset import Dataset
+from app.errors import DataError, RecipeError
+from app.evaluation import metrics
+from app.evaluation.candidates import seen_of
+from app.evaluation.measure import Measured, measure
+from app.evaluation.ranking import Protocol, rank
+from app.evaluation.requests import Requests, requests_of
+from app.evaluation.scorer import ModelScorer, Scorer
+from app.models.build import build_model
+from app.recipe import Recipe
+
+NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
+PROBABILITY = ("log_loss", "accuracy", "f1", "calibration_error")
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation found; plain data throughout.
+
+    Figures are named "ndcg@10", "auc" and the like; an interval is the 95 % one of a bootstrap
+    over requests; a ratio is the model's figure over the baseline's.
+    """
+
+    name: str
+    model: str
+    part: str
+    protocol: dict[str, Any]
+    figures: Figures
+    intervals: dict[str, list[float]]
+    baselines: dict[str, Figures]
+    ratios: dict[str, Figures]
+    segments: dict[str, Figures]
+    calibration: list[Figures]
+    notes: list[str]
+
+
+def evaluate(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, *, part: str = "test", baselines: bool = True
+) -> Report:
+    """Evaluate on "test" or "valid", with the recipe's baselines on the same requests.
+
+    Raises:
+        DataError: the part has nothing to predict.
+        RecipeError: listed candidates are asked for and the part lists none.
+    """
+    protocol = protocol_of(recipe, dataset, part)
+    everyone = requests_of(dataset, part)
+    requests = everyone.sample(recipe.evaluate.max_users, recipe.seed)
+    if not len(requests):
+        raise DataError(
+            f"the {part} part has no positive event to predict",
+            where=str(dataset.path),
+            remedy=f"give [split] a larger {part} part, or check data.positive",
+        )
+    names = recipe.evaluate.baselines if baselines else []
+    with progress("evaluate", len(requests) * (1 + len(names))) as bar:
+        found = _measure(recipe, dataset, requests, scorer, protocol, bar)
+        beside = {
+            name: _comparable(_measure(recipe, dataset, requests, _baseline(name, dataset), protocol, bar))
+            for name in names
+        }
+    return Report(
+        name=recipe.name,
+        model=recipe.model.name,
+        part=part,
+        protocol=_describe(dataset, requests, protocol),
+        figures=found.figures,
+        intervals=found.intervals(recipe.evaluate.bootstrap, recipe.seed),
+        baselines=beside,
+        ratios={name: _ratios(found.figures, other) for name, other in beside.items()},
+        segments=found.segments(dataset, requests),
+        calibration=found.calibration,
+        notes=_notes(requests, everyone, protocol, found.nan),
+    )
+
+
+def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int) -> Figures:
+    """Ranking figures alone, on at most `max_users` users of the valid part, drawn with `seed`.
+
+    Returns:
+        AT_K metrics at the cut-offs of `cutoffs`, and "auc"; empty where the part has nothing
+        to predict.
+    """
+    requests = requests_of(dataset, "valid").sample(max_users, seed)
+    if not len(requests):
+        return {}
+    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
+    place = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
+    figures = metrics.at_k(ranked.owner, place, len(requests), cutoffs(recipe))
+    area = metrics.auc(ranked.owner, ranked.higher, ranked.equal, ranked.candidates)
+    return {name: float(values.mean()) for name, values in figures.items()} | {
+        "auc": float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
+    }
+
+
+def cutoffs(recipe: Recipe) -> list[int]:
+    """The k of [evaluate] and of `train.metric`.
+
+    Raises:
+        RecipeError: `train.metric` is no figure that `validate` gives.
+    """
+    name, _, k = recipe.train.metric.partition("@")
+    if recipe.train.metric == "auc":
+        return sorted(set(recipe.evaluate.k))
+    if name not in metrics.AT_K or not k.isdecimal() or int(k) < 1:
+        raise RecipeError(
+            f"unknown metric {recipe.train.metric!r}",
+            where="train.metric",
+            remedy=f"choose auc or one of {', '.join(metrics.AT_K)} with a cut-off, e.g. ndcg@10",
+        )
+    return sorted({*recipe.evaluate.k, int(k)})
+
+
+def protocol_of(recipe: Recipe, dataset: Dataset, part: str) -> Protocol:
+    """What requests of a part are ranked against.
+
+    Where the test part lists its negatives, validation draws as many that the user has not
+    met, so that its figures are of the kind that the test reports.
+    """
+    kind, negatives = recipe.evaluate.candidates, getattr(dataset, part).negatives
+    if kind == "all" or negatives is not None:
+        return Protocol(kind, recipe.evaluate.exclude_seen, seed=recipe.seed)
+    if part == "test":
+        raise RecipeError(
+            'evaluate.candidates = "listed" and the test part lists no negatives',
+            where="evaluate.candidates",
+            remedy='name their column in split.negatives, or set it to "all"',
+        )
+    listed = dataset.test.negatives
+    count = NEGATIVES if listed is None else listed.shape[1]
+    return Protocol("sampled", negatives=count, seed=recipe.seed)
+
+
+def _measure(
+    recipe: Recipe,
+    dataset: Dataset,
+    requests: Requests,
+    scorer: Scorer,
+    protocol: Protocol,
+    bar: Progress,
+) -> Measured:
+    ks = cutoffs(recipe)
+    # As many negatives as in training: probabilities are calibrated at the rate they were fitted at.
+    negatives = max(1, recipe.train.negatives)
+    ranked = rank(dataset, requests, scorer, protocol, top=max(ks), negatives=negatives, bar=bar)
+    return measure(dataset, ranked, ks, recipe.seed)
+
+
+def _baseline(name: str, dataset: Dataset) -> Scorer:
+    return ModelScorer(build_model(name, {}, dataset))
+
+
+def _comparable(found: Measured) -> Figures:
+    """Without figures of probabilities, which a baseline's scores are not."""
+    return {name: value for name, value in found.figures.items() if name not in PROBABILITY}
+
+
+def _ratios(figures: Mapping[str, float], other: Mapping[str, float]) -> Figures:
+    """Of the figures that say how good a ranking is."""
+    ranking = {k: v for k, v in other.items() if k == "auc" or k.partition("@")[0] in metrics.AT_K}
+    return {k: figures[k] / v for k, v in ranking.items() if v > 0}
+
+
+def _describe(dataset: Dataset, requests: Requests, protocol: Protocol) -> dict[str, Any]:
+    described = asdict(protocol) | {
+        "requests": len(requests),
+        "targets": len(requests.target),
+        "items": dataset.schema.items - 1,
+    }
+    if protocol.candidates != "sampled":
+        del described["negatives"]
+    if protocol.candidates != "all":
+        del described["exclude_seen"]
+    return described
+
+
+def _notes(requests: Requests, everyone: Requests, protocol: Protocol, nan: int) -> list[str]:
+    rows, items = seen_of(requests, slice(None))
+    size = int(max(requests.target.max(), items.max(initial=0))) + 1
+    again = np.isin(requests.owner * size + requests.target, rows * size + items)
+    repeats = len(np.unique(requests.owner[again]))
+    facts = {
+        f"{len(everyone)} users could be ranked, {len(requests)} were drawn": len(everyone) - len(requests),
+        f"{nan} scores were NaN and ranked last: the model is broken": nan,
+        f"{(requests.target == 0).sum()} targets are items that training does not know: each is a miss": (
+            (requests.target == 0).sum()
+        ),
+        f"{(requests.user == 0).sum()} requests are of users that training does not know": (
+            (requests.user == 0).sum()
+        ),
+        f"{repeats} users return to an item that they had before; nothing is excluded for them": (
+            repeats * (protocol.candidates == "all" and protocol.exclude_seen)
+        ),
+    }
+    return [text for text, count in facts.items() if count]

@@ -1,0 +1,145 @@
+"""Figures of a ranking: their means, bootstrap intervals and segments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.data.dataset import Array, Dataset
+from app.evaluation import metrics
+from app.evaluation.metrics import Floats
+from app.evaluation.ranking import Ranked
+from app.evaluation.requests import Requests
+
+NEW, LIGHT = 5, 50  # training events that a new, and a light, user has at most
+HEAD = 0.8  # share of training events that the head items make
+DRAWS = 1 << 22  # of a bootstrap at a time
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Figures of U requests. `ratios` holds a numerator and a denominator a request and figure:
+    a figure is the sum of the one over the sum of the other, of all requests or of a resample.
+    """
+
+    ranked: Ranked
+    rank: Floats  # (T,)
+    ks: tuple[int, ...]
+    ratios: dict[str, tuple[Floats, Floats]]
+    figures: dict[str, float]
+    calibration: list[dict[str, float]]
+
+    @property
+    def nan(self) -> int:
+        """Scores that were NaN."""
+        return self.ranked.nan
+
+    def intervals(self, resamples: int, seed: int) -> dict[str, list[float]]:
+        """95 % intervals [low, high] by bootstrap over requests; none where `resamples` is 0."""
+        if not resamples:
+            return {}
+        over = np.stack([n for n, _ in self.ratios.values()], 1)
+        under = np.stack([d for _, d in self.ratios.values()], 1)
+        drawn = _bootstrap(over, under, resamples, np.random.default_rng(seed))
+        with np.errstate(all="ignore"):
+            low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
+        return {name: [float(low[i]), float(high[i])] for i, name in enumerate(self.ratios)}
+
+    def segments(self, dataset: Dataset, requests: Requests) -> dict[str, dict[str, float]]:
+        """Figures at k by group: users by training events, targets by training popularity.
+
+        A user group is the mean over its requests. An item group asks for its targets alone,
+        of the users who have any; the other items compete as before. Empty groups are left out.
+        """
+        events = np.diff(dataset.train.indptr)[requests.user] * (requests.user > 0)
+        head = head_items(dataset.popularity)[requests.target]
+        owner = self.ranked.owner
+        groups = {
+            f"new users (up to {NEW} events)": (events <= NEW)[owner],
+            f"light users (up to {LIGHT})": ((events > NEW) & (events <= LIGHT))[owner],
+            f"heavy users (over {LIGHT})": (events > LIGHT)[owner],
+            f"head items ({HEAD:.0%} of events)": head,
+            "tail items": ~head,
+        }
+        return {name: self._group(chosen) for name, chosen in groups.items() if chosen.any()}
+
+    def _group(self, chosen: Array) -> dict[str, float]:
+        users, owner = np.unique(self.ranked.owner[chosen], return_inverse=True)
+        figures = metrics.at_k(owner, self.rank[chosen], len(users), self.ks)
+        means = {name: float(values.mean()) for name, values in figures.items()}
+        return {"requests": len(users), "targets": int(chosen.sum()), **means}
+
+
+def measure(dataset: Dataset, ranked: Ranked, ks: Sequence[int], seed: int) -> Measured:
+    """All figures of a ranking; `seed` breaks ties."""
+    requests = len(ranked.candidates)
+    rank = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
+    ones = np.ones(requests)
+    ratios = {name: (v, ones) for name, v in metrics.at_k(ranked.owner, rank, requests, ks).items()}
+    area = metrics.auc(ranked.owner, ranked.higher, ranked.equal, ranked.candidates)
+    ratios["auc"] = (np.nan_to_num(area), np.isfinite(area).astype(float))
+    owner, logits, label = points(ranked)
+    ratios |= _pointwise(owner, logits, label, requests)
+    bits = metrics.self_information(dataset.popularity)
+    ratios |= {f"novelty@{k}": _novelty(ranked.top[:, :k], bits) for k in ks}
+    figures = {name: float(_share(n.sum(), d.sum())) for name, (n, d) in ratios.items()}
+    bins = metrics.calibration(metrics.sigmoid(logits), label)
+    figures["calibration_error"] = metrics.calibration_error(bins)
+    figures |= {f"coverage@{k}": metrics.coverage(ranked.top[:, :k], dataset.schema.items - 1) for k in ks}
+    return Measured(ranked, rank, tuple(ks), ratios, figures, bins)
+
+
+def points(ranked: Ranked) -> tuple[Array, Array, Array]:
+    """The pointwise set: owner, logit and label (P,) of every target and the negatives drawn beside it."""
+    count = ranked.negative.shape[1]
+    owner = np.concatenate([ranked.owner, np.repeat(ranked.owner, count)])
+    logits = np.concatenate([ranked.positive, ranked.negative.ravel()])
+    label = np.concatenate([np.ones(len(ranked.positive)), np.zeros(ranked.negative.size)])
+    kept = np.isfinite(logits)
+    return owner[kept], logits[kept], label[kept]
+
+
+def _pointwise(owner: Array, logits: Array, label: Array, requests: int) -> dict[str, tuple[Floats, Floats]]:
+    def total(values: Array) -> Floats:
+        summed: Floats = np.bincount(owner, weights=values, minlength=requests).astype(np.float64)
+        return summed
+
+    said, count = logits > 0, total(np.ones(len(owner)))
+    return {
+        "log_loss": (total(metrics.log_loss(logits, label)), count),
+        "accuracy": (total(said == (label > 0)), count),
+        "f1": (total(2 * label * said), total(label + said)),
+    }
+
+
+def _novelty(top: Array, bits: Floats) -> tuple[Floats, Floats]:
+    shown = top > 0
+    return (bits[top] * shown).sum(1), shown.sum(1).astype(float)
+
+
+def _share(over: Array, under: Array) -> Array:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray(np.where(under > 0, over / under, np.nan))
+
+
+def _bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+    """(resamples, figures): each figure of as many requests, drawn with replacement."""
+    count, step = len(over), max(1, DRAWS // len(over))
+    found = []
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn = rng.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
+        weight = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float)
+        found.append(_share(weight @ over, weight @ under))
+    return np.concatenate(found)
+
+
+def head_items(popularity: Array) -> Array:
+    """(items,) bool: the fewest items that make HEAD of the training events. Row 0 is none."""
+    order = np.argsort(-popularity, kind="stable")
+    before = np.cumsum(popularity[order]) - popularity[order]
+    head = np.zeros(len(popularity), bool)
+    head[order[before < HEAD * popularity.sum()]] = True
+    return head & (popularity > 0)

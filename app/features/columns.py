@@ -1,0 +1,140 @@
+"""The fitted features of a table of attributes: fit, transform, save, load. No pickle."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from app.errors import ArtifactError, RecipeError
+from app.features.base import Array, Feature, State
+from app.features.category import Category
+from app.features.number import Number
+from app.features.text import Text
+
+if TYPE_CHECKING:  # the serving runtime loads features without pydantic
+    from app.recipe import AttributeFeature
+
+_KINDS: dict[str, Any] = {kind.kind: kind for kind in (Number, Category, Text)}
+
+
+@dataclass(frozen=True)
+class FittedColumns:
+    """Features with their states, row-aligned lists."""
+
+    features: list[Feature]
+    states: list[State]
+
+    @property
+    def dense_width(self) -> int:
+        """F: floats a row."""
+        return sum(_width(f, s) for f, s in zip(self.features, self.states, strict=True))
+
+    @property
+    def categories(self) -> list[int]:
+        """Cardinality of each of the K category features, unknown (0) counted."""
+        return [int(s["cardinality"]) for s in self.states if "cardinality" in s]
+
+    def transform(self, columns: Mapping[str, Array], rows: int | None = None) -> tuple[Array, Array]:
+        """All features of N rows.
+
+        Args:
+            columns: name -> (N,) object array, None where missing.
+            rows: N, needed only where there is no column.
+
+        Returns:
+            dense (N, F) float32 in the order of the recipe, category (N, K) int32.
+
+        Raises:
+            RecipeError: a feature's column is absent.
+        """
+        count = len(next(iter(columns.values()))) if columns else rows or 0
+        dense, category = [np.zeros((count, 0), np.float32)], [np.zeros((count, 0), np.int32)]
+        for feature, state in zip(self.features, self.states, strict=True):
+            made = feature.transform(_column(columns, feature.column), state)
+            if made.ndim == 1:
+                category.append(made[:, None])
+            else:
+                dense.append(made)
+        return np.concatenate(dense, 1), np.concatenate(category, 1)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `folder/name/state.json`, and each array of a state as `N.key.npy` beside it."""
+        target = folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        entries = []
+        for number, (feature, state) in enumerate(zip(self.features, self.states, strict=True)):
+            arrays = [key for key, value in state.items() if isinstance(value, np.ndarray)]
+            for key in arrays:
+                np.save(target / f"{number}.{key}.npy", state[key], allow_pickle=False)
+            plain = {key: value for key, value in state.items() if key not in arrays}
+            settings = {"kind": feature.kind, **asdict(feature)}  # type: ignore[call-overload]
+            entries.append({"settings": settings, "state": plain, "arrays": arrays})
+        (target / "state.json").write_text(json.dumps(entries, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path, name: str) -> FittedColumns:
+        """What `save` wrote.
+
+        Raises:
+            ArtifactError: absent, damaged, or a kind that this version does not know.
+        """
+        target = folder / name
+        try:
+            entries = json.loads((target / "state.json").read_bytes())
+            features = [_build(dict(entry["settings"])) for entry in entries]
+            states = [_state(target, number, entry) for number, entry in enumerate(entries)]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(
+                f"the fitted features cannot be read ({type(error).__name__}: {error})",
+                where=str(target),
+                remedy="run `rayrec prepare` again",
+            ) from error
+        return cls(features, states)
+
+
+def fit_columns(
+    specs: Sequence[AttributeFeature], columns: Mapping[str, Array], train: Array
+) -> FittedColumns:
+    """Fit the recipe's features.
+
+    Args:
+        specs: [[features.item]] or [[features.user]] of the recipe.
+        columns: name -> (N,) object array, None where missing.
+        train: (N,) bool, rows that occur in training; statistics come from these alone.
+
+    Raises:
+        RecipeError: a feature's column is absent.
+    """
+    features = [_build(spec.model_dump()) for spec in specs]
+    states = [feature.fit(_column(columns, feature.column)[train]) for feature in features]
+    return FittedColumns(features, states)
+
+
+def _build(settings: dict[str, Any]) -> Feature:
+    feature: Feature = _KINDS[settings.pop("kind")](**settings)
+    return feature
+
+
+def _column(columns: Mapping[str, Array], name: str) -> Array:
+    if name not in columns:
+        raise RecipeError(
+            f"no attribute column {name!r}",
+            where="features",
+            remedy=f"the columns are {', '.join(map(repr, columns)) or 'none: name a file of attributes'}",
+        )
+    return columns[name]
+
+
+def _state(folder: Path, number: int, entry: dict[str, Any]) -> State:
+    arrays = {key: np.load(folder / f"{number}.{key}.npy", allow_pickle=False) for key in entry["arrays"]}
+    return {**entry["state"], **arrays}
+
+
+def _width(feature: Feature, state: State) -> int:
+    empty = feature.transform(np.empty(0, object), state)
+    return 0 if empty.ndim == 1 else int(empty.shape[1])

@@ -1,0 +1,84 @@
+"""Embeddings, content and history through dense layers.
+
+The first dense layer is linear in its input, so it is split: the user's half runs once a
+request (`user_state`), the item's half once and for all (`item_rows`), and a candidate
+costs an addition and the remaining layers.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from app.models.base import Content, History, Inputs, Model, ModelConfig
+from app.models.parts import Attributes, HistoryPool, dense_layers
+from app.tables.base import Tables
+
+
+class MlpConfig(ModelConfig):
+    """Hyperparameters of the dense ranker."""
+
+    width: int = Field(32, ge=1, description="floats of a user or item embedding")
+    hidden: list[int] = Field(default=[64, 32], min_length=1, description="widths of the dense layers")
+    heads: int = Field(2, ge=0, description="ways to weigh the history; 0: no history")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class Mlp(Model):
+    """Dense layers over user, history, context and item."""
+
+    Config = MlpConfig
+    SPACE: ClassVar[dict[str, Any]] = {
+        "width": [8, 16, 32, 64],
+        "hidden": [[32], [64, 32], [128, 64]],
+        "heads": [0, 1, 2, 4],
+        "dropout": (0.0, 0.5),
+    }
+    config: MlpConfig
+
+    def __init__(self, config: MlpConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
+        super().__init__(config, inputs, content, tables)
+        width, first = config.width, config.hidden[0]
+        self.users = tables("user", inputs.users, width)
+        self.items = tables("item", inputs.items, width)
+        self.user_content = Attributes("user", inputs.user_dense, inputs.user_categories, tables)
+        self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
+        self.pool = HistoryPool(inputs.history, inputs.events, config.heads) if config.heads else None
+        about_user = width + self.user_content.width
+        self.user_half = nn.Linear(about_user + config.heads * width + inputs.context, first)
+        self.item_half = nn.Linear(width + self.item_content.width, first, bias=False)
+        # What of an item holds for every user, such as its popularity, goes past the layers.
+        self.item_bias = tables("item_bias", inputs.items, 1)
+        self.layers = dense_layers(config.hidden, config.dropout, out=1)
+
+    def user_rows(self, users: Tensor) -> Tensor:
+        """Embedding and content of a user."""
+        content = self.user_content(self.user_dense[users], self.user_category[users])
+        return torch.cat([self.users.lookup(users), content], -1)
+
+    def history_rows(self, items: Tensor) -> Tensor:
+        """Embedding of an item, the same as the candidate's."""
+        return self.items.lookup(items) if self.pool is not None else super().history_rows(items)
+
+    def item_rows(self, items: Tensor) -> Tensor:
+        """The item's half of the first layer, and its bias."""
+        content = self.item_content(self.item_dense[items], self.item_category[items])
+        half = self.item_half(torch.cat([self.items.lookup(items), content], -1))
+        return torch.cat([half, self.item_bias.lookup(items)], -1)
+
+    def user_state(
+        self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
+    ) -> Tensor:
+        """The user's half of the first layer."""
+        pooled = [self.pool(history_rows, history)] if self.pool is not None else []
+        half: Tensor = self.user_half(torch.cat([user_rows, *pooled, context], 1))
+        return half
+
+    def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
+        """The remaining layers."""
+        half, bias = item_rows[..., :-1], item_rows[..., -1]
+        deep: Tensor = self.layers(user_state.unsqueeze(1) + half)
+        return deep.squeeze(-1) + bias

@@ -1,0 +1,89 @@
+"""Two towers for retrieval: the score is the inner product of a user and an item vector.
+
+Trained with softmax over the other rows' positives, corrected for how often each is drawn
+(logQ; Yi et al. 2019, "Sampling-bias-corrected neural modeling"). Both vectors have length
+1, as the paper advises, and a temperature sharpens their cosine.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.parts import Attributes, HistoryPool
+from app.tables.base import Tables
+
+
+class TwoTowerConfig(ModelConfig):
+    """Hyperparameters of the two towers."""
+
+    loss: Loss = "sampled_softmax"
+    width: int = Field(64, ge=1, description="floats of the vectors, and of the embeddings")
+    heads: int = Field(2, ge=0, description="ways to weigh the history; 0: no history")
+    temperature: float = Field(0.1, gt=0, description="of the cosine; lower is sharper")
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+
+class TwoTower(Model):
+    """User tower from id, content, history and moment; item tower from id and content."""
+
+    Config = TwoTowerConfig
+    SPACE: ClassVar[dict[str, Any]] = {
+        "width": [16, 32, 64, 128],
+        "heads": [1, 2, 4],
+        "temperature": (0.03, 0.3, "log"),
+        "dropout": (0.0, 0.5),
+    }
+    retrieves = True
+    config: TwoTowerConfig
+
+    def __init__(self, config: TwoTowerConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
+        super().__init__(config, inputs, content, tables)
+        width = config.width
+        self.users = tables("user", inputs.users, width)
+        self.items = tables("item", inputs.items, width)
+        self.user_content = Attributes("user", inputs.user_dense, inputs.user_categories, tables)
+        self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
+        self.pool = HistoryPool(inputs.history, inputs.events, config.heads) if config.heads else None
+        aside = self.user_content.width + config.heads * width + inputs.context
+        # The embedding enters as it is and the rest is added: an id then learns from its first event.
+        self.user_tower = nn.Linear(aside, width)
+        self.item_tower = nn.Linear(self.item_content.width, width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def user_rows(self, users: Tensor) -> Tensor:
+        """Embedding and content of a user."""
+        content = self.user_content(self.user_dense[users], self.user_category[users])
+        return torch.cat([self.users.lookup(users), content], -1)
+
+    def history_rows(self, items: Tensor) -> Tensor:
+        """Vector of an item, the same as the candidate's."""
+        return self.item_rows(items) if self.pool is not None else super().history_rows(items)
+
+    def item_rows(self, items: Tensor) -> Tensor:
+        """(…) ids -> (…, D), of length 1."""
+        content = self.item_content(self.item_dense[items], self.item_category[items])
+        return F.normalize(self.items.lookup(items) + self.item_tower(content), dim=-1)
+
+    def user_state(
+        self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
+    ) -> Tensor:
+        """(B, D), of length 1 / temperature."""
+        width = self.config.width
+        pooled = [self.pool(history_rows, history)] if self.pool is not None else []
+        aside = torch.cat([user_rows[:, width:], *pooled, context], 1)
+        vector = user_rows[:, :width] + self.user_tower(self.dropout(aside))
+        return F.normalize(vector, dim=-1) / self.config.temperature
+
+    def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
+        """Inner product."""
+        return torch.matmul(item_rows, user_state.unsqueeze(-1)).squeeze(-1)
+
+    def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
+        """All inner products at once."""
+        return user_state @ item_rows.T

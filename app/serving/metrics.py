@@ -1,0 +1,106 @@
+"""Counts and times of one replica in Prometheus' text format."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
+
+class Histogram:
+    """How many values fell below each bound.
+
+    Args:
+        bounds: upper bounds, inclusive, ascending; a last bucket without bound is added.
+    """
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
+        """The histogram's samples: cumulative buckets, sum and count."""
+        total = 0
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            total += count
+            yield _sample(f"{name}_bucket", {**labels, "le": bound}, total)
+        yield _sample(f"{name}_sum", labels, self.sum)
+        yield _sample(f"{name}_count", labels, total)
+
+
+class Metrics:
+    """What a replica has done since it started; used from its event loop alone.
+
+    Args:
+        replica: label of every sample; several replicas share one address, and a scrape
+            reaches one of them.
+        model, version: of the bundle.
+    """
+
+    def __init__(self, replica: str, model: str, version: str) -> None:
+        self.labels = {"replica": replica}
+        self.model = {"model": model, "version": version}
+        self.requests: Counter[tuple[str, int]] = Counter()
+        self.seconds: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
+        self.batches: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SIZES))
+        self.cold_starts = self.events = 0
+
+    def answered(self, route: str, status: int, seconds: float) -> None:
+        """Count one answer. `route` must be one of a fixed set: each makes a series."""
+        self.requests[route, status] += 1
+        self.seconds[route].observe(seconds)
+
+    def render(self, in_flight: int) -> str:
+        """All samples. `in_flight`: requests that wait or are being scored now."""
+        lines = [
+            *_family("rayrec_model_info", "gauge", "The served model.", [({**self.labels, **self.model}, 1)]),
+            *_family("rayrec_in_flight", "gauge", "Requests held now.", [(self.labels, in_flight)]),
+            *_family(
+                "rayrec_requests_total",
+                "counter",
+                "Answers by route and status.",
+                [({**self.labels, "route": r, "status": str(s)}, n) for (r, s), n in self.requests.items()],
+            ),
+            *_family(
+                "rayrec_cold_starts_total",
+                "counter",
+                "Answers for a user or items unknown to training.",
+                [(self.labels, self.cold_starts)],
+            ),
+            *_family("rayrec_events_total", "counter", "Events stored.", [(self.labels, self.events)]),
+            *self._histograms("rayrec_request_seconds", "Time to answer.", self.seconds),
+            *self._histograms("rayrec_batch_size", "Requests scored together.", self.batches),
+        ]
+        return "\n".join(lines) + "\n"
+
+    def _histograms(self, name: str, text: str, by_route: Mapping[str, Histogram]) -> Iterator[str]:
+        yield from _head(name, "histogram", text)
+        for route, histogram in by_route.items():
+            yield from histogram.lines(name, {**self.labels, "route": route})
+
+
+def _head(name: str, kind: str, text: str) -> Iterator[str]:
+    yield f"# HELP {name} {text}"
+    yield f"# TYPE {name} {kind}"
+
+
+def _family(name: str, kind: str, text: str, samples: list[tuple[dict[str, str], float]]) -> Iterator[str]:
+    yield from _head(name, kind, text)
+    yield from (_sample(name, labels, value) for labels, value in samples)
+
+
+def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
+    inner = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
+    return f"{name}{{{inner}}} {value}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")

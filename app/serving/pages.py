@@ -1,0 +1,148 @@
+"""What a browser gets: a page to look and click, the documentation, the OpenAPI document."""
+
+from __future__ import annotations
+
+import html
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.bundle.requests import (
+    Accepted,
+    Answer,
+    FeedbackRequest,
+    RankRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
+from app.events import ID_BYTES
+from app.recipe import Serve
+from app.serving.problems import CONTENT_TYPE, ProblemDocument
+
+HOME = (Path(__file__).parent / "home.html").read_text()
+_STYLE = "body{font:15px system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}pre,td{vertical-align:top}"
+_CALLS: dict[str, tuple[type, type, int, str]] = {  # path: body, answer, status, summary
+    "/v1/rank": (RankRequest, Answer, 200, "Score these items for a user, best first"),
+    "/v1/recommend": (RecommendRequest, Answer, 200, "The best k items for a user"),
+    "/v1/similar": (SimilarRequest, Answer, 200, "The nearest k items to an item"),
+    "/v1/feedback": (FeedbackRequest, Accepted, 202, "Store what users did; the next request uses it"),
+}
+_READS: dict[str, tuple[str, str]] = {  # path: summary, media type
+    "/v2/health/live": ("Whether the process answers", "application/json"),
+    "/v2/health/ready": ("Whether the model is loaded", "application/json"),
+    "/v2/models/{name}": ("Name, versions and figures of the model", "application/json"),
+    "/metrics": ("Counts and times for Prometheus", "text/plain"),
+}
+_REFUSALS = {
+    400: "The body is not JSON",
+    401: "The API key is missing or wrong",
+    413: "The body is too long",
+    415: "The body is not sent as application/json",
+    422: "A field is not as documented or breaks a limit",
+    429: "Over capacity; wait as Retry-After says",
+    500: "The service failed",
+    503: "Not answered in time; try again",
+}
+
+
+@cache
+def openapi(settings: Serve) -> bytes:
+    """The OpenAPI 3.1 document, as JSON."""
+    kinds = {kind for body, answer, _, _ in _CALLS.values() for kind in (body, answer)} | {ProblemDocument}
+    _, schemas = msgspec.json.schema_components(
+        sorted(kinds, key=lambda kind: kind.__name__), ref_template="#/components/schemas/{name}"
+    )
+    document = {
+        "openapi": "3.1.0",
+        "info": {"title": "RayRec", "version": "1", "description": limits(settings)},
+        "paths": {path: _write(*call) for path, call in _CALLS.items()}
+        | {path: _read(path, *call) for path, call in _READS.items()},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            },
+        },
+        "security": [{}, {"bearer": []}, {"key": []}],
+    }
+    return json.dumps(document).encode()
+
+
+def limits(settings: Serve) -> str:
+    """The limits of a request, in one sentence."""
+    return (
+        f"At most {settings.max_body_bytes} bytes a body, {settings.max_candidates} items or events a "
+        f"request, k {settings.max_k}, {ID_BYTES} bytes an id; an answer within "
+        f"{settings.request_timeout_s:g} s."
+    )
+
+
+@cache
+def docs(settings: Serve) -> str:
+    """The documentation as one page without external resources."""
+    document = json.loads(openapi(settings))
+    rows = [
+        f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
+        f"<td>{html.escape(call['summary'])}</td><td>{_body_name(call)}</td></tr>"
+        for path, calls in document["paths"].items()
+        for method, call in calls.items()
+    ]
+    schemas = [
+        f"<h3 id={name}>{name}</h3><pre>{html.escape(json.dumps(schema, indent=1))}</pre>"
+        for name, schema in document["components"]["schemas"].items()
+    ]
+    return (
+        f"<!doctype html><meta charset=utf-8><title>RayRec: calls</title><style>{_STYLE}</style>"
+        f"<h1>Calls</h1><p>{html.escape(limits(settings))} Errors are problem documents (RFC 9457). "
+        "For machines: <a href=/openapi.json>/openapi.json</a>. <a href=/>Try it.</a></p>"
+        f"<table>{''.join(rows)}</table><h2>Bodies</h2>{''.join(schemas)}"
+    )
+
+
+def _body_name(call: dict[str, Any]) -> str:
+    if "requestBody" not in call:
+        return ""
+    name = call["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+    return f"<a href=#{name}>{name}</a>"
+
+
+def _write(body: type, answer: type, status: int, summary: str) -> dict[str, Any]:
+    return {
+        "post": {
+            "summary": summary,
+            "requestBody": {"required": True, "content": _content("application/json", _ref(body))},
+            "responses": {
+                str(status): {"description": "Done", "content": _content("application/json", _ref(answer))},
+                **_problems(*_REFUSALS),
+            },
+        }
+    }
+
+
+def _read(path: str, summary: str, media: str) -> dict[str, Any]:
+    call: dict[str, Any] = {
+        "summary": summary,
+        "responses": {"200": {"description": "Done", "content": {media: {}}}, **_problems(401, 500, 503)},
+    }
+    if "{name}" in path:
+        call["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
+        call["responses"] |= _problems(404)
+    return {"get": call}
+
+
+def _problems(*statuses: int) -> dict[str, Any]:
+    texts = {**_REFUSALS, 404: "No such model"}
+    content = _content(CONTENT_TYPE, _ref(ProblemDocument))
+    return {str(s): {"description": texts[s], "content": content} for s in statuses}
+
+
+def _ref(kind: type) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _content(media: str, schema: dict[str, str]) -> dict[str, Any]:
+    return {media: {"schema": schema}}

@@ -1,0 +1,126 @@
+"""The event log and the recent history of a user.
+
+SQLite in WAL mode, one file that all replicas of a machine share. `append` returns once the
+events are on disk, so an event that was acknowledged survives the death of the process and
+of the machine.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from app.bundle.requests import HistoryEvent
+from app.errors import MachineError
+from app.events import Event, microseconds
+
+FILE = "feedback.sqlite"
+BUSY_S = 5.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY,
+    user TEXT NOT NULL,
+    item TEXT NOT NULL,
+    event TEXT NOT NULL,
+    time INTEGER NOT NULL,  -- microseconds since the epoch
+    value REAL
+);
+CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, id);
+"""
+
+
+class Store(Protocol):
+    """Event log and recent history per user; every method may be called from any thread."""
+
+    def append(self, events: Sequence[Event]) -> None:
+        """Make events durable, all or none; they are in every `recent` that starts later.
+
+        Raises:
+            MachineError: the store is full, not writable or damaged; nothing was stored.
+        """
+
+    def recent(self, user: str, limit: int) -> list[HistoryEvent]:
+        """The user's last `limit` events by time (then by arrival), the latest last."""
+
+    def close(self) -> None:
+        """Release the store."""
+
+
+class SqliteStore:
+    """A Store in one SQLite file.
+
+    Args:
+        folder: where the file lies; made if absent.
+
+    Raises:
+        MachineError: the folder is not writable or the file is not a database.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._translate(error) from error
+        # Readers and writers of WAL do not block each other, so each has a connection.
+        self._writer, self._reader = self._connect(), self._connect()
+        self._writing, self._reading = threading.Lock(), threading.Lock()
+
+    def append(self, events: Sequence[Event]) -> None:
+        """See Store."""
+        now = round(time.time() * 1e6)
+        rows = [
+            (e.user, e.item, e.event, now if e.timestamp is None else microseconds(e.timestamp), e.value)
+            for e in events
+        ]
+        try:
+            with self._writing, self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                self._writer.executemany(
+                    "INSERT INTO events (user, item, event, time, value) VALUES (?, ?, ?, ?, ?)", rows
+                )
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def recent(self, user: str, limit: int) -> list[HistoryEvent]:
+        """See Store."""
+        try:
+            with self._reading:
+                rows = self._reader.execute(
+                    "SELECT item, event, time FROM events WHERE user = ? ORDER BY time DESC, id DESC LIMIT ?",
+                    (user, limit),
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        return [HistoryEvent(item, event, moment / 1e6) for item, event, moment in reversed(rows)]
+
+    def close(self) -> None:
+        """See Store."""
+        self._reader.close()
+        self._writer.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = None
+        try:
+            connection = sqlite3.connect(
+                self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
+            )
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=FULL")  # a commit waits for the disk
+            connection.executescript(_SCHEMA)
+        except sqlite3.Error as error:
+            if connection is not None:
+                connection.close()
+            raise self._translate(error) from error
+        return connection
+
+    def _translate(self, error: sqlite3.Error | OSError) -> MachineError:
+        return MachineError(
+            f"the feedback log cannot be used ({error})",
+            where=str(self.path),
+            remedy="free some space, or point serve.store at a folder you may write to",
+        )

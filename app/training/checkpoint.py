@@ -1,0 +1,98 @@
+"""The checkpoint artefact: a model's name, hyperparameters and weights; compressed rows where it has them.
+
+model.json           {name, hyperparameters}
+weights.safetensors
+rows/                stored rows "user", "history", "item", when compressed (app.tables.rows)
+curve.json           [{epoch, loss, seconds, validation figures}]
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from app.artifact import Artifact, open_artifact
+from app.data.dataset import Array, Dataset
+from app.errors import ArtifactError
+from app.models.base import Model
+from app.models.build import build_model
+from app.tables.rows import Precision, Rows, write_rows
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A trained model, in evaluation mode.
+
+    `rows` has the stored rows by name where the checkpoint is compressed, else it is None.
+    """
+
+    artifact: Artifact
+    model: Model
+    name: str
+    hyperparameters: dict[str, Any]
+    rows: dict[str, Rows] | None
+
+    @property
+    def curve(self) -> list[dict[str, float]]:
+        """Loss and validation figures of each epoch."""
+        found: list[dict[str, float]] = json.loads((self.artifact.path / "curve.json").read_bytes())
+        return found
+
+
+def save_checkpoint(
+    folder: Path,
+    model: Model,
+    name: str,
+    hyperparameters: Mapping[str, Any],
+    rows: Mapping[str, Array] | None = None,
+    precision: Precision = "float32",
+    curve: Sequence[Mapping[str, float]] = (),
+) -> None:
+    """Write a checkpoint's files into the folder of a Draft.
+
+    Args:
+        name, hyperparameters: what `build_model` made the model from.
+        rows: (N, D) float32 by name, to be stored at `precision`; None: not compressed.
+    """
+    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    save_file(tensors, folder / "weights.safetensors")
+    described = {"name": name, "hyperparameters": dict(hyperparameters)}
+    (folder / "model.json").write_text(json.dumps(described, indent=1))
+    (folder / "curve.json").write_text(json.dumps([dict(line) for line in curve], indent=1))
+    for key, values in (rows or {}).items():
+        write_rows(folder / "rows", key, values, precision)
+
+
+def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
+    """Open, verify and rebuild the checkpoint at `path` over the data set it was trained on.
+
+    Raises:
+        ArtifactError: damaged, or trained on another data set.
+    """
+    artifact = open_artifact(path, "checkpoint")
+    described = json.loads((artifact.path / "model.json").read_bytes())
+    model = build_model(described["name"], described["hyperparameters"], dataset)
+    try:
+        model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
+    except (RuntimeError, SafetensorError) as error:
+        raise ArtifactError(
+            f"the weights do not fit the data set at {dataset.path}",
+            where=str(path),
+            remedy="give the data set that it was trained on, or train again",
+        ) from error
+    stored = sorted((artifact.path / "rows").glob("*.json"))
+    rows = {file.stem: Rows.open(file.parent, file.stem) for file in stored} or None
+    return Checkpoint(artifact, model.eval(), described["name"], described["hyperparameters"], rows)
+
+
+def weights_of(model: Model) -> tuple[int, int]:
+    """Number of weights, and their bytes."""
+    tensors: list[torch.Tensor] = list(model.state_dict().values())
+    return sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors)

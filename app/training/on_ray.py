@@ -1,0 +1,154 @@
+"""Runs the training loop in workers of Ray Train."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app import errors
+from app.data.dataset import Dataset
+from app.engine import ray_session
+from app.errors import MachineError, RayRecError, disk_errors
+from app.recipe import Recipe, parse
+from app.training.hosts import RayHost
+from app.training.loop import Loop
+
+ERROR = "error.json"
+
+
+def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path) -> Path:
+    """Train over `train.workers` workers; returns the last checkpoint's folder.
+
+    Dead workers are replaced and go on from the last checkpoint, `train.max_failures` times.
+    With several machines, `folder` and the data set must lie where all of them see them.
+
+    Raises:
+        RayRecError: what a worker raised.
+        MachineError: too few CPUs or GPUs, or the workers died too often.
+    """
+    (folder / ERROR).unlink(missing_ok=True)
+    with ray_session():
+        trainer = _trainer(recipe, dataset, folder)
+        result = _in_a_thread(trainer.fit)
+    if (folder / ERROR).exists():
+        raise _read_error(folder / ERROR)
+    return Path(result.checkpoint.path)
+
+
+def _trainer(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
+    import ray
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    settings = recipe.train
+    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    _enough(found, settings.workers, gpu=settings.gpu)
+    return TorchTrainer(
+        work,
+        train_loop_config={
+            "recipe": recipe.model_dump(mode="json"),
+            "dataset": str(dataset.path.absolute()),
+            "folder": str(folder),
+        },
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=settings.gpu,
+            resources_per_worker={"CPU": max(1, min(2, int(found["CPU"]) // settings.workers))},
+        ),
+        run_config=RunConfig(
+            name="ray",
+            storage_path=str(folder),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=settings.max_failures),
+        ),
+    )
+
+
+def _enough(found: dict[str, float], workers: int, *, gpu: bool) -> None:
+    """Ray would wait for ever for what it does not have."""
+    for kind in ("CPU", "GPU") if gpu else ("CPU",):
+        if found.get(kind, 0) < workers:
+            raise MachineError(
+                f"{workers} workers need as many {kind}s and there are {found.get(kind, 0):.0f}",
+                where="train.workers",
+                remedy="lower train.workers" + (" or set train.gpu = false" if kind == "GPU" else ""),
+            )
+
+
+def work(config: dict[str, str]) -> None:
+    """One worker: the training function of Ray Train.
+
+    An error of ours would come again with a new worker, so it ends the training instead of
+    counting as a failure: it is left in the run folder for the driver.
+    """
+    folder = Path(config["folder"])
+    try:
+        recipe = parse(config["recipe"], "recipe")  # type: ignore[arg-type]
+        dataset = Dataset.open(Path(config["dataset"]), verify=False)
+        with disk_errors(str(folder)):
+            Loop(recipe, dataset, RayHost(folder)).run()
+    except RayRecError as error:
+        _write_error(folder / ERROR, error)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()  # lets go of workers that wait for this one
+    except RuntimeError:
+        if not (folder / ERROR).exists():
+            raise
+
+
+def _write_error(path: Path, error: RayRecError) -> None:
+    content = [type(error).__name__, error.what, error.where, error.remedy]
+    path.write_text(json.dumps(content))
+
+
+def _read_error(path: Path) -> RayRecError:
+    kind, what, where, remedy = json.loads(path.read_bytes())
+    path.unlink()
+    found: RayRecError = getattr(errors, kind)(what, where=where, remedy=remedy)
+    return found
+
+
+def _in_a_thread(fit: Any) -> Any:
+    """The result of `fit`, run outside the main thread.
+
+    In the main thread Ray Train takes Ctrl-C for itself and ends the program with code 0.
+    """
+    outcome: dict[str, Any] = {}
+
+    def run() -> None:
+        try:
+            outcome["result"] = fit()
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=run, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if "error" in outcome:
+        raise _translate(outcome["error"])
+    return outcome["result"]
+
+
+def _translate(error: BaseException) -> BaseException:
+    """A failure of Ray Train as an error with a remedy."""
+    import ray.train
+
+    if not isinstance(error, ray.train.TrainingFailedError):
+        return error
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    cause = getattr(cause, "_base_exc", cause)
+    last = (str(cause).strip().splitlines() or [type(cause).__name__])[-1].strip()
+    if "Actor" in type(cause).__name__ or "Memory" in type(cause).__name__:
+        return MachineError(
+            f"the training workers died too often; the last: {last[:200]}",
+            where="train",
+            remedy="look for a lack of memory (a smaller train.batch_size helps); the same command goes on "
+            "from the last checkpoint",
+        )
+    return RayRecError(f"training failed: {type(cause).__name__}: {last[:300]}", where="train")

@@ -1,0 +1,202 @@
+"""Turns the memory-mapped training events into shuffled batches.
+
+Everything is vectorised, and everything random is a function of (seed, epoch, worker, step):
+a resumed epoch goes on with exactly the batches that it would have had.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+from app.data.dataset import Array, Dataset
+from app.errors import DataError, RecipeError
+from app.evaluation.requests import batch_of
+from app.models.base import Batch, Loss
+from app.recipe import Train
+
+PREFETCH = 4  # batches made ahead
+NEEDS_NEGATIVES = ("bpr", "cross_entropy")
+BITS_PER_EVENT = 16
+
+
+class Seen:
+    """Which (user, item) pairs training holds, in two bytes an event: a Bloom filter of one hash.
+
+    It never misses a pair; one that is not there is taken for seen with probability 1/16 or
+    less, which only costs a redraw.
+    """
+
+    def __init__(self, user: Array, item: Array) -> None:
+        self.mask = (1 << max(10, (BITS_PER_EVENT * len(user)).bit_length())) - 1
+        slot = self._slot(np.asarray(user), np.asarray(item))
+        self.bits = np.zeros((self.mask + 1) // 8, np.uint8)
+        np.bitwise_or.at(self.bits, slot >> 3, np.left_shift(1, slot & 7).astype(np.uint8))
+
+    def __call__(self, user: Array, item: Array) -> Array:
+        """Whether each pair was seen; shapes broadcast."""
+        slot = self._slot(user, item)
+        found: Array = (self.bits[slot >> 3] >> (slot & 7).astype(np.uint8)) & 1
+        return found.astype(bool)
+
+    def _slot(self, user: Array, item: Array) -> Array:
+        # Odd multipliers mix the pair; the upper bits are the well mixed ones.
+        mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ item.astype(np.uint64)) * np.uint64(0xD1B54A32D192ED03)
+        return ((mixed >> np.uint64(20)) & np.uint64(self.mask)).astype(np.int64)
+
+
+def first_of_moment(user: Array, time: Array) -> Array:
+    """(N,) for each event the first row of its user with the same time.
+
+    Events of one moment, such as the lines of an invoice, do not come before each other.
+    """
+    new = np.ones(len(user), bool)
+    new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
+    kind = np.int32 if len(user) < 1 << 31 else np.int64
+    return np.maximum.accumulate(np.where(new, np.arange(len(user), dtype=kind), 0))
+
+
+class Sampler:
+    """Batches of one worker's share of the training events.
+
+    With negatives, a row is a positive event in column 0 and the sampled items behind it,
+    labels 1 and 0. An item that the user has is drawn once more; what is then still theirs
+    stays (for a user with a twentieth of the catalogue, one draw in 400). Without negatives a
+    row is any event with its logged label (its value under MSE).
+
+    Args:
+        history: False where the model has no history, which is then left at zeros.
+        rank, world: this worker and how many there are; all have equally many steps.
+
+    Raises:
+        DataError: no event to learn from.
+        RecipeError: an objective that compares with negatives, without any.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        settings: Train,
+        loss: Loss,
+        seed: int,
+        *,
+        history: bool = True,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if loss in NEEDS_NEGATIVES and not settings.negatives:
+            raise RecipeError(
+                f"{loss} compares with negatives and there are none",
+                where="train.negatives",
+                remedy="set it to 1 or more, or choose another model.loss",
+            )
+        self.dataset, self.settings, self.loss, self.seed = dataset, settings, loss, seed
+        self.history, self.rank, self.world = history, rank, world
+        part = dataset.train
+        # The softmax has the other rows' positives for negatives.
+        self.negatives = 0 if loss == "sampled_softmax" else settings.negatives
+        self.logged = self.negatives == 0 and loss != "sampled_softmax"
+        self.rows = np.flatnonzero((np.asarray(part.label) > 0) | self.logged).astype(np.int32)
+        if not len(self.rows):
+            raise DataError(
+                "no event to learn from in the training part",
+                where=str(dataset.path),
+                remedy="check data.positive, data.where and the split",
+            )
+        self.positives = np.asarray(part.item)[np.asarray(part.label) > 0]
+        self.before = first_of_moment(np.asarray(part.user), np.asarray(part.time))
+        self.seen = Seen(part.user, part.item) if self.negatives else None
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch."""
+        return -(-self._share // self.settings.batch_size)
+
+    @property
+    def candidates(self) -> int:
+        """C of a batch."""
+        return 1 + self.negatives
+
+    @property
+    def _share(self) -> int:
+        return -(-len(self.rows) // self.world)
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch from step `start` on."""
+        order = np.random.default_rng([self.seed, epoch]).permutation(self.rows)
+        mine = np.resize(order, self._share * self.world)[self.rank :: self.world]
+        size = self.settings.batch_size
+        for step in range(start, self.steps):
+            random = np.random.default_rng([self.seed, epoch, self.rank, step])
+            yield self._batch(mine[step * size : (step + 1) * size], random)
+
+    def _batch(self, rows: Array, random: np.random.Generator) -> Batch:
+        part = self.dataset.train
+        user = part.user[rows]
+        items = self._candidates(user, part.item[rows], random)
+        label = np.zeros(items.shape, np.float32)
+        label[:, 0] = 1.0 if not self.logged else (part.value if self.loss == "mse" else part.label)[rows]
+        ends = np.stack([part.indptr[user], self.before[rows]], 1)
+        recent = self.dataset.history(ends)
+        if not self.history:
+            recent = (np.zeros_like(recent[0]), np.zeros_like(recent[1]), recent[2])
+        hidden = random.random(len(user)) < self.settings.unknown_rate
+        shown = np.where(hidden, 0, user)
+        return batch_of(self.dataset, shown, recent, part.time[rows], self._hide(items, random), label)
+
+    def _candidates(self, user: Array, positive: Array, random: np.random.Generator) -> Array:
+        if self.seen is None:
+            return positive[:, None]
+        drawn = self._draw((len(user), self.negatives), random)
+        row, column = np.nonzero(self.seen(user[:, None], drawn))
+        drawn[row, column] = self._draw(len(row), random)
+        return np.concatenate([positive[:, None], drawn], 1)
+
+    def _draw(self, shape: int | tuple[int, int], random: np.random.Generator) -> Array:
+        if self.settings.negative_sampling == "uniform":
+            return random.integers(1, self.dataset.schema.items, shape, dtype=np.int32)
+        return self.positives[random.integers(0, len(self.positives), shape)]
+
+    def _hide(self, items: Array, random: np.random.Generator) -> Array:
+        if self.loss == "sampled_softmax":  # a row that stands for many items has no log Q
+            return items
+        return np.where(random.random(items.shape, dtype=np.float32) < self.settings.unknown_rate, 0, items)
+
+
+def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, made by a thread of its own up to PREFETCH ahead."""
+    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
+    stop = threading.Event()
+
+    def put(content: Batch | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(content, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            for batch in batches:
+                put(batch)
+                if stop.is_set():
+                    return
+            put(None)
+        except BaseException as error:
+            put(error)
+
+    thread = threading.Thread(target=work, name="batches", daemon=True)
+    thread.start()
+    try:
+        while (found := ready.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+    finally:
+        stop.set()
+        thread.join()

@@ -1,0 +1,45 @@
+"""The configuration with which `serve deploy` puts a bundle on a cluster.
+
+A deploy that changes only `user_config` swaps values inside living replicas; everything else
+restarts them one after another.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.errors import ClusterError
+
+TEMPLATE = """\
+# serve deploy serve.yaml   (with RAY_ADDRESS naming the dashboard, e.g. http://127.0.0.1:8265)
+proxy_location: HeadOnly
+http_options:
+  host: {host}
+  port: {port}
+  request_timeout_s: 10
+logging_config:
+  log_level: WARNING
+  enable_access_log: false
+applications:
+  - name: rayrec
+    route_prefix: /
+    import_path: app.serving.service:build
+    args:
+      bundle: {bundle}
+"""
+
+
+def serve_config(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> str:
+    """YAML for `serve deploy`.
+
+    Raises:
+        ClusterError: `bundle` is not a bundle's folder.
+    """
+    if not (bundle / "manifest.json").is_file():
+        raise ClusterError(f"{bundle} is not a bundle", "name the folder that `rayrec export` wrote")
+    return TEMPLATE.format(host=host, port=port, bundle=_quoted(str(bundle.absolute())))
+
+
+def _quoted(text: str) -> str:
+    # A single-quoted YAML scalar knows one escape alone.
+    return "'" + text.replace("'", "''") + "'"

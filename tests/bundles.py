@@ -1,0 +1,74 @@
+"""Small bundles for tests: a model with random weights over a tiny data set, exported for real."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from app.bundle.export import export
+from app.bundle.runtime import Ranker
+from app.bundle.static import static_rows
+from app.data.dataset import Dataset
+from app.evaluation.requests import batch_of, recent_of
+from app.models.base import Batch, Model
+from app.models.build import build_model
+from app.recipe import parse
+from app.tables.rows import Precision, Rows, write_rows
+
+NOW = 1_706_000_000  # seconds; after the last event of a tiny data set of 1500
+
+
+@dataclass
+class Trained:
+    """A checkpoint that was never on disk."""
+
+    model: Model
+    name: str
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    rows: dict[str, Rows] | None = None
+
+
+def random_model(name: str, dataset: Dataset, seed: int = 0) -> Model:
+    """A model whose weights are large enough to tell items apart."""
+    torch.manual_seed(seed)
+    model = build_model(name, {}, dataset)
+    if model.learns:
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+def bundle_of(
+    model: Model,
+    dataset: Dataset,
+    out: Path,
+    *,
+    name: str = "",
+    precision: Precision | None = None,
+    dense: str = "float32",
+    figures: dict[str, Any] | None = None,
+) -> Ranker:
+    """Export a model as `compress` and `export` would; `precision` None: not compressed."""
+    rows = None
+    if precision:
+        rows = {}
+        for key, values in static_rows(model, unknown_is_trained=True).items():
+            write_rows(out.with_name(f"{out.name}-rows"), key, values, precision)
+            rows[key] = Rows.open(out.with_name(f"{out.name}-rows"), key)
+    recipe = parse({"name": "tiny", "compress": {"dense": dense}}, "test")
+    trained = Trained(model, name or type(model).__module__.rsplit(".", 1)[-1], rows=rows)
+    export(recipe, dataset, trained, out, {"of": "test"}, {"checkpoint": "c"}, figures or {})
+    return Ranker.open(out)
+
+
+def requests_batch(dataset: Dataset, users: list[int], items: np.ndarray) -> Batch:  # type: ignore[type-arg]
+    """What torch is shown of users (rows) at NOW with what was before the test part."""
+    row = np.array(users)
+    recent = recent_of(dataset, row, (dataset.train, dataset.valid))
+    later = recent[2] > NOW * 1_000_000
+    assert not later.any(), "NOW must come after the events"
+    return batch_of(dataset, row, recent, np.full(len(users), NOW * 1_000_000), items)

@@ -1,0 +1,195 @@
+"""What every kind of feature promises: one definition, equal bit for bit in batch and per request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from app.errors import ArtifactError, RecipeError
+from app.features.columns import FittedColumns, fit_columns
+from app.recipe import AttributeFeature
+
+SPECS: dict[str, dict[str, Any]] = {
+    **{
+        f"number-{normalise}-{missing}": {
+            "kind": "number",
+            "normalise": normalise,
+            "missing": missing,
+            "fill": 7.5,
+        }
+        for normalise in ("none", "standard", "minmax", "log", "quantile")
+        for missing in ("median", "constant", "category")
+    },
+    "category": {"kind": "category", "vocabulary": 3},
+    "category-list": {"kind": "category", "separator": "|"},
+    "category-hash": {"kind": "category", "buckets": 5},
+    "text-count": {"kind": "text", "buckets": 16, "weighting": "count"},
+    "text-tfidf": {"kind": "text", "buckets": 16, "ngrams": 2},
+}
+MIXED = [
+    None,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    " ",
+    0,
+    -0.0,
+    5,
+    5.0,
+    "5",
+    True,
+    1e300,
+    -1e-300,
+    10**400,
+    "red",
+    "red|blue",
+    "a b a",
+    "é",
+    "\ud800",
+    b"raw",
+    np.float32(2.5),
+    np.int64(3),
+    ["red", "x"],
+    [],
+]
+CELLS = st.one_of(
+    st.sampled_from(MIXED),
+    st.floats(),
+    st.integers(-1000, 1000),
+    st.text(max_size=12),
+    st.sampled_from(["red", "green", "blue", "red|green", "two words"]),
+)
+
+each_kind = pytest.mark.parametrize("name", SPECS)
+
+
+def spec(name: str) -> AttributeFeature:
+    return TypeAdapter(AttributeFeature).validate_python({"column": "c", **SPECS[name]})  # type: ignore[no-any-return]
+
+
+def column(values: list[Any]) -> dict[str, np.ndarray]:
+    cells = np.empty(len(values), object)
+    cells[:] = values
+    return {"c": cells}
+
+
+def fit(name: str, values: list[Any], train: list[bool] | None = None) -> FittedColumns:
+    kept = np.ones(len(values), bool) if train is None else np.array(train, bool)
+    return fit_columns([spec(name)], column(values), kept)
+
+
+def same(left: tuple[np.ndarray, np.ndarray], right: tuple[np.ndarray, np.ndarray]) -> bool:
+    return all(
+        a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+@each_kind
+def test_a_column_equals_its_rows_one_by_one(name: str) -> None:
+    rng = np.random.default_rng(0)
+    values = [*MIXED, *rng.lognormal(3, 1, 300).tolist(), *map(str, rng.integers(0, 9, 50))]
+    fitted = fit(name, values)
+    rows = [fitted.transform(column([value])) for value in values]
+    joined = tuple(np.concatenate(part) for part in zip(*rows, strict=True))
+    assert same(fitted.transform(column(values)), joined)  # type: ignore[arg-type]
+
+
+@each_kind
+@settings(deadline=None, max_examples=25)
+@given(values=st.lists(CELLS, max_size=20), query=st.lists(CELLS, min_size=1, max_size=5), data=st.data())
+def test_any_cells_give_finite_numbers_and_rows_in_range(
+    name: str, values: list[Any], query: list[Any], data: st.DataObject
+) -> None:
+    train = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    fitted = fit(name, values, train)
+    whole = fitted.transform(column(query))
+    assert whole[0].shape == (len(query), fitted.dense_width) and whole[0].dtype == np.float32
+    assert whole[1].shape == (len(query), len(fitted.categories)) and whole[1].dtype == np.int32
+    assert np.isfinite(whole[0]).all()
+    assert ((whole[1] >= 0) & (whole[1] < np.array(fitted.categories, int))).all()
+    one = fitted.transform(column(query[:1]))
+    assert same(one, (whole[0][:1], whole[1][:1]))
+
+
+@each_kind
+def test_saved_and_loaded_gives_the_same(name: str, tmp_path: Path) -> None:
+    values = [*MIXED, *range(40)]
+    fitted = fit(name, values)
+    fitted.save(tmp_path, "item")
+    loaded = FittedColumns.load(tmp_path, "item")
+    assert (loaded.dense_width, loaded.categories) == (fitted.dense_width, fitted.categories)
+    assert same(loaded.transform(column(values)), fitted.transform(column(values)))
+    assert {path.suffix for path in (tmp_path / "item").iterdir()} <= {".json", ".npy"}
+
+
+@each_kind
+def test_statistics_come_from_training_rows_only(name: str, tmp_path: Path) -> None:
+    seen = ["red", "blue red", 1, 2.5, None, "red"]
+    train = [True] * len(seen) + [False, False]
+    fit(name, [*seen, "green", 1e6], train).save(tmp_path, "one")
+    fit(name, [*seen, "other words", -5], train).save(tmp_path, "two")
+    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
+    assert one == two
+
+
+@each_kind
+def test_no_training_rows_at_all(name: str) -> None:
+    dense, category = fit(name, ["red", 3], [False, False]).transform(column(["red", 3, None]))
+    assert np.isfinite(dense).all() and len(category) == 3
+
+
+def test_several_features_keep_the_order_of_the_recipe() -> None:
+    adapter = TypeAdapter(list[AttributeFeature])
+    specs = adapter.validate_python(
+        [
+            {"kind": "number", "column": "price", "normalise": "none", "missing": "category"},
+            {"kind": "category", "column": "kind"},
+            {"kind": "text", "column": "title", "buckets": 4},
+            {"kind": "category", "column": "brand", "buckets": 9},
+        ]
+    )
+    columns = {
+        "price": np.array([2.0, None], object),
+        "kind": np.array(["a", "b"], object),
+        "title": np.array(["x", "y"], object),
+        "brand": np.array(["n", None], object),
+    }
+    fitted = fit_columns(specs, columns, np.array([True, True]))
+    assert (fitted.dense_width, fitted.categories) == (6, [3, 10])
+    dense, category = fitted.transform(columns)
+    assert dense[:, :2].tolist() == [[2, 0], [2, 1]]
+    assert category[:, 0].tolist() == [1, 2] and category[1, 1] == 0
+
+
+def test_no_features_give_rows_without_width() -> None:
+    dense, category = fit_columns([], {}, np.zeros(0, bool)).transform({}, rows=3)
+    assert dense.shape == (3, 0) and category.shape == (3, 0)
+
+
+def test_an_absent_column_is_named_with_those_present() -> None:
+    with pytest.raises(RecipeError, match=r"no attribute column 'c'.*'price'"):
+        fit_columns([spec("category")], {"price": np.zeros(1, object)}, np.ones(1, bool))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "array", "kind"])
+def test_a_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
+    fit("text-tfidf", ["a", "b"]).save(tmp_path, "item")
+    state = tmp_path / "item" / "state.json"
+    if damage == "missing":
+        state.unlink()
+    elif damage == "truncated":
+        state.write_bytes(state.read_bytes()[:-20])
+    elif damage == "array":
+        (tmp_path / "item" / "0.idf.npy").write_bytes(b"\x80\x04K\x01.")  # a pickle
+    else:
+        state.write_text(state.read_text().replace('"text"', '"sound"'))
+    with pytest.raises(ArtifactError, match="prepare"):
+        FittedColumns.load(tmp_path, "item")

@@ -1,0 +1,112 @@
+"""What every event store keeps to; a new one joins by one line in STORES."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from app.bundle.requests import HistoryEvent
+from app.events import Event
+from app.serving.store import SqliteStore, Store
+
+STORES: dict[str, Callable[[Path], Store]] = {"sqlite": SqliteStore}
+
+
+@pytest.fixture(params=STORES)
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
+    """Opens one and the same store, as often as asked, each time as a replica of its own would."""
+    opened: list[Store] = []
+
+    def make() -> Store:
+        opened.append(STORES[request.param](tmp_path / "store"))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+def items(history: list[HistoryEvent]) -> list[str]:
+    return [event.item for event in history]
+
+
+def test_recent_is_the_last_by_time_and_the_latest_is_last(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    times = {"c": 30, "a": 10, "d": 40, "b": 20}
+    store.append([Event("u", item, "view", float(time)) for item, time in times.items()])
+    assert store.recent("u", 3) == [
+        HistoryEvent("b", "view", 20.0),
+        HistoryEvent("c", "view", 30.0),
+        HistoryEvent("d", "view", 40.0),
+    ]
+
+
+def test_events_of_one_moment_keep_their_order(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    store.append([Event("u", item, timestamp=5) for item in "abc"])
+    store.append([Event("u", "d", timestamp=5)])
+    assert items(store.recent("u", 10)) == ["a", "b", "c", "d"]
+
+
+def test_users_do_not_mix(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    store.append([Event("u", "a", timestamp=1), Event("U", "b", timestamp=2), Event("u ", "c", timestamp=3)])
+    assert items(store.recent("u", 10)) == ["a"]
+    assert store.recent("nobody", 10) == []
+
+
+def test_an_event_without_a_time_happened_now(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    store.append(
+        [Event("u", "old", timestamp="2020-01-01"), Event("u", "new"), Event("u", "older", timestamp=1)]
+    )
+    assert items(store.recent("u", 10)) == ["older", "old", "new"]
+
+
+def test_other_replicas_see_an_event_at_once_and_it_stays(open_store: Callable[[], Store]) -> None:
+    first, second = open_store(), open_store()
+    first.append([Event("u", "a", timestamp=1)])
+    assert items(second.recent("u", 10)) == ["a"]
+    first.close()
+    assert items(open_store().recent("u", 10)) == ["a"]
+
+
+def test_replicas_and_threads_write_at_once(open_store: Callable[[], Store]) -> None:
+    stores = [open_store(), open_store()]
+
+    def write(worker: int) -> None:
+        for count in range(20):
+            stores[worker % 2].append([Event("u", f"{worker}-{count}", timestamp=1)])
+
+    threads = [threading.Thread(target=write, args=(worker,)) for worker in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {f"{worker}-{count}" for worker in range(4) for count in range(20)}
+    assert set(items(stores[0].recent("u", 100))) == expected
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=5),
+            st.integers(0, 2_000_000_000_000_000),
+        ),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_what_goes_in_comes_out(open_store: Callable[[], Store], events: list[tuple[str, int]]) -> None:
+    store, user = open_store(), f"u{id(events)}-{len(events)}-{hash(tuple(events))}"
+    store.append([Event(user, item, item, time / 1e6) for item, time in events])
+    expected = sorted(events, key=lambda event: event[1])
+    found = store.recent(user, 10)[-len(events) :]
+    assert [(e.item, e.event) for e in found] == [(item, item) for item, _ in expected]
+    assert [round(float(e.timestamp or 0) * 1e6) for e in found] == [time for _, time in expected]

@@ -1,0 +1,153 @@
+"""A search over a small shop: killed, gone on with, and what it leaves."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from app import processes
+from app.artifact import open_artifact
+from app.data.shop import generate
+from app.errors import DataError, MachineError, RecipeError
+from app.recipe import Recipe, load
+from tests.conftest import REPOSITORY
+from tuning.search import tune
+from tuning.trial import Place, locked, run_trial
+
+TRIALS, KILLED_AFTER = 6, 2
+CHANGES = ["train.epochs=1", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
+BUDGET = "p95_ms<=10000, mb<=1000"
+
+
+def command(recipe: Path, out: Path) -> list[str]:
+    sets = [word for change in CHANGES for word in ("--set", change)]
+    head = [sys.executable, "-m", "app", "tune", str(recipe), "--out", str(out), "--json"]
+    return [*head, "--trials", str(TRIALS), "--budget", BUDGET, *sets]
+
+
+def finished(out: Path) -> list[FrozenTrial]:
+    journal = out / "journal.log"
+    if not journal.exists():
+        return []
+    try:
+        study = optuna.load_study(study_name=None, storage=JournalStorage(JournalFileBackend(str(journal))))
+    except (KeyError, ValueError):  # not written yet
+        return []
+    return study.get_trials(states=(TrialState.COMPLETE,))
+
+
+def start(recipe: Path, out: Path, log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as stream:
+        return subprocess.Popen(command(recipe, out), cwd=REPOSITORY, stdout=stream, stderr=stream)
+
+
+class Searched:
+    """A search that was killed after some trials and run again."""
+
+    def __init__(self, folder: Path) -> None:
+        generate(folder / "shop", users=200, items=80, events=6000, seed=3)
+        self.recipe, self.out = folder / "shop" / "recipe.toml", folder / "tune"
+        killed = start(self.recipe, self.out, folder / "first.log")
+        while len(finished(self.out)) < KILLED_AFTER and killed.poll() is None:
+            time.sleep(0.2)
+        mark = processes.run_mark(killed.pid)
+        self.before = finished(self.out)
+        killed.send_signal(signal.SIGKILL)
+        self.killed = killed.wait()
+        self.left = processes.of_run(mark)
+        done = subprocess.run(command(self.recipe, self.out), cwd=REPOSITORY, capture_output=True, text=True)
+        assert done.returncode == 0, (folder / "first.log").read_text() + done.stderr
+        self.printed: dict[str, Any] = json.loads(done.stdout)
+        self.said = done.stderr
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Searched:
+    return Searched(tmp_path_factory.mktemp("search"))
+
+
+def test_a_killed_search_goes_on_and_repeats_nothing(searched: Searched) -> None:
+    assert searched.killed == -signal.SIGKILL
+    assert KILLED_AFTER <= len(searched.before) < TRIALS
+    trials = finished(searched.out)
+    assert len(trials) == TRIALS == searched.printed["trials"]
+    assert [t.params for t in trials[: len(searched.before)]] == [t.params for t in searched.before]
+    assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == TRIALS
+    assert f"{len(searched.before)} of {TRIALS} trials are in the journal" in searched.said
+
+
+def test_trials_reuse_checkpoints(searched: Searched) -> None:
+    reused = sum(t.user_attrs["reused"] for t in finished(searched.out))
+    assert reused == searched.printed["reused"] >= TRIALS // 3
+    checkpoints = list((searched.out / "checkpoints").glob("*/manifest.json"))
+    assert len(checkpoints) <= TRIALS - reused + 2  # two more may have been cut off by the kill
+    assert open_artifact(checkpoints[0].parent, "checkpoint").kind == "checkpoint"
+
+
+def test_the_front_is_written(searched: Searched) -> None:
+    rows = list(csv.DictReader((searched.out / "front.csv").open()))
+    assert [int(row["trial"]) for row in rows] == [p["trial"] for p in searched.printed["front"]]
+    assert (searched.out / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert list((searched.out / "trials").glob("*")) == []
+
+
+def test_the_choice_is_a_recipe(searched: Searched) -> None:
+    best = searched.printed["best"]
+    chosen = load(searched.out / "best.toml")
+    assert searched.printed["within_budget"] is True
+    assert best["ndcg@10"] == max(p["ndcg@10"] for p in searched.printed["front"])
+    assert chosen.compress.rows == best["settings"]["compress.rows"]
+    assert chosen.data.events == load(searched.recipe).data.events
+
+
+def test_one_line_a_trial(searched: Searched) -> None:
+    lines = [line for line in searched.said.splitlines() if line.startswith("trial ")]
+    assert len(lines) == TRIALS - len(searched.before)
+    assert all("p95" in line and "MB" in line for line in lines)
+
+
+def test_enough_trials_run_none(searched: Searched, ray_local: None) -> None:
+    journal = (searched.out / "journal.log").read_bytes()
+    again = tune(load(searched.recipe, CHANGES), searched.out, trials=3, budget="p95_ms<=0.000001")
+    assert again["trials"] == TRIALS
+    assert again["within_budget"] is False
+    assert (searched.out / "journal.log").read_bytes() == journal
+
+
+def test_one_search_a_folder(searched: Searched) -> None:
+    with locked(searched.out / "tune.lock"), pytest.raises(MachineError, match="another search"):
+        tune(load(searched.recipe), searched.out, trials=3)
+
+
+def test_a_bad_budget_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="unknown figure"):
+        tune(Recipe(), tmp_path / "out", trials=3, budget="seconds<=3")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trials_that_all_fail_end_the_search(searched: Searched, ray_local: None, tmp_path: Path) -> None:
+    recipe = load(searched.recipe, [*CHANGES, "train.metric=luck@10"])
+    with pytest.raises((DataError, RecipeError), match="luck@10"):
+        tune(recipe, tmp_path / "out", trials=6)
+    assert finished(tmp_path / "out") == []
+
+
+def test_a_trial_that_fails_says_why_and_leaves_nothing(searched: Searched) -> None:
+    recipe = load(searched.recipe, CHANGES)
+    result = run_trial({"model.hidden": []}, recipe, Place(searched.out))
+    assert "hidden" in result["failed"]
+    assert result["by_user"] is True
+    assert os.listdir(searched.out / "trials") == []

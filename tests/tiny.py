@@ -1,0 +1,166 @@
+"""A small data set with planted structure, published as `prepare` would, for tests of any room.
+
+Every user has one taste and every item belongs to one; four picks of five follow the taste,
+the rest popularity (Zipf). The content features tell an item's taste with noise. So a model
+that learns either from ids or from content must beat popularity, which knows no tastes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from app.artifact import publish
+from app.data.dataset import Array, Dataset, Part, Schema
+from app.features.context import DAY, context_width
+from app.strings import Strings
+
+TASTES = 4
+START = 1_704_067_200_000_000  # 2024-01-01
+EVENTS = ["", "view", "buy", "skip"]
+CONTEXT = ["hour", "weekday", "recency"]
+
+
+def tiny_dataset(
+    folder: Path,
+    *,
+    users: int = 120,
+    items: int = 60,
+    events: int = 2400,
+    history: int = 8,
+    negatives: int = 0,
+    skips: float = 0.0,
+    content: bool = True,
+    seed: int = 0,
+) -> Dataset:
+    """Write and open a data set artefact at `folder`.
+
+    Args:
+        users, items: real ones, without row 0; ids are "u1".. and "i1".., in row order.
+        events: about how many; a user has at least 5, the last is test, the one before valid.
+        history: longest history that a model sees.
+        negatives: listed for each test event; 0: none.
+        skips: share of training events with label 0 ("skip"), on items against the taste.
+        content: with item and user features; else of width 0.
+    """
+    rng = np.random.default_rng(seed)
+    item_taste = np.arange(items) % TASTES
+    user_taste = rng.integers(0, TASTES, users)
+    columns = _events(rng, user_taste, item_taste, events, skips)
+    with publish(folder, "dataset", {"seed": seed, "tiny": [users, items, events, skips]}, {}) as draft:
+        parts = _split(columns)
+        for name, rows in parts.items():
+            listed = _listed(rng, columns, parts["test"], items, negatives) if name == "test" else None
+            Part.save(draft.path / name, {c: v[rows] for c, v in columns.items()}, users + 1, listed)
+        schema = _features(draft.path, rng, user_taste, item_taste, content)
+        end = int(columns["time"][parts["train"]].max())
+        _describe(
+            draft.path,
+            msgspec.structs.replace(schema, history=history, end_time=end),
+            users,
+            items,
+            item_taste,
+        )
+        counts = {name: int(rows.sum()) for name, rows in parts.items()}
+        total = sum(counts.values())
+        draft.figures.update(rows_in=total, rows_kept=total, rejected={}, users=users, items=items, **counts)
+    return Dataset.open(folder)
+
+
+def _events(
+    rng: np.random.Generator, user_taste: Array, item_taste: Array, events: int, skips: float
+) -> dict[str, Array]:
+    """Columns sorted by user and time; a user meets an item at most once."""
+    users, items = len(user_taste), len(item_taste)
+    popularity = 1.0 / (1 + rng.permutation(items))
+    liked = item_taste[None, :] == user_taste[:, None]
+    weight = popularity * np.where(liked, 0.8 * TASTES, 0.2)
+    disliked = popularity * np.where(liked, 0.0, 1.0) + 1e-12
+    length = np.clip(rng.poisson(events / users, users), 5, items // 2)
+    skip = rng.random((users, items)) < skips
+    # Gumbel top-k draws without replacement; the order among the drawn is random, not by weight.
+    keys = np.log(np.where(skip, disliked, weight)) + rng.gumbel(size=(users, items))
+    order = np.argsort(-keys, axis=1)
+    user, slot = np.nonzero(np.arange(items)[None, :] < length[:, None])
+    item = order[user, slot]
+    shuffled = np.lexsort((rng.random(len(user)), user))
+    item, skipped = item[shuffled], skip[user[shuffled], item[shuffled]]
+    gaps = rng.exponential(DAY / 2, len(user)).astype(np.int64) + 1
+    first = np.searchsorted(user, np.arange(users))
+    passed = np.cumsum(gaps)
+    last_two = np.arange(len(user)) >= (first + length)[user] - 2
+    skipped &= ~last_two  # what is to be predicted is always wanted
+    event = np.where(skipped, 3, 1 + (rng.random(len(user)) < 0.3)).astype(np.uint8)
+    return {
+        "user": user + 1,
+        "item": item + 1,
+        "time": START + passed - passed[first][user],
+        "event": event,
+        "value": np.where(skipped, 1.0, 4.0) + rng.integers(0, 2, len(user)),
+        "label": (~skipped).astype(np.float32),
+    }
+
+
+def _split(columns: dict[str, Array]) -> dict[str, Array]:
+    from_end = np.searchsorted(columns["user"], columns["user"], side="right") - np.arange(
+        len(columns["user"])
+    )
+    return {"train": from_end > 2, "valid": from_end == 2, "test": from_end == 1}
+
+
+def _listed(
+    rng: np.random.Generator, columns: dict[str, Array], test: Array, items: int, count: int
+) -> Array | None:
+    if not count:
+        return None
+    met = [set(columns["item"][columns["user"] == user]) for user in columns["user"][test]]
+    free = [[i for i in range(1, items + 1) if i not in had] for had in met]
+    return np.stack([rng.choice(row, count, replace=False) for row in free])
+
+
+def _features(
+    folder: Path, rng: np.random.Generator, user_taste: Array, item_taste: Array, content: bool
+) -> Schema:
+    items, users = len(item_taste), len(user_taste)
+    tell = np.eye(TASTES)[item_taste] + rng.normal(0, 0.3, (items, TASTES))
+    hint = np.where(rng.random(items) < 0.7, item_taste, rng.integers(0, TASTES, items)) + 1
+    group = rng.integers(1, 3, users)
+    age = rng.normal(0, 1, (users, 1))
+    width = 1 if content else 0
+    arrays = {
+        "item_dense": tell[:, : TASTES * width].astype(np.float32),
+        "item_category": hint[:, None][:, :width].astype(np.int32),
+        "user_dense": age[:, :width].astype(np.float32),
+        "user_category": group[:, None][:, :width].astype(np.int32),
+    }
+    (folder / "features").mkdir()
+    for name, values in arrays.items():
+        with_unknown = np.concatenate([np.zeros((1, values.shape[1]), values.dtype), values])
+        np.save(folder / "features" / f"{name}.npy", with_unknown)
+    return Schema(
+        users=users + 1,
+        items=items + 1,
+        events=EVENTS,
+        history=0,
+        context=CONTEXT,
+        context_width=context_width(CONTEXT),
+        item_dense=TASTES * width,
+        user_dense=width,
+        item_categories=[TASTES + 1] * width,
+        user_categories=[3] * width,
+        end_time=0,
+    )
+
+
+def _describe(folder: Path, schema: Schema, users: int, items: int, item_taste: Array) -> None:
+    (folder / "schema.json").write_bytes(msgspec.json.encode(schema))
+    Strings.save(folder / "users", ["", *(f"u{row}" for row in range(1, users + 1))])
+    ids = ["", *(f"i{row}" for row in range(1, items + 1))]
+    Strings.save(folder / "items", ids)
+    (folder / "columns").mkdir()
+    titles = ["", *(f"item {row} of taste {taste}" for row, taste in enumerate(item_taste, 1))]
+    pq.write_table(pa.table({"item": ids, "title": titles}), folder / "columns" / "items.parquet")

@@ -1,0 +1,140 @@
+"""Artefacts are whole or absent, and damage is refused by name."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.artifact import MANIFEST, cache_key, open_artifact, publish, reuse
+from app.errors import ArtifactError, MachineError
+
+
+def make(out: Path, content: bytes = b"0123456789", **settings_: object) -> None:
+    with publish(out, "thing", settings_, {"parent": "d1"}) as draft:
+        (draft.path / "deep").mkdir()
+        (draft.path / "deep" / "file.bin").write_bytes(content)
+        draft.figures["answer"] = 42
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    make(tmp_path / "a", epochs=3)
+    found = open_artifact(tmp_path / "a", "thing")
+    assert found.figures == {"answer": 42}
+    assert found.settings == {"epochs": 3}
+    assert found.parents == {"parent": "d1"}
+    assert found.bytes == 10
+    assert found.key == cache_key("thing", {"epochs": 3}, {"parent": "d1"})
+
+
+def test_a_failing_writer_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), publish(tmp_path / "a", "thing", {}, {}) as draft:
+        (draft.path / "half").write_text("half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failing_writer_keeps_the_old_one(tmp_path: Path) -> None:
+    make(tmp_path / "a", b"old")
+    with pytest.raises(RuntimeError), publish(tmp_path / "a", "thing", {}, {}):
+        raise RuntimeError
+    assert (open_artifact(tmp_path / "a").path / "deep/file.bin").read_bytes() == b"old"
+
+
+def test_a_killed_writer_is_swept_and_never_taken_for_whole(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from app.artifact import publish\n"
+        "with publish(Path(sys.argv[1]), 'thing', {}, {}) as d:\n"
+        "    (d.path / 'half').write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    died = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a")], check=False)
+    assert died.returncode == -9
+    assert [p.name[:7] for p in tmp_path.iterdir()] == [".a.tmp-"]
+    assert reuse(tmp_path / "a", "thing", "any") is None
+    make(tmp_path / "a")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_reuse_only_for_the_same_key(tmp_path: Path) -> None:
+    make(tmp_path / "a", epochs=3)
+    same = cache_key("thing", {"epochs": 3}, {"parent": "d1"})
+    other = cache_key("thing", {"epochs": 4}, {"parent": "d1"})
+    assert reuse(tmp_path / "a", "thing", same) is not None
+    assert reuse(tmp_path / "a", "thing", other) is None
+    (tmp_path / "a/deep/file.bin").write_bytes(b"damaged!!!")
+    assert reuse(tmp_path / "a", "thing", same) is None
+
+
+@pytest.mark.parametrize("damage", [b"x123456789", b"012345678", b"", None])
+def test_damage_names_the_file(tmp_path: Path, damage: bytes | None) -> None:
+    make(tmp_path / "a")
+    target = tmp_path / "a/deep/file.bin"
+    target.unlink() if damage is None else target.write_bytes(damage)
+    with pytest.raises(ArtifactError, match=r"deep/file\.bin"):
+        open_artifact(tmp_path / "a")
+
+
+@given(position=st.integers(0, 10_000), byte=st.integers(0, 255))
+@settings(max_examples=60, deadline=None)
+def test_any_changed_manifest_byte_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, position: int, byte: int
+) -> None:
+    folder = tmp_path_factory.mktemp("m") / "a"
+    make(folder)
+    manifest = folder / MANIFEST
+    content = bytearray(manifest.read_bytes())
+    at = position % len(content)
+    before = json.loads(bytes(content))
+    content[at] = byte
+    manifest.write_bytes(content)
+    try:
+        same = json.loads(bytes(content)) == before
+    except ValueError:
+        same = False
+    if same:  # white space, or the byte that stood there
+        open_artifact(folder)
+    else:
+        with pytest.raises(ArtifactError, match=r"manifest|bytes|content|missing|format"):
+            open_artifact(folder)
+
+
+def test_another_kind_a_newer_format_and_a_foreign_folder(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    with pytest.raises(ArtifactError, match="this is a thing, expected a bundle"):
+        open_artifact(tmp_path / "a", "bundle")
+    manifest = tmp_path / "a" / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(ArtifactError, match="upgrade"):
+        open_artifact(tmp_path / "a")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="not an artefact"):
+        make(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(ArtifactError, match="no such folder"):
+        open_artifact(tmp_path / "nothing")
+
+
+def test_a_full_disk_is_a_message_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(MachineError, match="disk is full"):
+            make(tmp_path / "a", b"x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_folder_one_may_not_write(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(MachineError, match="cannot write"):
+        make(tmp_path / "a")

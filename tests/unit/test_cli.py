@@ -1,0 +1,105 @@
+"""The command line: exit codes, one JSON object, messages instead of tracebacks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import app.cli
+import app.doctor
+
+
+def rayrec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    """Exit code, stdout, stderr of a verb run in this process."""
+    before, sys.argv = sys.argv, ["rayrec", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as caught:
+            app.cli.main()
+    finally:
+        sys.argv = before
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    return int(caught.value.code or 0), printed.out, printed.err
+
+
+VERBS = ["init", "check", "prepare", "train", "evaluate", "compress", "export"]
+VERBS += ["tune", "serve", "run", "rank", "demo", "bench", "doctor"]
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = rayrec(capsys, "--help")
+    assert code == 0
+    assert [verb for verb in VERBS if f"  {verb}" not in out] == []
+
+
+def test_init_writes_a_recipe_with_every_default(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    code, out, _ = rayrec(capsys, "init", tmp_path / "shop", "--json")
+    assert code == 0
+    written = tomllib.loads(Path(json.loads(out)["recipe"]).read_text())
+    assert written["train"]["batch_size"] == 1024
+    code, _, err = rayrec(capsys, "init", tmp_path / "shop")
+    assert code == 1
+    assert "there is a recipe already" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "absent.toml"], "no such file"),
+        (["run"], "Missing argument"),
+        (["bogus"], "No such command"),
+        (["run", "x.toml", "--bogus"], "No such option"),
+        (["rank", "absent", "--user", "u"], "no such folder"),
+        (["serve", "absent"], "no such folder"),
+        (["bench", "absent"], "no such folder"),
+    ],
+)
+def test_mistakes_exit_1_with_one_message(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    code, out, err = rayrec(capsys, *arguments)
+    assert code == 1
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
+
+
+def test_json_holds_the_error_too(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = rayrec(capsys, "run", "absent.toml", "--json")
+    assert code == 1
+    assert json.loads(out)["error"]["what"] == "no such file"
+
+
+def test_interrupt_exits_130(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.doctor, "doctor", interrupted)
+    code, _, err = rayrec(capsys, "doctor")
+    assert code == 130
+    assert "interrupted" in err
+
+
+def test_a_fault_of_ours_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(app.doctor, "doctor", broken)
+    code, out, err = rayrec(capsys, "doctor", "--json")
+    assert code == 2
+    assert "ZeroDivisionError: by zero" in err
+    assert "error" in json.loads(out)
+
+
+def test_doctor_looks_at_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = rayrec(capsys, "doctor", "--json")
+    found = json.loads(out)
+    assert code == 0
+    assert found["packages"]["ray"].startswith("2.60")
+    assert found["memory_free_gib"] > 0
+    code, out, _ = rayrec(capsys, "doctor")
+    assert "packages.torch" in out

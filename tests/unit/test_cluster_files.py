@@ -1,0 +1,97 @@
+"""Manifests, images and the Serve configuration: valid YAML with what their readers require."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
+
+from cluster.errors import ClusterError
+from cluster.serve_config import serve_config
+from tests.conftest import REPOSITORY
+
+FOLDER = REPOSITORY / "cluster"
+KINDS = {"raycluster": "RayCluster", "rayjob": "RayJob", "rayservice": "RayService"}
+
+
+def manifest(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = yaml.safe_load((FOLDER / "kuberay" / f"{name}.yaml").read_text())
+    return content
+
+
+def cluster_of(name: str) -> dict[str, Any]:
+    spec: dict[str, Any] = manifest(name)["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_manifest_has_what_kuberay_requires(name: str) -> None:
+    content = manifest(name)
+    assert (content["apiVersion"], content["kind"]) == ("ray.io/v1", KINDS[name])
+    assert content["metadata"]["name"]
+    cluster = cluster_of(name)
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert isinstance(group["rayStartParams"], dict)
+        pod = group["template"]["spec"]
+        claimed = {volume["name"] for volume in pod["volumes"]}
+        for container in pod["containers"]:
+            assert container["image"]
+            assert set(container["resources"]) == {"limits", "requests"}
+            assert {mount["name"] for mount in container["volumeMounts"]} <= claimed
+    for group in cluster["workerGroupSpecs"]:
+        assert group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_cluster_asks_for_a_token_and_names_the_installed_ray(name: str) -> None:
+    cluster = cluster_of(name)
+    assert cluster["authOptions"] == {"mode": "token"}
+    assert cluster["rayVersion"] == importlib.metadata.version("ray")
+
+
+def test_the_job_runs_the_application() -> None:
+    entrypoint = manifest("rayjob")["spec"]["entrypoint"]
+    assert entrypoint.startswith("python -m app run /app/examples/")
+    assert " --json" in entrypoint
+
+
+def test_the_service_is_a_serve_configuration() -> None:
+    config = ServeDeploySchema.model_validate(yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"]))
+    (application,) = config.applications
+    assert application.import_path == "app.serving.service:build"
+    containers = cluster_of("rayservice")["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+    assert "RAYREC_API_KEY" in {variable["name"] for variable in containers[0]["env"]}
+
+
+def test_the_configuration_of_a_bundle_names_it(tmp_path: Path) -> None:
+    bundle = tmp_path / "it's a bundle: #1"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("{}")
+    config = ServeDeploySchema.model_validate(yaml.safe_load(serve_config(bundle, port=8123)))
+    assert config.applications[0].args == {"bundle": str(bundle)}
+    assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8123)
+
+
+def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="is not a bundle"):
+        serve_config(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.serve"])
+def test_an_image_copies_what_exists_and_runs_as_a_user(name: str) -> None:
+    lines = (FOLDER / name).read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    assert all((REPOSITORY / word).exists() for word in copied if word != "README.md")
+    assert lines.index("USER rayrec") > max(i for i, line in enumerate(lines) if line.startswith("RUN"))
+
+
+def test_the_serving_image_has_neither_torch_nor_pandas() -> None:
+    text = (FOLDER / "Dockerfile.serve").read_text()
+    installed = re.search(r"pip install.*?\n\s+(.*)\n", text)
+    assert installed
+    assert not {"torch", "pandas", "pyarrow", '"ray[data]"'} & set(installed[1].split())

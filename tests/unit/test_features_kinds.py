@@ -1,0 +1,134 @@
+"""Hand-worked answers of each kind of feature."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from app.features.base import Array
+from app.features.category import Category
+from app.features.number import Number
+from app.features.text import Text
+
+
+def cells(*values: Any) -> Array:
+    made = np.empty(len(values), object)
+    made[:] = values
+    return made
+
+
+def numbers(feature: Number, train: Array, query: Array) -> list[Any]:
+    made = feature.transform(query, feature.fit(train))
+    return made[:, 0].tolist() if made.shape[1] == 1 else made.tolist()
+
+
+def test_standard_is_zero_mean_and_unit_deviation() -> None:
+    assert numbers(Number("c"), cells(1, 3), cells(1, 2, 3, "3")) == [-1, 0, 1, 1]
+
+
+def test_a_constant_column_stays_finite() -> None:
+    assert numbers(Number("c"), cells(0.1, 0.1, 0.1), cells(0.1, 0.1)) == pytest.approx([0, 0], abs=1e-6)
+    assert numbers(Number("c", normalise="minmax"), cells(4, 4), cells(4, 9)) == [0, 1]
+
+
+def test_minmax_clips_to_the_training_range() -> None:
+    assert numbers(Number("c", normalise="minmax"), cells(10, 20), cells(15, 5, 99)) == [0.5, 0, 1]
+
+
+def test_log_tames_a_long_tail_and_keeps_the_sign() -> None:
+    train = cells(0, math.e - 1, math.e**2 - 1)
+    made = numbers(Number("c", normalise="log"), train, cells(math.e - 1, 1 - math.e))
+    assert made == pytest.approx([0, -2 / math.sqrt(2 / 3)], abs=1e-6)
+
+
+def test_quantile_is_the_share_below_with_ties_at_half() -> None:
+    made = numbers(Number("c", normalise="quantile"), cells(1, 2, 2, 100), cells(1, 2, 51, 100, 500, -3))
+    assert made == [0.125, 0.5, 0.6875, 0.875, 0.875, 0.125]
+
+
+def test_quantile_of_many_values_is_near_their_rank() -> None:
+    train = cells(*np.random.default_rng(1).lognormal(0, 2, 5000).tolist())
+    made = np.array(numbers(Number("c", normalise="quantile"), train, train))
+    ranks = (np.argsort(np.argsort(train)) + 0.5) / 5000
+    assert np.abs(made - ranks).max() < 2e-3
+
+
+@pytest.mark.parametrize(
+    "absent", [None, float("nan"), float("inf"), -float("inf"), "", "n/a", 10**400, 1e300]
+)
+def test_what_is_no_number_is_missing(absent: Any) -> None:
+    train = cells(1, 2, 9, absent)
+    query = cells(absent, 4)
+    assert numbers(Number("c", normalise="none"), train, query) == [2, 4]
+    assert numbers(Number("c", normalise="none", missing="constant", fill=-1), train, query) == [-1, 4]
+    assert numbers(Number("c", normalise="none", missing="category"), train, query) == [[2, 1], [4, 0]]
+
+
+def test_vocabulary_is_by_frequency_and_ties_by_text() -> None:
+    feature = Category("c", vocabulary=3)
+    state = feature.fit(cells("b", "a", "z", "z", "c", None, None, None, ""))
+    assert state == {"cardinality": 4, "rows": {"z": 1, "a": 2, "b": 3}}
+    assert feature.transform(cells("z", "b", "c", "new", None, ""), state).tolist() == [1, 3, 0, 0, 0, 0]
+
+
+def test_numbers_as_categories_do_not_depend_on_the_type_of_the_file() -> None:
+    feature = Category("c")
+    state = feature.fit(cells(5, 5.0, "5", 6))
+    assert feature.transform(cells("5", 5, 5.0, np.int64(5), "6"), state).tolist() == [1, 1, 1, 1, 2]
+
+
+def test_the_first_of_several_values_counts() -> None:
+    feature = Category("c", separator="|")
+    state = feature.fit(cells("Drama|War", "Drama", "War|Drama", ["War", "Drama"]))
+    assert state["rows"] == {"Drama": 1, "War": 2}
+
+
+def test_hash_buckets_are_the_same_in_every_process() -> None:
+    program = (
+        "import numpy as np; from app.features.category import Category;"
+        "f = Category('c', buckets=50); v = np.array(['red', 'blue', 'é', '7', ''], object);"
+        "print(f.transform(v, f.fit(v)).tolist())"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1")
+    }
+    assert len(answers) == 1 and answers.pop().strip().endswith(", 0]")
+
+
+def test_bag_of_words_counts_each_word() -> None:
+    feature = Text("c", buckets=1024, weighting="count")
+    made = feature.transform(cells("Red red BLUE", None, "x"), feature.fit(cells()))
+    assert sorted(made[0][made[0] > 0].tolist()) == [1, 2]
+    assert made[1].sum() == 0 and made[2].sum() == 1
+
+
+def test_ngrams_tell_orders_apart() -> None:
+    single, double = Text("c", buckets=4096), Text("c", buckets=4096, ngrams=2)
+    query = cells("red shoe", "shoe red")
+    one, two = (f.transform(query, f.fit(query)) for f in (single, double))
+    assert (one[0] == one[1]).all() and (two[0] != two[1]).any()
+
+
+def test_tfidf_is_scikit_learns_on_the_training_part() -> None:
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    train = cells("red shoe", "red hat", "blue hat hat", "red")
+    query = cells("red blue hat", "shoe shoe red")
+    feature = Text("c", buckets=2**16)
+    made = feature.transform(query, feature.fit(train))
+    expected = TfidfVectorizer().fit(train).transform(query).toarray()
+    for row, wanted in zip(made, expected, strict=True):
+        assert sorted(row[row > 0]) == pytest.approx(sorted(wanted[wanted > 0]), abs=1e-6)

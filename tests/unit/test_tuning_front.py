@@ -1,0 +1,71 @@
+"""The Pareto front against brute force, and its table and picture."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.recipe import Recipe, load
+from tuning.budget import parse
+from tuning.front import Point, front, write_csv
+from tuning.report import write_results
+
+small = st.integers(0, 4)  # few values, so that ties are common
+clouds = st.lists(st.tuples(small, small, small), max_size=12)
+
+
+def cloud(values: list[tuple[int, int, int]]) -> list[Point]:
+    return [Point(n, {"train.epochs": n}, q, p, b, False, "ndcg@10") for n, (q, p, b) in enumerate(values)]
+
+
+def beats(a: Point, b: Point) -> bool:
+    pairs = [(-a.quality, -b.quality), (a.p95_ms, b.p95_ms), (a.bytes, b.bytes)]
+    return all(x <= y for x, y in pairs) and any(x < y for x, y in pairs)
+
+
+@given(clouds)
+def test_the_front_is_what_nothing_beats(values: list[tuple[int, int, int]]) -> None:
+    points = cloud(values)
+    wanted = {p.trial for p in points if not any(beats(other, p) for other in points)}
+    assert {p.trial for p in front(points)} == wanted
+
+
+@given(clouds)
+def test_the_front_of_a_front_is_itself(values: list[tuple[int, int, int]]) -> None:
+    kept = front(cloud(values))
+    assert front(kept) == kept
+    assert [p.quality for p in kept] == sorted((p.quality for p in kept), reverse=True)
+
+
+def test_the_table_has_a_column_a_setting(tmp_path: Path) -> None:
+    points = [
+        Point(3, {"model.hidden": [64, 32], "train.epochs": 2}, 0.25, 1.5, 2_000_000, True, "ndcg@10"),
+        Point(5, {"compress.rows": "int8"}, 0.2, 1.0, 1_000_000, False, "ndcg@10"),
+    ]
+    write_csv(points, tmp_path / "front.csv")
+    first, second = csv.DictReader((tmp_path / "front.csv").open())
+    assert first["ndcg@10"] == "0.25"
+    assert (first["mb"], first["reused"], first["model.hidden"]) == ("2.0", "1", "[64, 32]")
+    assert (second["trial"], second["compress.rows"], second["train.epochs"]) == ("5", "int8", "")
+
+
+def test_the_results_of_a_search(tmp_path: Path) -> None:
+    settings = {"model.hidden": [32], "train.learning_rate": 0.002, "compress.rows": "int4"}
+    points = [Point(n, settings, 0.1 * n, 1.0 + n, 10**6 * n, False, "ndcg@10") for n in range(1, 4)]
+    files = write_results(
+        Recipe(name="shop"), tmp_path, points, points[1], parse("mb<=2.5, p95_ms<=9", "ndcg@10")
+    )
+    assert files["front_png"].read_bytes()[:4] == b"\x89PNG"
+    chosen = load(files["best_toml"])
+    assert chosen.model.hyperparameters == {"hidden": [32]}
+    assert (chosen.train.learning_rate, chosen.compress.rows) == (0.002, "int4")
+    assert "trial 2" in files["best_toml"].read_text().splitlines()[0]
+
+
+def test_one_trial_is_a_result_too(tmp_path: Path) -> None:
+    point = Point(0, {}, 0.1, 1.0, 10**6, False, "ndcg@10")
+    files = write_results(Recipe(), tmp_path, [point], point, [])
+    assert all(path.stat().st_size for path in files.values())

@@ -1,0 +1,112 @@
+"""Proposals: nothing twice, and enough of them on checkpoints that are there already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import optuna
+import pytest
+
+from app.models.base import model_names
+from app.recipe import Recipe
+from tuning import space
+from tuning.front import Point
+from tuning.journal import DIRECTIONS, open_journal, points, record
+from tuning.propose import Proposal, Proposer
+
+
+def recipe_of(model: str) -> Recipe:
+    return Recipe().override({"model.name": model})
+
+
+def proposer(recipe: Recipe, study: optuna.Study | None = None) -> Proposer:
+    finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)) if study else []
+    return Proposer(recipe, finished, DIRECTIONS)
+
+
+def quality(proposal: Proposal) -> float:
+    """A made-up figure that prefers a learning rate near 0.001."""
+    return 1 / (1 + abs(proposal.settings.get("train.learning_rate", 0.01) - 0.001))
+
+
+def training(settings: space.Settings) -> str:
+    return json.dumps(space.training_part(settings), sort_keys=True)
+
+
+def search(proposes: Proposer, trials: int, at_once: int) -> tuple[list[space.Settings], int]:
+    """Settings in the order of proposal, and how many found their training done by then."""
+    under_way: list[Proposal] = []
+    done: set[str] = set()
+    settings, reused = [], 0
+    for _ in range(trials):
+        if len(under_way) == at_once:
+            first = under_way.pop(0)
+            proposes.tell(first, [quality(first), 1.0, 1e6])
+            done.add(training(first.settings))
+        proposal = proposes.propose()
+        assert proposal is not None
+        reused += training(proposal.settings) in done
+        settings.append(proposal.settings)
+        under_way.append(proposal)
+    return settings, reused
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 4])
+def test_a_third_of_a_search_reuses_checkpoints(at_once: int) -> None:
+    settings, reused = search(proposer(recipe_of("mlp")), 12, at_once)
+    assert reused >= 4
+    assert len({training(s) for s in settings}) >= 4
+    assert len({json.dumps(s, sort_keys=True) for s in settings}) == 12
+
+
+def test_the_first_trial_is_the_recipe_itself() -> None:
+    recipe = recipe_of("mlp").override({"train.learning_rate": 0.00321})
+    first = proposer(recipe).propose()
+    assert first is not None
+    assert recipe.override(first.settings).model_dump()["train"] == recipe.model_dump()["train"]
+
+
+@pytest.mark.parametrize("model", model_names())
+def test_a_small_space_comes_to_its_end(model: str) -> None:
+    proposes = proposer(recipe_of(model))
+    seen = set()
+    for _ in range(40):
+        proposal = proposes.propose()
+        if proposal is None:
+            break
+        seen.add(json.dumps(proposal.settings, sort_keys=True))
+        proposes.tell(proposal, [0.1, 1.0, 1.0])
+    else:
+        assert len(seen) == 40
+        return
+    assert len(seen) >= 1
+
+
+def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
+    recipe = recipe_of("mlp")
+    path = tmp_path / "journal.log"
+    for _ in range(3):  # three searches of four trials, each with a proposal that is cut off
+        study = open_journal(path, "s")
+        proposes = proposer(recipe, study)
+        for _ in range(4):
+            proposal = proposes.propose()
+            assert proposal is not None
+            point = Point(-1, proposal.settings, quality(proposal), 2.0, 10**6, False, "ndcg@10")
+            point = record(study, proposal, point, "key")
+            proposes.tell(proposal, [point.quality, point.p95_ms, point.bytes])
+        proposes.propose()
+    found = points(optuna.load_study(study_name=None, storage=open_journal(path, "s")._storage))
+    assert [p.trial for p in found] == list(range(12))
+    assert len({json.dumps(p.settings, sort_keys=True) for p in found}) == 12
+    assert len(open_journal(path, "s").trials) == 12
+
+
+def test_a_failed_proposal_is_not_made_again() -> None:
+    proposes = proposer(recipe_of("mlp"))
+    first = proposes.propose()
+    assert first is not None
+    proposes.drop(first.number)
+    again = proposes.propose()
+    assert again is not None
+    assert again.settings != first.settings

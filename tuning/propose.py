@@ -1,0 +1,127 @@
+"""Which settings to try next: new training, or another compression of a trained checkpoint.
+
+Training is what a trial pays for; compression and measurement cost seconds. A sampler over the
+joint space would almost never propose the same training twice, since learning rates are
+continuous. So proposals are of two kinds, kept at about one half each:
+
+* *fresh*: Optuna's sampler proposes everything;
+* *revisit*: the training settings are those of an earlier trial, drawn from the better half by
+  quality (a cheaper form of a poor model is not worth much), and the sampler proposes the
+  compression alone. The trial finds the checkpoint by its digest and reuses it.
+
+Either way the sampler learns from the result: revisits are ordinary trials of the joint space
+with some parameters fixed. No settings are proposed twice. The study here lives in memory,
+where trials under way count as well, so that the journal holds finished trials only.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from app.errors import RecipeError
+from app.models.base import model_config
+from app.recipe import Recipe
+from tuning import space
+from tuning.space import Settings
+
+Direction = Literal["maximize", "minimize"]
+START_UP = 6  # trials at random before the sampler models them
+GUIDED, ATTEMPTS = 8, 200  # draws before the sampler gives way to chance, and before giving up
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Settings to try, and the same as Optuna stores them."""
+
+    settings: Settings
+    params: dict[str, Any]
+    distributions: dict[str, optuna.distributions.BaseDistribution]
+    number: int  # in the study in memory
+
+
+class Proposer:
+    """Asks for settings and learns from results; not thread-safe, lives in the driver.
+
+    Args:
+        recipe: what is searched around.
+        finished: earlier trials of the same study, from the journal.
+    """
+
+    def __init__(
+        self, recipe: Recipe, finished: Sequence[FrozenTrial], directions: Sequence[Direction]
+    ) -> None:
+        self.recipe = recipe
+        self.random = random.Random(recipe.seed + len(finished))
+        # The seed moves on with the journal: a search that goes on would repeat its draws else.
+        seed = recipe.seed + len(finished)
+        self.guided: BaseSampler = TPESampler(n_startup_trials=START_UP, seed=seed)
+        self.chance: BaseSampler = RandomSampler(seed=seed)
+        self.study = optuna.create_study(directions=directions)
+        self.study.add_trials(finished)
+        self.quality = {_key(space.decoded(t.params)): t.values[0] for t in finished}
+        self.proposed = set(self.quality)
+        first = space.encoded(space.own(recipe))
+        if _key(space.suggest(optuna.trial.FixedTrial(first), recipe)) not in self.proposed:
+            self.study.enqueue_trial(first)
+
+    def propose(self) -> Proposal | None:
+        """The next settings, or None where the space has no others left."""
+        revisit = self._revisit_is_due()
+        for attempt in range(ATTEMPTS):
+            self.study.sampler = self.guided if attempt < GUIDED else self.chance
+            if revisit and attempt < ATTEMPTS // 2 and self.proposed:
+                self._fix_training()
+            trial = self.study.ask()
+            settings = space.suggest(trial, self.recipe)
+            if _key(settings) not in self.proposed and self._is_valid(settings):
+                self.proposed.add(_key(settings))
+                return Proposal(settings, trial.params, trial.distributions, trial.number)
+            self.drop(trial.number)
+        return None
+
+    def tell(self, proposal: Proposal, values: Sequence[float]) -> None:
+        """Learn what a proposal gave: quality, p95 in ms, bytes."""
+        self.quality[_key(proposal.settings)] = values[0]
+        self.study.tell(proposal.number, list(values))
+
+    def drop(self, number: int) -> None:
+        """Forget a proposal that came to nothing."""
+        self.study.tell(number, state=TrialState.FAIL)
+
+    def _revisit_is_due(self) -> bool:
+        fresh = {_training_key(json.loads(key)) for key in self.proposed}
+        return bool(self.quality) and 2 * len(fresh) > len(self.proposed)
+
+    def _fix_training(self) -> None:
+        best: dict[str, float] = {}
+        for key, quality in self.quality.items():
+            training = _training_key(json.loads(key))
+            best[training] = max(quality, best.get(training, quality))
+        ranked = sorted(best, key=lambda training: -best[training])
+        chosen = self.random.choice(ranked[: (len(ranked) + 1) // 2])
+        self.study.enqueue_trial(space.encoded(json.loads(chosen)))
+
+    def _is_valid(self, settings: Settings) -> bool:
+        """Whether the hyperparameters agree with each other, as far as the model's Config tells."""
+        try:
+            changed = self.recipe.override(settings).model
+            model_config(changed.name, changed.hyperparameters)
+        except RecipeError:
+            return False
+        return True
+
+
+def _key(settings: Settings) -> str:
+    return json.dumps(settings, sort_keys=True)
+
+
+def _training_key(settings: Settings) -> str:
+    return _key(space.training_part(settings))

@@ -1,0 +1,79 @@
+"""What a search leaves to read: front.csv, front.png and best.toml."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from app.recipe import Recipe, to_toml
+from tuning.budget import Limit
+from tuning.front import Point, front, write_csv
+
+LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
+FRONT, OTHER, BEST = "#1f6feb", "#b8c0cc", "#d1242f"
+
+
+def write_results(
+    recipe: Recipe, out: Path, found: Sequence[Point], best: Point, limits: Sequence[Limit]
+) -> dict[str, Path]:
+    """Write the three files; returns their paths as front_csv, front_png and best_toml."""
+    files = {
+        "front_csv": out / "front.csv",
+        "front_png": out / "front.png",
+        "best_toml": out / "best.toml",
+    }
+    write_csv(front(found), files["front_csv"])
+    plot(found, best, limits, files["front_png"])
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
+    head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
+    files["best_toml"].write_text(head + to_toml(recipe.override(best.settings)))
+    return files
+
+
+def plot(found: Sequence[Point], best: Point, limits: Sequence[Limit], path: Path) -> None:
+    """Quality against latency and against bytes; the front coloured, the choice ringed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
+        _panel(axis, found, best, name)
+        axis.set_xlabel(label)
+        for bound in (limit.bound for limit in limits if limit.name == name):
+            axis.axvline(bound, color=BEST, linewidth=1, linestyle="--", label="budget")
+    axes[0].set_ylabel(f"{best.metric}, validation")
+    named = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
+    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)
+    figure.savefig(path, dpi=140)
+    pyplot.close(figure)
+
+
+def _panel(axis: Any, found: Sequence[Point], best: Point, name: str) -> None:
+    kept = front(found)
+    rest = [p for p in found if p not in kept]
+    for group, colour, size, label in ((rest, OTHER, 26, "other trials"), (kept, FRONT, 38, "front")):
+        if group:
+            values = [p.figure(name) for p in group], [p.quality for p in group]
+            axis.scatter(*values, s=size, color=colour, label=label, zorder=3 if group is kept else 2)
+    stairs = zip(*_stairs(kept, name), strict=True)
+    axis.plot(*stairs, drawstyle="steps-post", color=FRONT, linewidth=1, alpha=0.5, zorder=1)
+    ring: dict[str, Any] = {"s": 130, "facecolors": "none", "edgecolors": BEST, "linewidths": 1.6}
+    axis.scatter(best.figure(name), best.quality, label="chosen", zorder=4, **ring)
+    if max(p.figure(name) for p in found) > 8 * min(p.figure(name) for p in found):
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter("{x:g}")
+    axis.grid(color="#e6e9ee", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _stairs(kept: Sequence[Point], name: str) -> list[tuple[float, float]]:
+    """The best quality to be had at each cost: the front as this panel's one cost shows it."""
+    steps: list[tuple[float, float]] = []
+    for point in sorted(kept, key=lambda p: (p.figure(name), -p.quality)):
+        if not steps or point.quality > steps[-1][1]:
+            steps.append((point.figure(name), point.quality))
+    return steps

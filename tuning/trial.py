@@ -1,0 +1,145 @@
+"""One trial, a plain function: train or reuse, compress, validate, export, measure.
+
+It runs in a Ray worker and never raises: an error comes back as a figure, so that one bad
+combination of settings does not end the search.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import math
+import shutil
+import statistics
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.artifact import cache_key, reuse
+from app.bundle.export import export
+from app.bundle.measure import measure
+from app.bundle.runtime import Ranker
+from app.compression.compress import compress
+from app.data.dataset import Dataset
+from app.errors import RayRecError
+from app.evaluation.evaluate import validate
+from app.evaluation.scorer import ModelScorer
+from app.recipe import Recipe
+from app.training.checkpoint import load_checkpoint
+from app.training.train import checkpoint_settings, fit
+from tuning.space import Settings
+
+CANDIDATES = 100
+REPEATS, CALLS = 9, 100
+
+
+@dataclass(frozen=True)
+class Place:
+    """The folders that all trials of a search share."""
+
+    out: Path
+
+    @property
+    def dataset(self) -> Path:
+        """The prepared data set."""
+        return self.out / "dataset"
+
+    def checkpoint(self, key: str) -> Path:
+        """The checkpoint that is made from `key`."""
+        return self.out / "checkpoints" / key[:16]
+
+    @property
+    def ray(self) -> Path:
+        """Ray Tune's own files, of no use after the search."""
+        return self.out / "ray"
+
+    @property
+    def trials(self) -> Path:
+        """Folders of trials under way; each removes its own."""
+        return self.out / "trials"
+
+
+def run_trial(settings: Settings, recipe: Recipe, place: Place) -> dict[str, Any]:
+    """Figures of one trial.
+
+    Returns:
+        quality (float), p95_ms (float), bytes (int), reused (bool), checkpoint (its key) and
+        seconds; or failed (str), what went wrong, and by_user (bool), whether a user can mend it.
+    """
+    start = time.monotonic()
+    folder = place.trials / uuid.uuid4().hex
+    try:
+        figures = _figures(trial_recipe(recipe, settings), place, folder)
+    except RayRecError as error:
+        return {"failed": str(error), "by_user": error.exit_code == 1}
+    except Exception as error:
+        return {"failed": f"{type(error).__name__}: {error}", "by_user": False}
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return {**figures, "seconds": time.monotonic() - start}
+
+
+def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe as a trial runs it: in this process, for as many epochs as [tune] says."""
+    shorter = {"train.epochs": recipe.tune.epochs} if recipe.tune.epochs else {}
+    return recipe.override({**settings, **shorter, "train.workers": 0})
+
+
+def _figures(recipe: Recipe, place: Place, folder: Path) -> dict[str, Any]:
+    dataset = Dataset.open(place.dataset, verify=False)
+    source, key, reused = _trained(recipe, dataset, place)
+    compress(recipe, dataset, source, folder / "compressed")
+    checkpoint = load_checkpoint(folder / "compressed", dataset)
+    scorer = ModelScorer(checkpoint.model, checkpoint.rows)
+    figures = validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)
+    quality = float(figures[recipe.train.metric])
+    if not math.isfinite(quality):
+        raise RayRecError(f"{recipe.train.metric} is {quality}", where="trial")
+    parents = {"checkpoint": checkpoint.artifact.digest}
+    settings = recipe.part("export", "compress")
+    bundle = export(recipe, dataset, checkpoint, folder / "bundle", settings, parents, figures)
+    return {
+        "quality": quality,
+        "p95_ms": _latency(bundle.path, place),
+        "bytes": bundle.bytes,
+        "reused": reused,
+        "checkpoint": key,
+    }
+
+
+def _trained(recipe: Recipe, dataset: Dataset, place: Place) -> tuple[Path, str, bool]:
+    """The checkpoint of the recipe's training settings, its key, and whether it was there.
+
+    Two trials with equal settings wait for each other, so that one of them trains.
+    """
+    key = cache_key("checkpoint", checkpoint_settings(recipe), {"dataset": dataset.artifact.digest})
+    folder = place.checkpoint(key)
+    with locked(folder.with_suffix(".lock")):
+        found = reuse(folder, "checkpoint", key)
+        if found is None:
+            fit(recipe, dataset, folder)
+    return folder, key, found is not None
+
+
+def _latency(bundle: Path, place: Place) -> float:
+    """p95 in ms of one request at a time on one thread: the median of several measurements.
+
+    Only one trial measures at a time; what else runs on the machine disturbs some of the
+    measurements, and the median leaves those out.
+    """
+    ranker = Ranker.open(bundle, threads=1, verify=False)
+    with locked(place.out / "measure.lock"):
+        found = [measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"] for _ in range(REPEATS)]
+    return float(statistics.median(found))
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file; it is free again when its holder ends, however that happens."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
