@@ -10,11 +10,14 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app import summary
+from app.console import say, table
 from app.errors import RayRecError
 
 if TYPE_CHECKING:
@@ -104,7 +107,11 @@ def run(
     loaded = _load(recipe, set)
     from app import pipeline
 
-    _print(pipeline.run(loaded, out.absolute(), force=force).summary(), json)
+    result = pipeline.run(loaded, out.absolute(), force=force).summary()
+    _print(result, json, summary.of_run)
+    if not json:
+        say(f"Report: {out / 'report' / 'report.md'}")
+        say(f"Next: rayrec serve {result['bundle']}")
 
 
 @app.command()
@@ -193,7 +200,9 @@ def demo(
     _be_verbose(verbose)
     from app.demo import demo as show
 
-    _print(show(out.absolute(), users=users, items=items, events=events), json, quiet=True)
+    result = show(out.absolute(), users=users, items=items, events=events, quiet=json)
+    if json:
+        _print(result, json)
 
 
 @app.command()
@@ -216,13 +225,13 @@ def _be_verbose(verbose: bool) -> None:
         os.environ["RAYREC_VERBOSE"] = "1"
 
 
-def _print(result: dict[str, Any], as_json: bool, *, quiet: bool = False) -> None:
+def _print(
+    result: dict[str, Any], as_json: bool, rows: Callable[[dict[str, Any]], summary.Rows] = summary.of_stage
+) -> None:
     if as_json:
         print(json.dumps(result, default=str))
-    elif not quiet:
-        from app.console import table
-
-        table(result)
+    else:
+        table(rows(result))
 
 
 def main() -> None:

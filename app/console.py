@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 LINE_EVERY_S = 5.0
 
@@ -72,22 +71,14 @@ def progress(description: str, total: int | None = None) -> Iterator[Progress]:
         bars.update(task, completed=bar.total or 1, total=bar.total or 1)
 
 
-def table(result: Mapping[str, Any], title: str = "") -> None:
-    """Print a result on stdout as a table of two columns; nested keys are joined by dots."""
+def table(rows: Iterable[tuple[str, str]], title: str = "") -> None:
+    """Print rows of name and value on stdout."""
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(show_header=False, box=None, title=title or None, title_justify="left")
-    for key, value in _flat(result):
-        shown.add_row(key, value)
+    shown = Table(show_header=False, box=None, title=title or None, title_justify="left", pad_edge=False)
+    shown.add_column(no_wrap=True)
+    shown.add_column(overflow="fold")
+    for name, value in rows:
+        shown.add_row(name, value)
     Console().print(shown)
-
-
-def _flat(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for key, value in result.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, float):
-            yield f"{prefix}{key}", f"{value:.4g}"
-        else:
-            yield f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)

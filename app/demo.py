@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from app import pipeline
+from app import console, pipeline, summary
 from app.bundle.requests import RankRequest, RecommendRequest
 from app.client import Client
 from app.console import say
@@ -28,8 +28,8 @@ TRIALS = 6
 REQUESTS = 200
 
 
-def demo(out: Path, *, users: int, items: int, events: int) -> dict[str, Any]:
-    """Make a shop, run every stage, serve, ask, search; prints a table and returns its figures."""
+def demo(out: Path, *, users: int, items: int, events: int, quiet: bool = False) -> dict[str, Any]:
+    """Make a shop, run every stage, serve, ask, search; prints a table unless quiet, returns its figures."""
     start = time.monotonic()
     shop = out / "shop"
     say(f"A shop with {users:,} users, {items:,} items and {events:,} events, planted dirt included")
@@ -38,12 +38,13 @@ def demo(out: Path, *, users: int, items: int, events: int) -> dict[str, Any]:
     with shared_session():
         done = pipeline.run(recipe, out)
         served = _serve(out / "bundle", recipe, start)
-    quality = _quality(recipe, out, shop)
-    say(f"Searching: {TRIALS} trials over hyperparameters and compression together")
-    searched = tune(recipe, out / "tune", trials=TRIALS, budget="p95_ms<=20")
+        quality = _quality(recipe, out, shop)
+        say(f"Searching: {TRIALS} trials over hyperparameters and compression together")
+        searched = tune(recipe, out, trials=TRIALS, budget="p95_ms<=20")
     result = {**done.summary(), **quality, **served, "tune": searched}
     result["seconds"]["whole demo"] = round(time.monotonic() - start, 1)
-    _show(result, out)
+    if not quiet:
+        _show(result, out)
     return result
 
 
@@ -86,39 +87,26 @@ def _quality(recipe: Recipe, out: Path, shop: Path) -> dict[str, Any]:
 
 
 def _show(result: dict[str, Any], out: Path) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    shown = Table(title="From log to served ranking", title_justify="left", show_header=False)
-    for name, value in _rows(result):
-        shown.add_row(name, value)
-    console = Console()
-    console.print(shown)
-    console.print(f"Report: {out / 'report' / 'report.md'}")
-    console.print("Next: point a recipe at your own log")
-    console.print("  .venv/bin/rayrec init shop && $EDITOR shop/recipe.toml")
-    console.print("  .venv/bin/rayrec check shop/recipe.toml && .venv/bin/rayrec run shop/recipe.toml")
-    console.print(f"  .venv/bin/rayrec serve {result['bundle']}")
+    console.table(_rows(result), title="From log to served ranking")
+    say(f"Report: {out / 'report' / 'report.md'}; the search: {out / 'front.png'}")
+    say("Next: point a recipe at your own log")
+    say("  .venv/bin/rayrec init shop && $EDITOR shop/recipe.toml")
+    say("  .venv/bin/rayrec check shop/recipe.toml && .venv/bin/rayrec run shop/recipe.toml")
+    say(f"  .venv/bin/rayrec serve {result['bundle']}")
 
 
-def _rows(result: dict[str, Any]) -> list[tuple[str, str]]:
-    data, ndcg = result["data"], result["figures"]["ndcg@10"]
-    popularity = result["baselines"]["popularity"]["ndcg@10"]
-    best, full = result["attainable"]["ndcg@10"], result["uncompressed"]["ndcg@10"]
-    size, latency = result["bytes"], result["rank_ms"]
-    rejected = ", ".join(f"{reason} {n:,}" for reason, n in data["rejected"].items() if n)
+def _rows(result: dict[str, Any]) -> summary.Rows:
+    ndcg, full = result["figures"]["ndcg@10"], result["uncompressed"]["ndcg@10"]
+    best, popular = result["attainable"]["ndcg@10"], result["baselines"]["popularity"]["ndcg@10"]
+    latency, found = result["rank_ms"], result["tune"]
+    seconds = result["seconds"]["whole demo"]
     return [
-        ("rows in, kept", f"{data['rows_in']:,}, {data['rows_kept']:,}"),
-        ("rejected", rejected),
-        ("users, items", f"{data['users']:,}, {data['items']:,}"),
-        ("epochs", f"{result['training']['epochs']} (best {result['training']['best_epoch']})"),
-        ("NDCG@10", f"{ndcg:.4f}, {ndcg / full:.1%} of the uncompressed model"),
-        ("  popularity", f"{popularity:.4f}; ours is {ndcg / popularity:.1f} x"),
-        ("  best attainable", f"{best:.4f}; ours is {ndcg / best:.0%} of it"),
-        ("bundle", f"{size['bundle'] / 1e6:.2f} MB, {size['float32'] / 1e6:.2f} MB in float32"),
-        ("rank 100 items over HTTP", f"p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"),
+        *summary.of_run(result),
+        ("ndcg@10 beside", f"{ndcg / popular:.1f} x popularity; {ndcg / best:.0%} of {best:.4f}, the best"),
+        ("  in int8", f"{ndcg / full:.1%} of the uncompressed model's"),
+        ("rank 100 over HTTP", f"p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"),
         ("feedback", "changed the next answer" if result["feedback_changes_answer"] else "left the answer"),
-        ("search", f"{result['tune'].get('trials')} trials, {result['tune'].get('front')} on the front"),
+        ("search", f"{found['trials']} trials, {len(found['front'])} on the front"),
         ("first recommendation", f"{result['first_recommendation_s']:.0f} s after the start"),
-        ("whole demo", f"{result['seconds']['whole demo']:.0f} s"),
+        ("whole demo", f"{seconds:.0f} s"),
     ]

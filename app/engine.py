@@ -12,8 +12,8 @@ from app import haproxy, processes
 
 # Why each: auth, because core Ray listens on every interface; no telemetry; Ray Train answers
 # a report once per health check; a replica that ends waits only until HAProxy left it (30 s by
-# default); HAProxy's per-request log costs a tenth of the throughput and nobody reads it; the
-# rest keeps Ray's chatter out of the user's terminal.
+# default); a busy machine needs more than 5 s to start HAProxy, whose line per request nobody
+# reads; the rest keeps Ray's chatter out of the user's terminal.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -27,6 +27,7 @@ ENVIRONMENT = {
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_TQDM": "0",
 }
 OBJECT_STORE_BYTES = 512 << 20

@@ -92,9 +92,9 @@ def _real_binary() -> str | None:
 
 
 def _launch(arguments: list[str]) -> None:
-    # The signal follows exec; setsid keeps a Ctrl-C at the terminal from ending it too early.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # exec keeps it
+    if os.getpgrp() != os.getpid():
+        os.setpgrp()  # else a Ctrl-C at the terminal would end it before its last answers
     configuration = Path(arguments[arguments.index("-f") + 1])
     fault = configuration.with_name("503.http")
     head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"

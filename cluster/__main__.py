@@ -65,6 +65,9 @@ def _up() -> None:
     print("up: starting a Ray head node …", file=sys.stderr)
     started = node.up()
     print(f"up: ready at {started.address}, jobs at {started.dashboard} (pid {started.pid})", file=sys.stderr)
+    address = f"RAY_ADDRESS={started.dashboard} RAY_DASHBOARD_ADDRESS={started.dashboard}"
+    own = f"{address} RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH={state.token()}"
+    print(f"for `ray job` and `serve deploy`: export {own}", file=sys.stderr)
     print("next: python -m cluster submit -- run RECIPE --out DIR", file=sys.stderr)
 
 

@@ -1,7 +1,6 @@
 """The configuration with which `serve deploy` puts a bundle on a cluster.
 
-A deploy that changes only `user_config` swaps values inside living replicas; everything else
-restarts them one after another.
+`args` takes any key of the recipe's [serve] section beside the bundle.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ from pathlib import Path
 from cluster.errors import ClusterError
 
 TEMPLATE = """\
-# serve deploy serve.yaml   (with RAY_ADDRESS naming the dashboard, e.g. http://127.0.0.1:8265)
+# serve deploy serve.yaml   (with the variables that `python -m cluster up` names)
 proxy_location: HeadOnly
 http_options:
   host: {host}
   port: {port}
-  request_timeout_s: 10
+  request_timeout_s: 15
 logging_config:
-  log_level: WARNING
+  log_level: ERROR
   enable_access_log: false
 applications:
   - name: rayrec
@@ -26,6 +25,8 @@ applications:
     import_path: app.serving.service:build
     args:
       bundle: {bundle}
+      host: {host}
+      port: {port}
 """
 
 

@@ -15,6 +15,7 @@ from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequ
 from app.errors import RequestError
 from app.recipe import Serve
 from app.serving import ingress
+from app.serving.guard import key_digest
 
 Stored = Sequence[Sequence[HistoryEvent]]
 
@@ -49,6 +50,8 @@ class FakeRanker:
         return [self._answer(["a", "bb", "ccc"][-r.k :], s, r.user) for r, s in pairs]
 
     def similar(self, requests: Sequence[SimilarRequest]) -> list[Answer]:
+        for request in requests:
+            self.check(request)
         return [self._answer([r.item + "x"], [], "u1") for r in requests]
 
     def _answer(self, items: Sequence[str], stored: Sequence[HistoryEvent], user: str) -> Answer:
@@ -70,7 +73,7 @@ def fake_ingress(
         _deployment_config=SimpleNamespace(max_ongoing_requests=1000),
     )
     patch.setattr(ingress.serve, "get_replica_context", lambda: context)
-    return ingress.Ingress("bundle", str(store), settings, ingress.key_digest(key) if key else None)
+    return ingress.Ingress("bundle", str(store), settings, key_digest(key) if key else None)
 
 
 def transport(replica: ingress.Ingress) -> httpx.ASGITransport:

@@ -6,6 +6,7 @@ A trial that was cut off leaves no trace in it, so going on means reading it and
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Literal
 
@@ -19,29 +20,42 @@ from tuning.front import Point
 from tuning.propose import Proposal
 from tuning.space import decoded
 
-DIRECTIONS: list[Literal["maximize", "minimize"]] = [
-    "maximize",
-    "minimize",
-    "minimize",
-]  # quality, p95 in ms, bytes
+# Of quality, p95 in ms, bytes.
+DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "minimize"]
 
 
 def open_journal(path: Path, name: str) -> optuna.Study:
-    """The study `name` in the journal file, made if it is not there.
+    """The study `name` in the journal file, made if it is not there; for one process at a time.
+
+    A last line that was cut off while it was written is removed: it is no finished trial, and
+    what comes after it could not be read.
 
     Raises:
         ArtifactError: the file is not a journal or is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
+        _mend(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
-        return optuna.create_study(
-            storage=storage, study_name=name, directions=DIRECTIONS, load_if_exists=True
-        )
-    except (ValueError, KeyError, AttributeError) as error:
+        if name in optuna.get_all_study_names(storage):  # to ask for it twice would write twice
+            return optuna.load_study(study_name=name, storage=storage)
+        return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"not a whole journal ({error})", where=str(path), remedy="move it away, or choose another --out"
         ) from None
+
+
+def _mend(path: Path) -> None:
+    if not path.exists():
+        return
+    with path.open("r+b") as stream:
+        whole, _, torn = stream.read().rpartition(b"\n")
+        if torn and not b'{"op_code"'.startswith(torn[:10]):
+            raise ValueError("its last line is none of a journal")
+        for line in whole.splitlines():
+            json.loads(line)["op_code"]  # a last line that is none would pass, and be built upon
+        stream.truncate(len(whole) + 1 if whole else 0)
 
 
 def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: str) -> Point:

@@ -34,7 +34,7 @@ from tuning.space import Settings
 
 Direction = Literal["maximize", "minimize"]
 START_UP = 6  # trials at random before the sampler models them
-GUIDED, ATTEMPTS = 8, 200  # draws before the sampler gives way to chance, and before giving up
+GUIDED, ATTEMPTS = 8, 50  # draws before the sampler gives way to chance, and before giving up
 
 
 @dataclass(frozen=True)

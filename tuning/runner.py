@@ -120,13 +120,17 @@ def _line(point: Point) -> str:
 
 
 def _tuner(recipe: Recipe, place: Place, ledger: Ledger) -> Any:
+    import ray
     from ray import tune
 
     from tuning.searcher import LedgerSearcher
 
     shutil.rmtree(place.ray, ignore_errors=True)
+    # Without a GPU in the cluster, asking for one would wait for ever; the trial says it better.
+    has_gpu = "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+    trial = tune.with_parameters(run_trial, recipe=recipe, place=place)
     return tune.Tuner(
-        tune.with_parameters(run_trial, recipe=recipe, place=place),
+        tune.with_resources(trial, {"cpu": 1, "gpu": 1 if recipe.train.gpu and has_gpu else 0}),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
             num_samples=ledger.missing,

@@ -39,7 +39,7 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
 
     Args:
         recipe: searched around; its own settings are the first trial.
-        out: folder of the search, with data set and checkpoints.
+        out: folder of the search, with data set and checkpoints; on a cluster, shared storage.
         trials: finished trials in all.
         budget: e.g. "p95_ms<=8, mb<=20"; empty: the best quality.
 

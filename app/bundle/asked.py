@@ -102,7 +102,7 @@ def model_inputs(asked: Sequence[Asked], info: Info, wanted: Container[str]) -> 
         history_age and context.
     """
     count, length = len(asked), info.history
-    item, event, times = (np.zeros((count, length), np.int64) for _ in range(3))
+    item, event, times = np.zeros((3, count, length), np.int64)
     for place, one in enumerate(asked):
         last = min(length, len(one.history))
         if last:

@@ -79,8 +79,11 @@ class Ids:
 
     def find_all(self, names: Iterable[str]) -> list[int]:
         """Rows of ids."""
-        known, search = self._known.get, self._search
-        return [known(name) or search(name) for name in names]
+        names = list(names)
+        rows = list(map(self._known.get, names))
+        if None in rows:
+            return [row or self._search(name) for row, name in zip(rows, names, strict=True)]
+        return rows  # type: ignore[return-value]
 
     def _search(self, name: str) -> int:
         wanted = np.uint64(_hash(name))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from app.bundle.graph import Graph
 from app.bundle.layout import INPUTS, Array
-from app.errors import RayRecError
+from app.errors import DataError, RayRecError
 from app.models.base import History, Model
 from app.tables.rows import Rows
 
@@ -63,6 +63,7 @@ def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: 
 
     Raises:
         RayRecError: a graph differs from the model by more than 1e-4.
+        DataError: the model's scores are NaN or infinite.
     """
     figures = {"dense_float32_bytes": 0.0, "dense_error": 0.0}
     graphs = {"model.onnx": INPUTS} | ({"user.onnx": INPUTS[:-1]} if model.retrieves else {})
@@ -129,6 +130,12 @@ def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor
     for example in examples:
         with torch.no_grad():
             expected: Array = served(*example.values()).numpy()
+        if not np.isfinite(expected).all():
+            raise DataError(
+                "the model's scores are not finite numbers",
+                where="export",
+                remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
+            )
         try:
             found = graph.run({name: v.numpy() for name, v in example.items() if name in graph.inputs})
         except Exception:  # onnxruntime's own kinds: a shape that does not fit

@@ -108,15 +108,13 @@ class Ranker:
 
     def _ranked(self, request: RankRequest, items: list[str], asked: Asked, scores: Array) -> Answer:
         order = np.argsort(-scores, kind="stable")[: request.k]
-        places, values = order.tolist(), scores[order].tolist()
+        names, values = [items[place] for place in order.tolist()], scores[order].tolist()
         cold = asked.user == 0 or not asked.rows.all()
         if not request.explain:
-            found = [Scored(items[i], v) for i, v in zip(places, values, strict=True)]
-            return Answer(self.name, self.version, found, cold)
+            return Answer(self.name, self.version, list(map(Scored, names, values)), cold)
         effects = explain(self._scores, asked, asked.rows[order])
         because = [{self.items[row]: change for row, change in one.items()} for one in effects]
-        found = [Scored(items[i], v, b) for i, v, b in zip(places, values, because, strict=True)]
-        return Answer(self.name, self.version, found, cold)
+        return Answer(self.name, self.version, list(map(Scored, names, values, because)), cold)
 
     def recommend(self, requests: Sequence[RecommendRequest], stored: Stored = None) -> list[Answer]:
         """The best k of all items for each request; of equal scores the more popular first.

@@ -11,7 +11,7 @@ import polars as pl
 
 from app.data.plan import Plan
 from app.data.reading import Piece
-from app.data.text import as_number, encode, lists_of, text_of
+from app.data.text import blank, encode, lists_of, number_of, text_of
 from app.data.times import times_of
 
 Array = npt.NDArray[Any]
@@ -65,11 +65,11 @@ def clean(piece: Piece, plan: Plan) -> Cleaned:
     reject(item < 0, "missing_item")
     event, event_texts = _events(frame, plan)
     value, lacking, notes["value"] = _values(frame, plan, piece)
-    _reject_missing(frame, plan, event, lacking, reject)
+    time, good = _times(frame, plan)
+    _reject_missing(frame, plan, event, lacking, ~good, reject)
     if plan.where and plan.where.columns <= set(frame.columns):
         reject(~plan.where.keep(frame).to_numpy(), "filtered")
     reject(_unknown(event, event_texts, plan), "unknown_event")
-    time, good = _times(frame, plan)
     late = ~good | (time < plan.earliest) | (time > plan.latest)
     notes["timestamp"] = _note(frame, data.timestamp, late & (reason == 0), piece)
     reject(late, "bad_time")
@@ -111,7 +111,7 @@ def _unknown(event: Array, texts: list[str], plan: Plan) -> Array:
 def _numbers(frame: pl.DataFrame, column: str) -> Array:
     if column not in frame.columns:
         return np.full(len(frame), np.nan)
-    return frame.select(as_number(column, frame.schema)).to_series().to_numpy().astype(np.float64)
+    return number_of(frame[column]).to_numpy().astype(np.float64)
 
 
 def _values(frame: pl.DataFrame, plan: Plan, piece: Piece) -> tuple[Array, Array, Note]:
@@ -121,9 +121,14 @@ def _values(frame: pl.DataFrame, plan: Plan, piece: Piece) -> tuple[Array, Array
         return np.ones(len(frame), np.float32), np.zeros(len(frame), bool), Note()
     numbers = _numbers(frame, column)
     lacking = np.isnan(numbers)
-    note = _note(frame, column, lacking & text_of(frame[column]).is_not_null().to_numpy(), piece)
+    text = text_of(frame[column]) if lacking.any() else frame[column]
+    strange = (text.is_not_null() & text.cast(pl.Float64, strict=False).is_null()).to_numpy()
+    note = _note(frame, column, lacking & strange, piece)
     note.good = int((~lacking).sum())
-    if plan.data.missing.get(column) == "median":
+    policy = plan.data.missing.get(column, "drop")
+    if policy.startswith("constant:"):
+        numbers = np.where(lacking, float(policy.removeprefix("constant:")), numbers)
+    if policy != "drop":
         lacking = np.zeros_like(lacking)
     return numbers.astype(np.float32), lacking, note
 
@@ -135,17 +140,21 @@ def _note(frame: pl.DataFrame, column: str, bad: Array, piece: Piece) -> Note:
     return Note(int(bad.sum()), 0, str(frame[column][first])[:80], int(piece.rows[first]))
 
 
-def _reject_missing(frame: pl.DataFrame, plan: Plan, event: Array, lacking: Array, reject: Any) -> None:
+def _reject_missing(
+    frame: pl.DataFrame, plan: Plan, event: Array, lacking: Array, timeless: Array, reject: Any
+) -> None:
     data = plan.data
     if data.timestamp:
-        reject(text_of(frame[data.timestamp]).is_null().to_numpy(), "missing_timestamp")
+        absent = np.zeros(len(frame), bool)
+        absent[timeless] = blank(frame[data.timestamp].filter(pl.Series(timeless))).to_numpy()
+        reject(absent, "missing_timestamp")
     if data.event:
         reject(event < 0, "missing_event")
     if data.value:
         reject(lacking, "missing_value")
     for column in plan.dropped:
         if column in frame.columns:
-            reject(text_of(frame[column]).is_null().to_numpy(), f"missing_{column}")
+            reject(blank(frame[column]).to_numpy(), f"missing_{column}")
 
 
 def _times(frame: pl.DataFrame, plan: Plan) -> tuple[Array, Array]:

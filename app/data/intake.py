@@ -13,6 +13,7 @@ import numpy as np
 from app.console import say
 from app.data.plan import Plan, make_plan
 from app.data.refine import PieceInfo
+from app.data.rejected import Place
 from app.data.scatter import MAX_EVENTS, scatter
 from app.data.sources import Source, Split, cut, describe, find
 from app.data.tasks import map_splits
@@ -41,6 +42,16 @@ class Intake:
     def rejected(self) -> Counter[str]:
         """Rows rejected so far, by reason."""
         return sum((Counter(r["rejected"]) for r in self.reports), Counter())
+
+    @property
+    def places(self) -> dict[int, Place]:
+        """Where each split lies, by its number."""
+        begins: dict[Source, int] = {}
+        found = {}
+        for split, report, offset in zip(self.splits, self.reports, self.offsets, strict=True):
+            begin = begins.setdefault(split.source, offset)
+            found[split.number] = Place(offset, offset - begin, report["rows"])
+        return found
 
     @property
     def infos(self) -> list[PieceInfo]:
@@ -118,37 +129,36 @@ def _event_types(plan: Plan, reports: Sequence[Json]) -> list[str]:
 
 
 def _refuse(intake: Intake) -> None:
-    notes: dict[str, list[tuple[Split, Json]]] = {}
-    for split, report in zip(intake.splits, intake.reports, strict=True):
-        for note in report["notes"]:
-            notes.setdefault(note["column"], []).append((split, note))
-    _refuse_mixed(intake.plan, notes.get("value", []))
+    _refuse_mixed(intake)
     if not any(p["kept"] for r in intake.reports for p in r["pieces"]):
-        raise no_events(intake.rejected, intake.rows, _example(intake.plan, notes.get("timestamp", [])))
+        first = next(iter(_notes(intake, "timestamp")), None)
+        example = f"{intake.plan.data.timestamp} = {first[0]['value']!r} in {first[1]}" if first else ""
+        raise no_events(intake.rejected, intake.rows, example)
 
 
-def _refuse_mixed(plan: Plan, notes: Sequence[tuple[Split, Json]]) -> None:
+def _notes(intake: Intake, role: str) -> list[tuple[Json, str]]:
+    """Notes on a column that tell of bad values, with the place of the first."""
+    places = intake.places
+    return [
+        (note, f"{split.source.name}, row {places[split.number].in_file + note['row'] + 1}")
+        for split, report in zip(intake.splits, intake.reports, strict=True)
+        for note in report["notes"]
+        if note["column"] == role and note["bad"]
+    ]
+
+
+def _refuse_mixed(intake: Intake) -> None:
     """A few values that are no numbers are dirt, and told; more than half are a mistake."""
-    bad = sum(n["bad"] for _, n in notes)
-    if not bad:
+    notes = _notes(intake, "value")
+    if not notes:
         return
-    split, first = next((s, n) for s, n in notes if n["bad"])
-    column = plan.data.value
-    place = f"{split.source.name}, row {first['row'] + 1} of its split" if split.start else split.source.name
-    place = place if split.start else f"{split.source.name}, row {first['row'] + 1}"
-    if bad > sum(n["good"] for _, n in notes):
+    told = f"{intake.plan.data.value} = {notes[0][0]['value']!r} is not a number"
+    bad = sum(note["bad"] for note, _ in notes)
+    good = sum(n["good"] for r in intake.reports for n in r["notes"] if n["column"] == "value")
+    if bad > good:
         remedy = "map data.value to a column of numbers, or leave it out"
-        raise DataError(
-            f"{column} = {first['value']!r} is not a number, as most are not", where=place, remedy=remedy
-        )
-    say(
-        f"{place}: {column} = {first['value']!r} is not a number; so are {bad} values, which count as missing"
-    )
-
-
-def _example(plan: Plan, notes: Sequence[tuple[Split, Json]]) -> str:
-    first = next((n for _, n in notes if n["bad"]), None)
-    return f"{plan.data.timestamp} = {first['value']!r}" if first else ""
+        raise DataError(f"{told}, nor are most values of this column", where=notes[0][1], remedy=remedy)
+    say(f"{notes[0][1]}: {told}; {bad} such values count as missing")
 
 
 def no_events(rejected: Counter[str], rows: int, example: str = "") -> DataError:

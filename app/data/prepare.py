@@ -181,8 +181,7 @@ def _put_aside(intake: Intake, out: Path, rejected: int) -> None:
     folder.mkdir()
     if not rejected:
         return
-    numbers = {split.number: i for i, split in enumerate(intake.splits)}
-    shared = (intake.plan, numbers, intake.offsets, [r["rows"] for r in intake.reports], str(folder))
+    shared = (intake.plan, intake.places, str(folder))
     made = map_splits(put_aside, intake.splits, shared, "putting rejected rows aside", intake.plan.scratch)
     written = sum(m["rows"] for m in made)
     if written != rejected:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -71,16 +72,23 @@ def _damaged(source: Source, error: Exception) -> DataError:
     if source.gzip and isinstance(error, OSError | EOFError):
         return DataError(f"damaged or truncated gzip ({text})", where=source.name, remedy="copy it again")
     if "straddling" in text or "out of sync" in text:
-        remedy = "close the quotes, or double a quote that belongs to the text"
-        return DataError("a quoted field is never closed", where=source.name, remedy=remedy)
+        return _never_closed(source)
     return DataError(f"cannot be read ({text})", where=source.name, remedy="mend or copy the file again")
+
+
+def _never_closed(source: Source, row: str = "") -> DataError:
+    remedy = "close the quotes, or double a quote that belongs to the text"
+    return DataError("a quoted field is never closed", where=f"{source.name}{row}", remedy=remedy)
 
 
 def _csv(split: Split, data: Data) -> Iterator[Piece]:
     source = split.source
-    bad: list[tuple[int, str]] = []
+    bad: deque[tuple[int, str]] = deque()
+    open_rows: list[int] = []  # rows that a quote, never closed, made run on
 
     def set_aside(row: Any) -> str:
+        if row.text.count('"') % 2 and "\n" in row.text:
+            open_rows.append(row.number - split.source.header * split.whole)
         bad.append((row.number - 1, row.text))
         return "skip"
 
@@ -98,6 +106,8 @@ def _csv(split: Split, data: Data) -> Iterator[Piece]:
         if stream is file and split.start >= file.size():
             return
         yield from _batches(_open_csv(stream, source, data, (size, skip, quoted), set_aside), bad, skip)
+        if open_rows:
+            raise _never_closed(source, f", row {open_rows[0]}")
 
 
 def _open_csv(
@@ -127,13 +137,16 @@ def _open_csv(
         raise
 
 
-def _batches(reader: Any, bad: list[tuple[int, str]], skip: int) -> Iterator[Piece]:
+def _batches(reader: Any, bad: deque[tuple[int, str]], skip: int) -> Iterator[Piece]:
     done = 0
     for batch in reader:
-        frame = pl.DataFrame(pl.from_arrow(batch))
-        here, bad[:] = [(row - skip, text) for row, text in bad], []
-        yield _number(frame, done, here)
-        done += len(frame) + len(here)
+        # The reader is ahead of us: rows set aside may belong to batches that are to come.
+        here: list[tuple[int, str]] = []
+        while bad and bad[0][0] - skip <= done + batch.num_rows + len(here):
+            row, text = bad.popleft()
+            here.append((row - skip, text))
+        yield _number(pl.DataFrame(pl.from_arrow(batch)), done, here)
+        done += batch.num_rows + len(here)
     if bad:
         rows = [(row - skip, text) for row, text in bad]
         yield Piece(pl.DataFrame(), np.empty(0, np.int64), rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +18,26 @@ from app.data.sources import Split
 Array = npt.NDArray[Any]
 
 
-def put_aside(
-    split: Split, plan: Plan, numbers: dict[int, int], offsets: list[int], rows: list[int], folder: str
-) -> dict[str, int]:
+@dataclass(frozen=True)
+class Place:
+    """Where a split's rows lie."""
+
+    offset: int  # rows of the whole input before it
+    in_file: int  # rows of its file before it
+    rows: int
+
+
+def put_aside(split: Split, plan: Plan, places: dict[int, Place], folder: str) -> dict[str, int]:
     """Read a split again and write the rows that some phase rejected, in their order.
 
     Args:
         split: the split.
         plan: the plan.
-        numbers: place of each split in the two lists, by its number.
-        offsets: rows of the whole input before each split.
-        rows: rows of each split.
+        places: where each split lies, by its number.
         folder: rejected/ of the data set.
     """
-    place = numbers[split.number]
-    reasons = _reasons(split, plan, offsets[place], rows[place])
+    place = places[split.number]
+    reasons = _reasons(split, plan, place.offset, place.rows)
     if not reasons.any():
         return {"rows": 0}
     written = 0
@@ -39,6 +45,7 @@ def put_aside(
         frame = _frame(piece, reasons, split, plan)
         written += len(frame)
         if len(frame):
+            frame = frame.with_columns(pl.col("_row") + place.in_file)
             target = Path(folder) / f"{split.number:07d}-{number:05d}.parquet"
             pq.write_table(frame.to_arrow(), target, compression="zstd")
     return {"rows": written}
@@ -77,4 +84,4 @@ def _frame(piece: Piece, reasons: Array, split: Split, plan: Plan) -> pl.DataFra
 
 def _labelled(frame: pl.DataFrame, reasons: list[str], rows: Array, texts: list[str | None]) -> pl.DataFrame:
     labels = {"_reason": pl.Series(reasons, dtype=pl.String), "_row": pl.Series(rows + 1, dtype=pl.Int64)}
-    return frame.with_columns(**labels, _text=pl.Series(texts, dtype=pl.String))
+    return pl.DataFrame({**frame.to_dict(), **labels, "_text": pl.Series(texts, dtype=pl.String)})

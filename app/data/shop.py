@@ -7,7 +7,6 @@ in shop_truth.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.console import Progress, progress
+from app.data.shop_catalogue import write_items, write_users
 from app.data.shop_log import EVENT, HEADER, MIN_EVENTS, Bins, LogWriter, planted
 from app.data.shop_recipe import RECIPE
 from app.data.shop_truth import Truth, attainable
@@ -27,14 +27,6 @@ __all__ = ["Truth", "attainable", "generate"]
 Array = npt.NDArray[Any]
 BLOCK = 1 << 14  # users that walk at a time
 LARGEST = 0.8  # of all items, that a user meets at most
-COUNTRIES = ["DE", "FR", "GB", "ES", "IT", "NL", "PL", "SE"]
-NOUNS = ["lamp", "chair", "table", "mug", "plate", "bowl", "vase", "clock", "rug", "cushion", "blanket", "curtain", "shelf", "basket", "candle", "mirror", "frame", "kettle", "teapot", "knife", "spoon", "pan", "tray", "jar", "bottle", "tin", "box", "bag", "purse", "belt", "scarf", "hat", "glove", "sock", "shoe", "boot", "coat", "shirt", "dress", "skirt", "ring", "watch", "bracelet", "necklace", "book", "pen", "card", "kite", "puzzle", "doll", "train", "ball", "drum"]
-TIER_WORDS = (
-    ["basic", "simple", "budget", "plain"],
-    ["classic", "family", "everyday", "solid"],
-    ["luxury", "handmade", "deluxe", "designer"],
-)
-COLOURS = ["red", "blue", "green", "white", "black", "cream", "silver", "café-brown"]
 
 
 def generate(
@@ -50,12 +42,15 @@ def generate(
         seed: of everything drawn.
 
     Raises:
-        DataError: sizes at odds: too few or too many events for so many users and items.
+        DataError: sizes at odds (too few or too many events for so many users and items), or
+            `out` is a file.
         MachineError: the disk is full or not writable.
     """
     dirt = planted(events)
     clean = events - sum(dirt.values())
     _check_sizes(users, items, clean)
+    if out.exists() and not out.is_dir():
+        raise DataError("exists and is no folder", where=str(out), remedy="choose another output folder")
     world = build_world(users, items, seed)
     rejected = {reason: count for reason, count in dirt.items() if count}
     truth = Truth(users, items, seed, rows_in=events, rows_kept=clean, rejected=rejected)
@@ -63,8 +58,8 @@ def generate(
         out.mkdir(parents=True, exist_ok=True)
         (out / "truth.json").unlink(missing_ok=True)  # written last: a shop with a truth is whole
         world.save(out / "truth")
-        _write_items(out / "items.csv", world, seed)
-        _write_users(out / "users.csv", world, seed)
+        write_items(out / "items.csv", world, seed)
+        write_users(out / "users.csv", world, seed)
         with progress("generate", events) as bar:
             _write_events(out, world, dirt, clean, seed, bar)
         (out / "recipe.toml").write_text(RECIPE.format(seed=seed))
@@ -113,7 +108,7 @@ def _lengths(rng: np.random.Generator, users: int, total: int, most: int) -> Arr
     while missing := total - int(lengths.sum()):
         open_ = np.flatnonzero(lengths < most if missing > 0 else lengths > MIN_EVENTS)
         lengths[rng.permutation(open_)[: abs(missing)]] += 1 if missing > 0 else -1
-    return lengths
+    return np.asarray(lengths)
 
 
 def _walks(folder: Path, world: World, lengths: Array, seed: int) -> Iterator[Array]:
@@ -167,46 +162,3 @@ def _dress(world: World, events: Array, rng: np.random.Generator) -> None:
     events["quantity"] = 1 + (chance[1] > 0.8) + (chance[1] > 0.95)
     list_price = world.item_price[events["item"]]
     events["cents"] = np.rint(list_price * (1 - chance[2] / 2))
-
-
-def _write_items(path: Path, world: World, seed: int) -> None:
-    """Attributes of the catalogue; one in fifty lacks its price, one in a hundred its category."""
-    rng = np.random.default_rng([seed, 4])
-    categories = [_category(number) for number in range(len(world.complement))]
-    words = rng.integers(0, 4, len(world.item_tier))
-    colours = rng.integers(0, len(COLOURS), len(world.item_tier))
-    lacks = rng.random((2, len(world.item_tier))) < [[0.01], [0.02]]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        out = csv.writer(stream, lineterminator="\n")
-        out.writerow(["item_id", "category", "price", "title"])
-        for row in np.argsort(world.item_number):
-            category = categories[world.item_category[row]]
-            title = f"{TIER_WORDS[world.item_tier[row]][words[row]]} {category}, {COLOURS[colours[row]]}"
-            out.writerow(
-                [
-                    f"i{world.item_number[row]:05d}",
-                    "" if lacks[0, row] else category,
-                    "" if lacks[1, row] else f"{world.item_price[row] / 100:.2f}",
-                    title.capitalize(),
-                ]
-            )
-
-
-def _category(number: int) -> str:
-    """A noun for each of the first categories, then nouns with a series: lamp, chair ... lamp b."""
-    series, noun = divmod(number, len(NOUNS))
-    return NOUNS[noun] if not series else f"{NOUNS[noun]} {'abcdefghijklmnopqrstuvwxyz'[series % 26]}"
-
-
-def _write_users(path: Path, world: World, seed: int) -> None:
-    """Country leans on the late taste, age on the preferred tier; one in twenty gives no age."""
-    rng = np.random.default_rng([seed, 5])
-    count = len(world.user_tier)
-    own = rng.random(count) < 0.6
-    country = np.where(own, world.user_late, rng.integers(0, len(COUNTRIES), count)) % len(COUNTRIES)
-    age = np.clip(rng.normal(22 + 18 * world.user_tier, 6), 16, 90).astype(np.int64)
-    silent = rng.random(count) < 0.05
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        stream.write("user_id,country,age\n")
-        for row in range(count):
-            stream.write(f"u{row + 1:06d},{COUNTRIES[country[row]]},{'' if silent[row] else age[row]}\n")

@@ -62,10 +62,16 @@ missing = "category"
 
 [model]
 name = "mlp"
+loss = "cross_entropy"
 
 [train]
-epochs = 12
-batch_size = 512
+epochs = 4
+batch_size = 256
+negatives = 16
+learning_rate = 0.01
+table_learning_rate = 0.2
+schedule = "cosine"
+valid_users = 500
 
 [evaluate]
 candidates = "all"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +95,13 @@ def attainable(folder: Path, dataset: Dataset) -> float:
     return ranked_by(folder, dataset, lambda weights: weights)
 
 
-def ranked_by(folder: Path, dataset: Dataset, change: Any) -> float:
+def ranked_by(folder: Path, dataset: Dataset, change: Callable[[Array], Array]) -> float:
     """As `attainable`, ranking by `change(weights)` instead: (B, I) true weights -> (B, I) scores."""
     Truth.load(folder)
     world, walks = World.load(folder / "truth"), Walks(folder / "truth")
     rankable = np.zeros(len(world.item_number), bool)
     position = _positions(world.item_number)
-    rankable[position[_numbers(dataset.items)]] = True
+    rankable[position[_numbers(dataset.items, "i")[1:]]] = True
     users, time, relevant = _targets(dataset, position)
     gains = []
     step = max(1, BLOCK // len(rankable))
@@ -116,21 +117,21 @@ def ranked_by(folder: Path, dataset: Dataset, change: Any) -> float:
 
 
 def _targets(dataset: Dataset, position: Array) -> tuple[Array, Array, list[Array]]:
-    """Users with a positive test event, when their first one was, and the items of all of them."""
-    test = dataset.test
-    rows = np.flatnonzero(np.asarray(test.label) > 0)
-    user = np.asarray(test.user)[rows]
+    """Users with a positive test event, when their first one was, and the items of all of them.
+
+    Users whose taste was not planted (passers-by, unknown ones) are left out.
+    """
+    test, planted = dataset.test, _numbers(dataset.users, "u")
+    rows = np.flatnonzero((np.asarray(test.label) > 0) & (planted[test.user] > 0))
+    user, item = planted[test.user[rows]] - 1, _numbers(dataset.items, "i")[test.item[rows]]
     first = np.flatnonzero(np.append(True, user[1:] != user[:-1])) if len(rows) else rows
-    item_number = np.concatenate([[0], _numbers(dataset.items)])
-    item = np.where(test.item[rows] > 0, position[item_number[test.item[rows]]], -1)
-    users = np.concatenate([[0], _numbers(dataset.users)])[user[first]] - 1
     time = np.asarray(test.time)[rows[first]] // 1_000_000 - START
-    return users, time, np.split(item, first[1:])
+    return user[first], time, np.split(np.where(item > 0, position[item], -1), first[1:])
 
 
-def _numbers(ids: Any) -> Array:
-    """The numbers in ids such as u000017, without row 0."""
-    return np.array([int(name[1:]) for name in ids if name], np.int64)
+def _numbers(ids: Iterable[str], letter: str) -> Array:
+    """The numbers in ids such as u000017; 0 for those that begin otherwise."""
+    return np.array([int(name[1:]) if name.startswith(letter) else 0 for name in ids], np.int64)
 
 
 def _positions(item_number: Array) -> Array:

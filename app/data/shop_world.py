@@ -29,7 +29,7 @@ FAVOURITES = (28, 14, 8)  # slots of a taste's best categories
 FOLLOW = 0.35
 EXPLORE = 0.05  # any category, so that nobody ever runs out of items
 FAITHFUL = 0.8  # probability of the preferred tier
-ZIPF = 0.8
+ZIPF = 1.0
 SPAN = 180 * 86_400  # seconds that the log covers
 DRIFT = (0.15, 0.65)  # shares of the span where the drift begins and ends
 TRIES = 6
@@ -102,15 +102,15 @@ def build_world(users: int, items: int, seed: int) -> World:
     order = rng.permutation(categories)
     complement = np.empty(categories, np.int64)
     complement[order] = np.roll(order, -1)
-    early = _zipf_draws(rng, categories, users)
-    late = (early + rng.integers(1, categories, users)) % categories
+    early, late = rng.choice(categories, (2, users), p=_zipf(categories))
+    late = np.where(late == early, (late + 1) % categories, late)
     return World(
         item_category=cell // TIERS,
         item_tier=cell % TIERS,
         item_share=_cell_shares(rng, cell),
         item_price=_prices(rng, cell % TIERS),
         item_number=rng.permutation(items) + 1,
-        taste=np.stack([_taste(rng, first, categories) for first in rng.permutation(categories)]),
+        taste=np.stack([_taste(rng, first, categories) for first in range(categories)]),
         complement=complement,
         user_early=early,
         user_late=late,
@@ -136,19 +136,14 @@ def walk(world: World, users: Array, time: Array, lengths: Array, rng: np.random
     for step in range(time.shape[1]):
         pending = np.arange(np.searchsorted(-lengths, -step, "left"))
         for _ in range(TRIES):
-            drawn = _draw(
-                world, bounds, users[pending], time[pending, step], _before(met, pending, step), rng
-            )
+            before = met[pending, step - 1] if step else np.full(len(pending), -1)
+            drawn = _draw(world, bounds, users[pending], time[pending, step], before, rng)
             new = (met[pending, :step] != drawn[:, None]).all(1)
             met[pending[new], step] = drawn[new]
             pending = pending[~new]
         for part in np.array_split(pending, len(pending) * len(bounds) // (1 << 22) + 1):
             met[part, step] = _draw_unmet(world, users[part], time[part, step], met[part, :step], rng)
     return met
-
-
-def _before(met: Array, rows: Array, step: int) -> Array:
-    return met[rows, step - 1] if step else np.full(len(rows), -1, np.int32)
 
 
 def _draw(
@@ -167,7 +162,7 @@ def _draw(
     away = np.where(chance[3] < FAITHFUL, 0, 1 + np.minimum(other.astype(np.int64), TIERS - 2))
     cell = category * TIERS + (world.user_tier[users] + away) % TIERS
     item = np.searchsorted(bounds, cell + chance[4], "right")
-    return np.minimum(item, len(bounds) - 1).astype(np.int32)
+    return np.asarray(np.minimum(item, len(bounds) - 1))
 
 
 def _draw_unmet(world: World, users: Array, time: Array, met: Array, rng: np.random.Generator) -> Array:
@@ -177,7 +172,7 @@ def _draw_unmet(world: World, users: Array, time: Array, met: Array, rng: np.ran
     np.put_along_axis(weights, met.astype(np.int64), 0.0, 1)
     sums = np.cumsum(weights, 1)
     wanted = rng.random(len(users)) * sums[:, -1]
-    return (sums <= wanted[:, None]).sum(1).astype(np.int32)
+    return np.asarray((sums <= wanted[:, None]).sum(1))
 
 
 def _cumulative(world: World) -> Array:
@@ -202,12 +197,13 @@ def _prices(rng: np.random.Generator, tier: Array) -> Array:
 
 def _taste(rng: np.random.Generator, first: int, categories: int) -> Array:
     """Slots of one taste: its favourites, led by category `first`, and a sprinkle of others."""
-    others = rng.permutation(np.delete(np.arange(categories), first))
-    best = np.concatenate([[first], others])[: len(FAVOURITES)]
-    slots = np.repeat(best, FAVOURITES[: len(best)])
-    return np.concatenate([slots, rng.integers(0, categories, SLOTS - len(slots))])
+    fame = _zipf(categories)
+    fame[first] = 0
+    others = rng.choice(categories, min(2, categories - 1), replace=False, p=fame / fame.sum())
+    slots = np.repeat([first, *others], FAVOURITES[: 1 + len(others)])
+    return np.concatenate([slots, rng.choice(categories, SLOTS - len(slots), p=_zipf(categories))])
 
 
-def _zipf_draws(rng: np.random.Generator, kinds: int, count: int) -> Array:
-    weight = np.arange(1, kinds + 1) ** -0.5
-    return rng.choice(kinds, count, p=weight / weight.sum())
+def _zipf(kinds: int) -> Array:
+    weight = np.arange(1, kinds + 1) ** -ZIPF
+    return np.asarray(weight / weight.sum())

@@ -43,6 +43,23 @@ def as_number(column: str, schema: pl.Schema) -> pl.Expr:
     return pl.when(number.is_finite()).then(number)
 
 
+def number_of(series: pl.Series) -> pl.Series:
+    """A series as float64, as `as_number`."""
+    if series.dtype == pl.String:  # stripping costs as much as parsing: only where it is needed
+        plain = series.cast(pl.Float64, strict=False)
+        if plain.null_count() > series.null_count():
+            again = series.filter(plain.is_null()).str.strip_chars().cast(pl.Float64, strict=False)
+            plain = plain.scatter(plain.is_null().arg_true(), again)
+        series = plain
+    frame = series.to_frame("x")
+    return frame.select(as_number("x", frame.schema)).to_series()
+
+
+def blank(series: pl.Series) -> pl.Series:
+    """(N,) bool: missing, or nothing but whitespace (or NaN)."""
+    return text_of(series).is_null()
+
+
 def text_of(series: pl.Series) -> pl.Series:
     """A series as text, as `as_text`; whitespace around it removed, nothing left is null."""
     frame = series.to_frame("x")

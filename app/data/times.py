@@ -11,13 +11,14 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from app.data.text import as_number, as_text
+from app.data.text import number_of
 from app.events import microseconds
 from app.recipe import Data
 
 _UNITS = {"s": 1e6, "ms": 1e3, "us": 1.0, "ns": 1e-3}
 _BOUNDS = ((1e11, 1e6), (1e14, 1e3), (1e17, 1.0), (np.inf, 1e-3))
 _ISO = ("%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d", "%Y-%m-%dT%H:%M:%S%z", "%Y-%m-%dT%H:%M:%S%.f")
+_PROBE = 100
 LIMIT = 9e18  # microseconds that fit 64 bits
 
 
@@ -28,8 +29,7 @@ def times_of(series: pl.Series, data: Data) -> tuple[npt.NDArray[np.int64], npt.
     elif series.dtype == pl.String:
         made = _text(series, data)
     else:
-        frame = series.to_frame("x")
-        made = _numeric(frame.select(as_number("x", frame.schema)).to_series(), data)
+        made = _numeric(number_of(series), data)
     return made.fill_null(0).to_numpy(), made.is_not_null().to_numpy()
 
 
@@ -42,24 +42,28 @@ def _typed(series: pl.Series) -> pl.Series:
 
 
 def _text(series: pl.Series, data: Data) -> pl.Series:
-    frame = series.to_frame("x")
-    text = frame.select(as_text("x", frame.schema).str.strip_chars()).to_series()
+    """Each spelling is tried on what the ones before left, where the first rows left have it."""
     if data.time_format:
-        return _parse(text, data.time_format)
-    made = _numeric(frame.select(as_number("x", frame.schema)).to_series(), data)
-    for pattern in _ISO:
-        left = made.is_null() & text.is_not_null()
-        if not left.any():
-            return made
-        # The first rows tell whether a pattern is worth a pass over all of them.
-        if _parse(text.filter(left).head(100), pattern).is_not_null().any():
-            made = made.zip_with(left.not_(), _parse(text, pattern))
-    left = made.is_null() & text.is_not_null()
-    if left.any():
-        known = {value: _slow(value) for value in text.filter(left).unique()}
-        slow = text.replace_strict(known, default=None, return_dtype=pl.Int64)
-        made = made.zip_with(left.not_(), slow)
-    return made
+        return _parse(series.str.strip_chars(), data.time_format)
+    made, left = None, series
+    for number, spelling in enumerate([*_ISO, ""]):
+        if number == 1:  # few logs have spaces around times; only those pay for stripping
+            left = left.str.strip_chars()
+        if _spelled(left.drop_nulls().head(_PROBE), spelling, data).is_not_null().any():
+            found = _spelled(left, spelling, data)
+            made = found if made is None else made.zip_with(made.is_not_null(), found)
+            left = pl.select(pl.when(made.is_null()).then(left)).to_series()
+        if left.null_count() == len(left):
+            break
+    rest = left.drop_nulls().unique()
+    if len(rest):
+        slow = left.replace_strict({v: _slow(v) for v in rest}, default=None, return_dtype=pl.Int64)
+        made = slow if made is None else made.zip_with(made.is_not_null(), slow)
+    return pl.repeat(None, len(series), dtype=pl.Int64, eager=True) if made is None else made
+
+
+def _spelled(text: pl.Series, pattern: str, data: Data) -> pl.Series:
+    return _parse(text, pattern) if pattern else _numeric(number_of(text), data)
 
 
 def _parse(text: pl.Series, pattern: str) -> pl.Series:

@@ -69,14 +69,14 @@ def label_of(figure: str) -> str:
 def _figures(axes: Axes, report: Report) -> None:
     cut = headline(report).partition("@")[2]
     names = [f"{name}@{cut}" for name in ("ndcg", "hit_rate", "recall", "mrr", "map")]
-    bars = {report.model: report.figures, **report.baselines}
+    beside = [(f"{name} (baseline)", figures) for name, figures in report.baselines.items()]
+    bars = [(report.model, report.figures), *beside]
     colours = [BLUE, ORANGE, GREY, "#38a169", "#805ad5"]
     width = 0.8 / len(bars)
-    for place, (who, figures) in enumerate(bars.items()):
+    for place, (who, figures) in enumerate(bars):
         x = [i + (place - (len(bars) - 1) / 2) * width for i in range(len(names))]
         values = [figures[name] for name in names]
-        label = who if place == 0 else f"{who} (baseline)"
-        axes.bar(x, values, width * 0.92, color=colours[place % len(colours)], label=label)
+        axes.bar(x, values, width * 0.92, color=colours[place % len(colours)], label=who)
         if place == 0 and report.intervals:
             axes.errorbar(x, values, _arms(values, names, report), fmt="none", ecolor="#1a202c", capsize=3)
     axes.set_xticks(range(len(names)), [label_of(name) for name in names])
@@ -104,12 +104,13 @@ def _segments(axes: Axes, report: Report) -> None:
     counts = [
         f"{v:.3f}  ({report.segments[n]['targets']:,} targets)" for n, v in zip(names, values, strict=True)
     ]
-    axes.bar_label(bars, counts, padding=4)
+    white = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # above the line of all
+    axes.bar_label(bars, counts, padding=5, bbox=white, zorder=3)
     axes.set_yticks(range(len(names)), names)
     axes.axvline(
         report.figures[figure], color=ORANGE, linestyle="--", label=f"all: {report.figures[figure]:.3f}"
     )
-    axes.set_xlim(0, max([*values, report.figures[figure], 1e-9]) * 1.45)
+    axes.set_xlim(0, max([*values, report.figures[figure], 1e-9]) * 1.55)
     axes.set_xlabel(f"{label_of(figure)}, mean over users")
     axes.set_title("By group of users and of items")
     axes.grid(axis="y", visible=False)

@@ -50,6 +50,7 @@ class HistoryPool(nn.Module):
 
     def __init__(self, length: int, events: int, heads: int) -> None:
         super().__init__()
+        self.events = events
         # Heads start with different memories: a flat one, then ever shorter ones.
         back = torch.arange(length - 1, -1, -1, dtype=torch.float32) / length
         self.place = nn.Parameter(-torch.arange(heads, dtype=torch.float32)[:, None] * 2 * back)
@@ -59,7 +60,7 @@ class HistoryPool(nn.Module):
     def forward(self, rows: Tensor, history: History) -> Tensor:
         """(B, L, D) rows of the history's items -> (B, heads * D)."""
         # A product with one-hot types, where a look-up would give L x heads scattered gradients.
-        types = torch.arange(len(self.event), device=rows.device)
+        types = torch.arange(self.events, device=rows.device)
         event = (history.event.unsqueeze(-1) == types).to(rows.dtype) @ self.event  # (B, L, heads)
         logits = self.place + (event - history.age.unsqueeze(-1) * self.age).transpose(1, 2)
         weights = (logits - logits.amax(2, keepdim=True)).exp() * history.mask.unsqueeze(1)

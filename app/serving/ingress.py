@@ -6,11 +6,9 @@ A plain `__call__` instead of a web framework, because that answers twice as man
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,20 +31,15 @@ from app.errors import RequestError
 from app.recipe import Serve
 from app.serving import metrics, pages
 from app.serving.checks import check_feedback
-from app.serving.problems import CONTENT_TYPE, Problem, from_decoding, from_ranker
+from app.serving.guard import JSON, check_content, check_key, problem_response, read_body, request_id
+from app.serving.problems import Problem, from_decoding, from_ranker
 from app.serving.store import SqliteStore
 
 RECENT = 200  # stored events handed to the ranker, which keeps as many as its history is long
-JSON = "application/json"
 _log = logging.getLogger("ray.serve")
 Body = TypeVar("Body", RankRequest, RecommendRequest, SimilarRequest, FeedbackRequest)
 Scorer = Callable[[list[Any], list[list[HistoryEvent]]], list[Answer]]
 Handler = Callable[[Request], Awaitable[Response]]
-
-
-def key_digest(key: str) -> bytes:
-    """What replicas are given of an API key; the key itself stays with the driver."""
-    return sha256(key.encode()).digest()
 
 
 class Ingress:
@@ -96,18 +89,18 @@ class Ingress:
             async with asyncio.timeout(self.settings.request_timeout_s):
                 response = await self._route(path, request)
         except Problem as problem:
-            response = _problem(problem, request)
+            response = problem_response(problem, request)
         except RequestError as error:
-            response = _problem(from_ranker(error), request)
+            response = problem_response(from_ranker(error), request)
         except TimeoutError:
             text = f"not answered within {self.settings.request_timeout_s:g} s; try again"
-            response = _problem(Problem(503, text, headers={"Retry-After": "1"}), request)
+            response = problem_response(Problem(503, text, headers={"Retry-After": "1"}), request)
         except ClientDisconnect:
             response = Response(status_code=499)
         except Exception:
-            _log.exception("request %s failed", _request_id(request))
+            _log.exception("request %s failed", request_id(request))
             text = "the service failed; its log tells more under the request id"
-            response = _problem(Problem(500, text), request)
+            response = problem_response(Problem(500, text), request)
         known = path if path in self.routes else "other"
         self.metrics.answered(known, response.status_code, time.perf_counter() - start)
         return response
@@ -125,7 +118,7 @@ class Ingress:
                 405, f"use {method}", headers={"Allow": method if method == "POST" else "GET, HEAD"}
             )
         if guarded and self.key is not None:
-            _check_key(request, self.key)
+            check_key(request, self.key)
         if method == "GET":
             return await handler(request)
         return await self._admit(handler, request)
@@ -189,8 +182,8 @@ class Ingress:
         return Response(self.encode(content), status, media_type=JSON)
 
     async def _body(self, request: Request, kind: type[Body]) -> Body:
-        _check_content(request)
-        content = await _read(request, self.settings.max_body_bytes)
+        check_content(request)
+        content = await read_body(request, self.settings.max_body_bytes)
         try:
             return self.decoders[kind].decode(content)  # type: ignore[return-value]
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -232,46 +225,3 @@ def _score_alone(score: Scorer, request: Any, stored: list[HistoryEvent]) -> Ans
         return score([request], [stored])[0]
     except RequestError as error:
         return error
-
-
-def _check_content(request: Request) -> None:
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON or "content-encoding" in request.headers:
-        raise Problem(415, "send plain JSON with the header Content-Type: application/json")
-
-
-async def _read(request: Request, limit: int) -> bytes:
-    """The body, refused as soon as it is known to be longer than `limit` bytes."""
-    too_long = Problem(413, f"the body may have at most {limit} bytes; split the request")
-    if int(request.headers.get("content-length", 0)) > limit:
-        raise too_long
-    parts, length = [], 0
-    async for part in request.stream():
-        length += len(part)
-        if length > limit:
-            raise too_long
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _check_key(request: Request, digest: bytes) -> None:
-    scheme, _, given = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        given = request.headers.get("x-api-key", "")
-    if not hmac.compare_digest(key_digest(given.strip()), digest):
-        raise Problem(
-            401,
-            "this service needs its API key: send Authorization: Bearer KEY or X-API-Key: KEY",
-            headers={"WWW-Authenticate": "Bearer"},
-        )
-
-
-def _request_id(request: Request) -> str:
-    # Serve makes one where the caller sends none, and puts it into the answer's headers.
-    return request.headers.get("x-request-id", "")[:64]
-
-
-def _problem(problem: Problem, request: Request) -> Response:
-    return Response(
-        problem.document(_request_id(request)), problem.status, problem.headers, media_type=CONTENT_TYPE
-    )

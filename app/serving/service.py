@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from app import processes
+from app.bundle.ids import Ids
 from app.bundle.runtime import Ranker
 from app.console import progress, say
 from app.engine import ray_session
 from app.errors import MachineError, RecipeError
-from app.recipe import Serve
+from app.recipe import Serve, parse
+from app.serving.address import API_KEY, base_url, check_exposure, check_port, example
+from app.serving.guard import key_digest
 
-API_KEY = "RAYREC_API_KEY"
 APPLICATION = "rayrec"
+LOG = {"enable_access_log": False, "log_level": "ERROR"}
 READY_S = 30.0
 STOPPED_S = 15.0
 
@@ -48,7 +49,7 @@ def running(bundle: Path, settings: Serve, *, verbose: bool = False) -> Iterator
     processes.end_dead_runs()  # what a killed service left may hold the port
     check_port(settings)
     Ranker.open(bundle)  # refuses a damaged bundle now and not in a replica's log
-    with ray_session(verbose=verbose):
+    with ray_session(verbose=verbose or None):
         try:
             with progress("start the service"):
                 _start(bundle, settings, key, verbose)
@@ -63,7 +64,7 @@ def serve(bundle: Path, settings: Serve, *, verbose: bool = False) -> None:
     """Serve a bundle in the foreground until SIGTERM (returns) or Ctrl-C (KeyboardInterrupt)."""
     with running(bundle, settings, verbose=verbose) as url:
         say(f"serving at {url} - a page to try it: {url}/ - end with Ctrl-C")
-        say(example(url, bool(os.environ.get(API_KEY))))
+        say(f"try: {example(url, Ids.open(bundle / 'users')[1], bool(os.environ.get(API_KEY)))}")
         ended = threading.Event()
         before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
         try:
@@ -78,86 +79,49 @@ def store_folder(bundle: Path, settings: Serve) -> Path:
     return Path(settings.store).absolute() if settings.store else bundle.with_name(f"{bundle.name}.store")
 
 
-def base_url(settings: Serve) -> str:
-    """The address to call the service at from this machine."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host and '[' not in host else host}:{settings.port}"
+def build(args: Mapping[str, Any]) -> Any:
+    """The application of a Serve configuration file (`import_path: app.serving.service:build`).
 
+    The API key comes from the cluster's environment.
 
-def example(url: str, key: bool) -> str:
-    """A command line that asks for a recommendation."""
-    header = f' -H "X-API-Key: ${API_KEY}"' if key else ""
-    body = '{"user": "1", "k": 5}'
-    return f"""try: curl {url}/v1/recommend -H "Content-Type: application/json"{header} -d '{body}'"""
+    Args:
+        args: `bundle`, its folder, and any keys of the recipe's [serve] section; host and port
+            say where the configuration's http_options listen.
 
-
-def check_exposure(settings: Serve, key: str) -> None:
-    """Refuse an address that other machines reach, unless there is an API key."""
-    try:
-        loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
-    except ValueError:
-        loopback = False
-    if not (loopback or key):
-        raise RecipeError(
-            f"{settings.host!r} is open to other machines and there is no API key",
-            where="serve.host",
-            remedy=f"set the environment variable {API_KEY}, or serve.host = '127.0.0.1'",
-        )
-
-
-def check_port(settings: Serve) -> None:
-    """Refuse a port that is taken or not ours to take, and name who holds it."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        with socket.socket(family, kind) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-    except OSError as error:
-        raise MachineError(
-            f"cannot listen at {settings.host}:{settings.port} ({error.strerror}){_holder(settings.port)}",
-            where="serve.port",
-            remedy="end that process, or choose another port with --port or serve.port",
-        ) from error
-
-
-def _holder(port: int) -> str:
-    import psutil
-
-    try:
-        for connection in psutil.net_connections("tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f": held by {psutil.Process(connection.pid).name()} (process {connection.pid})"
-    except psutil.Error:
-        pass
-    return ""
+    Raises:
+        RecipeError: no bundle, an unknown key, or an open address without an API key.
+    """
+    content = dict(args)
+    bundle = content.pop("bundle", "")
+    if not bundle:
+        raise RecipeError("no bundle", where="args.bundle", remedy="name the folder of a bundle")
+    settings = parse({"serve": content}, "args").serve
+    key = os.environ.get(API_KEY, "")
+    check_exposure(settings, key)
+    return _application(Path(bundle), settings, key, LOG)
 
 
 def _start(bundle: Path, settings: Serve, key: str, verbose: bool) -> None:
     from ray import serve as ray_serve
+    from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
 
     if not verbose:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    log = {"enable_access_log": False, "log_level": "INFO" if verbose else "ERROR"}
-    ray_serve.start(
-        proxy_location="HeadOnly",
-        # Serve's own limit is the last resort: its answer is not a problem document.
-        http_options=HTTPOptions(
-            host=settings.host, port=settings.port, request_timeout_s=settings.request_timeout_s + 5
-        ),
-        logging_config=log,
-    )
+    log = {**LOG, "log_level": "INFO"} if verbose else LOG
+    # Serve's own limit is the last resort: its answer is not a problem document.
+    late = settings.request_timeout_s + 5
+    http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=late)
     try:
+        ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=dict(log))
         ray_serve.run(_application(bundle, settings, key, log), name=APPLICATION, route_prefix="/")
-    except RuntimeError as error:
+    except (RuntimeError, RayError) as error:
         raise MachineError(
             "the service did not start", where=str(bundle), remedy="run it with --verbose to see why"
         ) from error
 
 
-def _application(bundle: Path, settings: Serve, key: str, log: dict[str, Any]) -> Any:
+def _application(bundle: Path, settings: Serve, key: str, log: Mapping[str, Any]) -> Any:
     """The deployment, bound to its bundle.
 
     The replica itself refuses what exceeds max_ongoing + max_queued requests, with a problem
@@ -166,7 +130,7 @@ def _application(bundle: Path, settings: Serve, key: str, log: dict[str, Any]) -
     from ray import serve as ray_serve
     from ray.serve.config import AutoscalingConfig, BackpressureConfig
 
-    from app.serving.ingress import Ingress, key_digest
+    from app.serving.ingress import Ingress
 
     held = settings.max_ongoing_requests + settings.max_queued_requests
     deployment = ray_serve.deployment(
@@ -182,7 +146,7 @@ def _application(bundle: Path, settings: Serve, key: str, log: dict[str, Any]) -
         ),
         max_surge_percent=100,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
-        logging_config=log,
+        logging_config=dict(log),
     )(Ingress)
     store = store_folder(bundle, settings)
     return deployment.bind(str(bundle), str(store), settings, key_digest(key) if key else None)
@@ -206,13 +170,21 @@ def _stop() -> None:
     """End Serve. Its own shutdown would leave Ray to print an error on stdout."""
     import ray
     from ray import serve as ray_serve
-    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 
     deadline = time.monotonic() + STOPPED_S
-    with suppress(ValueError):  # raised once the controller is gone
-        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    controller = _controller()
+    if controller is not None:
         ray.get(controller.graceful_shutdown.remote(wait=False))
-        while time.monotonic() < deadline:
-            ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
-            time.sleep(0.1)
+    while _controller() is not None and time.monotonic() < deadline:
+        time.sleep(0.1)
     ray_serve.shutdown()  # type: ignore[no-untyped-call]  # forgets the connection
+
+
+def _controller() -> Any:
+    import ray
+    from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
+
+    try:
+        return ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+    except ValueError:
+        return None  # there is none

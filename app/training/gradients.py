@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, distributed, nn
 
+from app.training.optimizers import touched
+
 
 def average(parameters: Sequence[nn.Parameter], world: int) -> None:
     """Replace each gradient by its mean over the workers; all have the same parameters.
@@ -41,8 +43,8 @@ def _average_dense(parameters: Sequence[nn.Parameter], world: int) -> None:
 
 
 def _average_sparse(gradient: Tensor, world: int) -> Tensor:
-    gradient = gradient.coalesce()
-    rows, values = gradient.indices()[0], gradient.values() / world
+    rows, values = touched(gradient)
+    values = values / world
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(world)]
     distributed.all_gather(counts, count)

@@ -18,6 +18,7 @@ from tests.conftest import REPOSITORY
 from tests.tiny import tiny_dataset
 
 PACKAGES = ("numpy", "onnxruntime", "msgspec")
+OPTIONS = ("--no-deps", "--no-compile")  # nothing else at all, and quickly
 RANK = """
 import importlib.util, json, sys
 for name in ("torch", "ray", "pandas", "pyarrow", "sklearn", "onnx", "pydantic"):
@@ -39,7 +40,7 @@ def lonely_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     venv.create(folder, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     pins = [f"{name}=={version(name)}" for name in PACKAGES]
-    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *pins]
+    install = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *OPTIONS, *pins]
     done = subprocess.run(install, capture_output=True, text=True)
     if done.returncode and "connection" in done.stderr.lower():
         pytest.skip("no package index can be reached")

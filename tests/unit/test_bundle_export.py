@@ -16,7 +16,7 @@ from app.bundle.asked import Reader
 from app.bundle.histories import Events, Histories
 from app.bundle.pack import write_features, write_histories
 from app.data.dataset import Dataset, Part
-from app.errors import RayRecError, UserError
+from app.errors import DataError, RayRecError, UserError
 from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.models.build import content_of, inputs_of, tables_of
 from app.recipe import parse
@@ -86,6 +86,14 @@ def test_a_graph_that_computes_something_else_is_our_fault(dataset: Dataset, tmp
         bundle_of(built(OneRequest, dataset), dataset, tmp_path / "bundle")
     assert not isinstance(error.value, UserError)
     assert not any(tmp_path.iterdir()), "nothing half-written"
+
+
+def test_a_model_whose_scores_are_not_finite_is_refused(dataset: Dataset, tmp_path: Path) -> None:
+    model = random_model("mlp", dataset)
+    with torch.no_grad():
+        model.get_submodule("user_half").bias[0] = float("nan")  # type: ignore[index]
+    with pytest.raises(DataError, match="not finite"):
+        bundle_of(model, dataset, tmp_path / "bundle")
 
 
 def test_every_history_is_what_the_evaluation_shows(dataset: Dataset, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
+from app.recipe import parse
 from cluster.errors import ClusterError
 from cluster.serve_config import serve_config
 from tests.conftest import REPOSITORY
@@ -64,6 +65,8 @@ def test_the_service_is_a_serve_configuration() -> None:
     config = ServeDeploySchema.model_validate(yaml.safe_load(manifest("rayservice")["spec"]["serveConfigV2"]))
     (application,) = config.applications
     assert application.import_path == "app.serving.service:build"
+    settings = {key: value for key, value in application.args.items() if key != "bundle"}
+    assert parse({"serve": settings}, "args").serve.host == config.http_options.host
     containers = cluster_of("rayservice")["workerGroupSpecs"][0]["template"]["spec"]["containers"]
     assert "RAYREC_API_KEY" in {variable["name"] for variable in containers[0]["env"]}
 
@@ -73,7 +76,7 @@ def test_the_configuration_of_a_bundle_names_it(tmp_path: Path) -> None:
     bundle.mkdir()
     (bundle / "manifest.json").write_text("{}")
     config = ServeDeploySchema.model_validate(yaml.safe_load(serve_config(bundle, port=8123)))
-    assert config.applications[0].args == {"bundle": str(bundle)}
+    assert config.applications[0].args == {"bundle": str(bundle), "host": "127.0.0.1", "port": 8123}
     assert (config.http_options.host, config.http_options.port) == ("127.0.0.1", 8123)
 
 

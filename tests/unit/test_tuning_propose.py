@@ -8,6 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from app.errors import ArtifactError
 from app.models.base import model_names
 from app.recipe import Recipe
 from tuning import space
@@ -100,6 +101,26 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
     assert [p.trial for p in found] == list(range(12))
     assert len({json.dumps(p.settings, sort_keys=True) for p in found}) == 12
     assert len(open_journal(path, "s").trials) == 12
+
+
+def test_a_torn_journal_loses_the_torn_line_alone(tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    study = open_journal(path, "s")
+    for value in (1.0, 2.0):
+        study.add_trial(optuna.trial.create_trial(values=[value, 1.0, 1.0]))
+    path.write_bytes(path.read_bytes()[:-20])
+    study = open_journal(path, "s")
+    study.add_trial(optuna.trial.create_trial(values=[3.0, 1.0, 1.0]))
+    assert [p.quality for p in points(open_journal(path, "s"))] == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("text", ["garbage\n", '{"op_code": 0}\n', "[1]\n", "\0\1\n", "no newline"])
+def test_a_file_that_is_no_journal_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "journal.log"
+    path.write_text(text)
+    with pytest.raises(ArtifactError, match="not a whole journal"):
+        open_journal(path, "s")
+    assert path.read_text() == text
 
 
 def test_a_failed_proposal_is_not_made_again() -> None:

@@ -1,0 +1,156 @@
+"""Every source gives the same data set: formats, compression, folders, globs, URIs."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from app.data.dataset import Dataset
+from app.data.prepare import prepare
+from app.recipe import parse
+
+ROWS = 400
+
+
+def log() -> pl.DataFrame:
+    """A log with integer ids, dirt of each kind that all formats can spell, and attributes."""
+    rng = np.random.default_rng(7)
+    user = pl.Series(rng.integers(0, 40, ROWS)).cast(pl.Int64)
+    frame = pl.DataFrame(
+        {
+            "user": pl.select(pl.when(pl.Series(rng.random(ROWS) > 0.05)).then(user)).to_series(),
+            "item": rng.integers(0, 30, ROWS),
+            "timestamp": pl.Series(1_600_000_000 + rng.integers(0, 10**6, ROWS)),
+            "event": rng.choice(["view", "buy", "hover"], ROWS),
+            "value": np.round(rng.lognormal(1, 1, ROWS), 2),
+        }
+    )
+    return pl.concat([frame, frame.head(20)])
+
+
+def as_csv(frame: pl.DataFrame, folder: Path) -> str:
+    frame.write_csv(folder / "log.csv")
+    return str(folder / "log.csv")
+
+
+def as_csv_gz(frame: pl.DataFrame, folder: Path) -> str:
+    (folder / "log.csv.gz").write_bytes(gzip.compress(frame.write_csv().encode()))
+    return str(folder / "log.csv.gz")
+
+
+def as_jsonl(frame: pl.DataFrame, folder: Path) -> str:
+    frame.write_ndjson(folder / "log.jsonl")
+    return str(folder / "log.jsonl")
+
+
+def as_jsonl_gz(frame: pl.DataFrame, folder: Path) -> str:
+    (folder / "log.jsonl.gz").write_bytes(gzip.compress(frame.write_ndjson().encode()))
+    return str(folder / "log.jsonl.gz")
+
+
+def as_parquet(frame: pl.DataFrame, folder: Path) -> str:
+    frame.write_parquet(folder / "log.parquet", row_group_size=100)
+    return str(folder / "log.parquet")
+
+
+def as_float_parquet(frame: pl.DataFrame, folder: Path) -> str:
+    """Ids as floats, as pandas makes them of integers with gaps."""
+    frame.with_columns(pl.col("user").cast(pl.Float64)).write_parquet(folder / "log.parquet")
+    return str(folder / "log.parquet")
+
+
+def as_typed_time(frame: pl.DataFrame, folder: Path) -> str:
+    typed = frame.with_columns(pl.from_epoch("timestamp", time_unit="s"))
+    typed.write_parquet(folder / "log.parquet")
+    return str(folder / "log.parquet")
+
+
+def as_text_time(frame: pl.DataFrame, folder: Path) -> str:
+    text = pl.from_epoch("timestamp", time_unit="s").dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+    return as_csv(frame.with_columns(text.alias("timestamp")), folder)
+
+
+def as_folder(frame: pl.DataFrame, folder: Path) -> str:
+    (folder / "log").mkdir()
+    for start in range(0, len(frame), 100):
+        frame[start : start + 100].write_csv(folder / "log" / f"part-{start:05d}.csv")
+    (folder / "log" / "_SUCCESS").touch()
+    return str(folder / "log")
+
+
+def as_mixed_glob(frame: pl.DataFrame, folder: Path) -> str:
+    """Integers in one file and text in the other: the ids must match."""
+    frame[:200].write_parquet(folder / "day-1.parquet")
+    frame[200:].with_columns(pl.col("user", "item").cast(pl.String)).write_csv(folder / "day-2.csv")
+    return str(folder / "day-*")
+
+
+def as_uri(frame: pl.DataFrame, folder: Path) -> str:
+    return "file://" + as_parquet(frame, folder)
+
+
+SOURCES = [
+    as_csv, as_csv_gz, as_jsonl, as_jsonl_gz, as_parquet, as_float_parquet, as_typed_time, as_text_time,
+    as_folder, as_mixed_glob, as_uri,
+]  # fmt: skip
+
+
+def rows_of(dataset: Dataset) -> dict[str, list[tuple[object, ...]]]:
+    users, items = list(dataset.users), list(dataset.items)
+    return {
+        name: [
+            (users[u], items[i], int(t), dataset.schema.events[e], round(float(v), 4), float(label))
+            for u, i, t, e, v, label in zip(
+                part.user, part.item, part.time, part.event, part.value, part.label, strict=True
+            )
+        ]
+        for name, part in (("train", dataset.train), ("valid", dataset.valid), ("test", dataset.test))
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return made(as_csv, tmp_path_factory.mktemp("expected"))
+
+
+def made(write: Callable[[pl.DataFrame, Path], str], folder: Path) -> Dataset:
+    recipe = parse(
+        {
+            "data": {
+                "events": [write(log(), folder)],
+                "event": "event",
+                "value": "value",
+                "event_types": ["view", "buy"],
+                "duplicates": "key",
+                "outliers": [{"column": "value"}],
+            }
+        },
+        "test",
+    )
+    return Dataset.open(prepare(recipe, folder / "dataset").path)
+
+
+def test_the_log_has_dirt_of_each_kind(expected: Dataset) -> None:
+    figures = expected.artifact.figures
+    assert set(figures["rejected"]) == {"missing_user", "unknown_event", "duplicate", "outlier"}
+    assert figures["rows_kept"] + sum(figures["rejected"].values()) == figures["rows_in"] == ROWS + 20
+    assert all(len(rows) > 20 for rows in rows_of(expected).values())
+
+
+@pytest.mark.parametrize("write", SOURCES)
+def test_same_events_same_data_set(
+    write: Callable[[pl.DataFrame, Path], str], expected: Dataset, tmp_path: Path
+) -> None:
+    dataset = made(write, tmp_path)
+    assert dataset.artifact.figures == expected.artifact.figures
+    assert rows_of(dataset) == rows_of(expected)
+    assert list(dataset.users) == list(expected.users)
+    rejected = pl.concat(
+        [pl.read_parquet(p) for p in (dataset.path / "rejected").iterdir()], how="diagonal_relaxed"
+    )
+    assert len(rejected) == sum(expected.artifact.figures["rejected"].values())

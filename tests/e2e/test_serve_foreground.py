@@ -1,0 +1,64 @@
+"""`rayrec serve` as a process: kill -9, a new start at once on the same port, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+
+from app.processes import of_run, run_mark
+from app.recipe import Serve
+from app.serving.address import check_port
+from tests.bundles import bundle_of, random_model
+from tests.tiny import tiny_dataset
+
+
+def start(bundle: Path, port: int) -> tuple[subprocess.Popen[str], str]:
+    """The process, and its mark once it serves."""
+    command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port)]
+    # Of its own session, so that a Ctrl-C for its group does not reach the tests.
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("try: curl "):
+            return process, run_mark(process.pid)
+    raise AssertionError("".join(said))
+
+
+def test_kill_9_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    dataset = tiny_dataset(tmp_path / "dataset", users=20, items=20, events=300)
+    bundle_of(random_model("mlp", dataset), dataset, tmp_path / "bundle")
+    marks = []
+    try:
+        killed, mark = start(tmp_path / "bundle", port)
+        marks.append(mark)
+        killed.kill()
+        killed.communicate()
+        assert of_run(mark)  # the fault happened: Ray or HAProxy outlived their driver
+
+        served, mark = start(tmp_path / "bundle", port)
+        marks.append(mark)
+        assert of_run(marks[0]) == []
+        answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user": "u1", "k": 3})
+        assert len(answer.json()["items"]) == 3
+
+        os.killpg(served.pid, signal.SIGINT)  # as a terminal does
+        _, said = served.communicate(timeout=60)
+        assert served.returncode == 130
+        assert "Traceback" not in said
+        assert of_run(mark) == []
+        check_port(Serve(port=port))
+    finally:
+        for mark in marks:
+            for pid in of_run(mark):
+                os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,155 @@
+"""Before the service starts: addresses, ports, what is said. And what is ended afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app import haproxy, processes
+from app.errors import MachineError, RecipeError
+from app.recipe import Serve
+from app.serving.address import base_url, check_exposure, check_port, example
+from app.serving.service import build, store_folder
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    """A port that this process listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield int(listener.getsockname()[1])
+
+
+def test_a_port_in_use_names_its_holder_and_the_remedy(taken: int) -> None:
+    with pytest.raises(MachineError) as refusal:
+        check_port(Serve(port=taken))
+    text = str(refusal.value)
+    assert f"127.0.0.1:{taken}" in text
+    assert f"process {os.getpid()}" in text
+    assert "--port" in text
+    check_port(Serve(port=taken, host="127.0.0.2"))
+
+
+def test_an_address_that_is_not_ours_is_refused() -> None:
+    for host in ("203.0.113.7", "no.such.host.invalid"):
+        with pytest.raises(MachineError, match=host):
+            check_port(Serve(host=host, port=8000))
+
+
+@pytest.mark.parametrize(
+    ("host", "key", "allowed"),
+    [
+        ("127.0.0.1", "", True),
+        ("127.8.8.8", "", True),
+        ("::1", "", True),
+        ("localhost", "", True),
+        ("0.0.0.0", "", False),
+        ("::", "", False),
+        ("192.168.0.3", "", False),
+        ("example.org", "", False),
+        ("0.0.0.0", "sesame", True),
+    ],
+)
+def test_only_loopback_needs_no_key(host: str, key: str, allowed: bool) -> None:
+    if allowed:
+        check_exposure(Serve(host=host), key)
+    else:
+        with pytest.raises(RecipeError, match="RAYREC_API_KEY"):
+            check_exposure(Serve(host=host), key)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:8000"),
+        ("0.0.0.0", "http://127.0.0.1:8000"),
+        ("::1", "http://[::1]:8000"),
+        ("::", "http://[::1]:8000"),
+    ],
+)
+def test_base_url(host: str, url: str) -> None:
+    assert base_url(Serve(host=host)) == url
+
+
+def test_the_example_is_a_command_line() -> None:
+    words = shlex.split(example("http://127.0.0.1:8000", 'O\'Neil "x"', key=True))
+    assert words[1] == "http://127.0.0.1:8000/v1/recommend"
+    assert json.loads(words[-1]) == {"user": 'O\'Neil "x"', "k": 5}
+    assert "X-API-Key: $RAYREC_API_KEY" in words
+
+
+def test_the_store_lies_beside_the_bundle_unless_told(tmp_path: Path) -> None:
+    assert store_folder(tmp_path / "bundle", Serve()) == tmp_path / "bundle.store"
+    assert store_folder(tmp_path / "bundle", Serve(store="/data/log")) == Path("/data/log")
+
+
+def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAYREC_API_KEY", raising=False)
+    assert build({"bundle": "/data/bundle", "max_replicas": 4}) is not None
+    with pytest.raises(RecipeError, match="bundle"):
+        build({})
+    with pytest.raises(RecipeError, match="max_replica"):
+        build({"bundle": "/data/bundle", "max_replica": 4})
+    with pytest.raises(RecipeError, match="RAYREC_API_KEY"):
+        build({"bundle": "/data/bundle", "host": "0.0.0.0"})
+
+
+def test_the_side_doors_of_serves_own_configuration_are_closed() -> None:
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE as TEMPLATE
+
+    closed = haproxy.close_side_doors(TEMPLATE, Path("/run/503.http"))
+    for port in ("config.metrics_port", "config.stats_port"):
+        assert port in TEMPLATE
+        assert port not in closed
+    assert closed.count("/run/503.http") == 3
+    assert "bind {{ config.frontend_host }}:{{ config.frontend_port }}" in closed
+    kept = [line for line in TEMPLATE.splitlines() if "errorfile" not in line]
+    missing = set(kept) - set(closed.splitlines())
+    assert len(missing) == 9, missing
+
+
+DRIVER = """
+import subprocess, sys, time
+from app.processes import marked
+with marked():
+    child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"])
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_what_a_killed_run_left_is_ended_and_nothing_else() -> None:
+    dead, alive = (subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE) for _ in range(2))
+    try:
+        children = []
+        for driver in (dead, alive):
+            assert driver.stdout is not None
+            lines = sorted(int(driver.stdout.readline()) for _ in range(2))
+            children.append(lines[1])  # the other line is the child's 1: it has begun
+            assert processes.of_run(processes.run_mark(driver.pid)) == [lines[1]]
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        assert processes.end_dead_runs() == [children[0]]
+        assert processes.run_mark(children[0]) == ""
+        assert processes.run_mark(children[1])
+        assert processes.end_dead_runs() == []
+    finally:
+        mark = processes.run_mark(alive.pid)
+        for driver in (dead, alive):
+            driver.kill()
+            driver.wait()
+            assert driver.stdout is not None
+            driver.stdout.close()
+        processes.PATIENCE_S, patience = 0.0, processes.PATIENCE_S
+        processes.end_run(mark)
+        processes.PATIENCE_S = patience
