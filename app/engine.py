@@ -83,6 +83,9 @@ def _running(verbose: bool) -> Iterator[None]:
         )
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(level)
+    if not verbose:
+        # Ray tells on stdout of its own actors' ends; there --json promises one object alone.
+        ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         yield
     finally:

@@ -78,9 +78,11 @@ def disk_errors(where: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        # numpy tells of a write cut short in words alone.
+        short = error.errno is None and "requested and" in str(error)
+        if short or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MachineError(
-                f"the disk is full ({error.strerror})",
+                f"the disk is full ({error.strerror or error})",
                 where=where,
                 remedy="free some space or choose another output folder; nothing was published",
             ) from error

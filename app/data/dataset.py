@@ -3,9 +3,12 @@
 dataset/
   manifest.json          figures: rows_in, rows_kept, rejected {reason: n}, users, items, train, valid, test
   schema.json            Schema below
-  users/ items/          Strings; row 0 is "" (unknown), real ids start at 1
+  users/ items/          Strings; row 0 is "" (unknown), real ids start at 1. All ids of kept events
+                         have a row, and those of attribute files and listed negatives, so that what
+                         training has not seen can be ranked by its content. Items are sorted by id;
+                         users by a hash of the id, those without events last.
   train/ valid/ test/    one .npy a column, rows sorted by (user, time, order of input):
-    user item   int32    rows of the vocabularies, >= 1 in train; 0 in valid or test: not in training
+    user item   int32    rows of the vocabularies, >= 1; item 0 in a given test part: the core dropped it
     time        int64    microseconds since the epoch, UTC
     event       uint8    row of schema.events, >= 1
     value       float32

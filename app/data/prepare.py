@@ -36,7 +36,7 @@ from app.data.sources import digests, find
 from app.data.tasks import map_splits
 from app.data.vocabulary import attribute_file, fenced_attributes, items_of, merge, write_maps
 from app.engine import ray_session
-from app.errors import DataError, RayRecError
+from app.errors import DataError, MachineError, RayRecError
 from app.features.context import context_width
 from app.recipe import Recipe
 
@@ -71,7 +71,10 @@ def prepare(recipe: Recipe, out: Path) -> Artifact:
     with ray_session(), publish(out, "dataset", recipe.part("data", "split", "features"), parents) as draft:
         scratch = draft.path / "scratch"
         scratch.mkdir()
-        draft.figures.update(_write(recipe, take_in(recipe, scratch), draft.path))
+        try:
+            draft.figures.update(_write(recipe, take_in(recipe, scratch), draft.path))
+        except MachineError as error:  # tasks know the scratch folder alone
+            raise MachineError(error.what, where=str(out), remedy=error.remedy) from None
         shutil.rmtree(scratch)
     return open_artifact(out, "dataset", verify=False)
 

@@ -10,7 +10,7 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.errors import DataError
+from app.errors import DataError, RecipeError
 from app.recipe import Data
 
 Format = Literal["csv", "jsonl", "parquet"]
@@ -18,7 +18,7 @@ _ENDINGS: dict[str, Format] = {
     ".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
     ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
-_HEAD = 1 << 20
+_HEAD, _KEYS = 1 << 20, 1 << 18
 _GZIP, _PARQUET = b"\x1f\x8b", b"PAR1"
 _FOREIGN = {
     b"PK\x03\x04": "a zip archive or a spreadsheet",
@@ -96,7 +96,15 @@ def header(file: pa.NativeFile, name: str, kind: Format, gzip: bool, data: Data)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"damaged Parquet ({error})", where=name, remedy="copy it again") from None
     head = _text_head(file, name, gzip)
-    return (_json_keys(head, name), 0) if kind == "jsonl" else _csv_names(head, name, data)
+    try:
+        text = codecs.lookup(data.encoding).decode(head, "replace")[0]
+    except LookupError:
+        remedy = "write e.g. utf-8 or latin-1"
+        raise DataError(f"unknown encoding {data.encoding!r}", where="data.encoding", remedy=remedy) from None
+    if head.startswith(_MARKS) and not codecs.lookup(data.encoding).name.startswith("utf-16"):
+        raise DataError("is UTF-16", where=name, remedy='set data.encoding = "utf-16"')
+    text = text.removeprefix("\ufeff")
+    return (_json_keys(text, name), 0) if kind == "jsonl" else _csv_names(text, name, data)
 
 
 def _text_head(file: pa.NativeFile, name: str, gzip: bool) -> bytes:
@@ -108,35 +116,30 @@ def _text_head(file: pa.NativeFile, name: str, gzip: bool) -> bytes:
         raise DataError(f"damaged or truncated gzip ({error})", where=name, remedy="copy it again") from None
 
 
-def _csv_names(head: bytes, name: str, data: Data) -> tuple[list[str], int]:
-    try:
-        codec = codecs.lookup(data.encoding)
-    except LookupError:
-        remedy = "write e.g. utf-8 or latin-1"
-        raise DataError(f"unknown encoding {data.encoding!r}", where="data.encoding", remedy=remedy) from None
-    if head.startswith(_MARKS) and not codec.name.startswith("utf-16"):
-        raise DataError("is UTF-16", where=name, remedy='set data.encoding = "utf-16"')
-    text = codec.decode(head, "replace")[0]
+def _csv_names(text: str, name: str, data: Data) -> tuple[list[str], int]:
     if not text.strip():
         raise DataError("the file is empty (no text in it)", where=name, remedy="give a file with rows")
     if text.lstrip().startswith("{"):
         raise _disguised(name, "csv", "JSON lines")
+    if len(data.delimiter) != 1:
+        remedy = "write one character"
+        raise RecipeError(f"{data.delimiter!r} cannot be", where="data.delimiter", remedy=remedy)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter(name, data))
-    names = next(reader, [])
-    names = [n.removeprefix("\ufeff").strip() or f"column{i + 1}" for i, n in enumerate(names)]
+    names = next((row for row in reader if row), [])
+    names = [n.strip() or f"column{i + 1}" for i, n in enumerate(names)]
     twice = next((n for n in names if names.count(n) > 1), None)
     if twice is not None:
         raise DataError(f"two columns are named {twice!r}", where=f"{name}, header", remedy="rename one")
     return names, reader.line_num
 
 
-def _json_keys(head: bytes, name: str) -> list[str]:
+def _json_keys(text: str, name: str) -> list[str]:
     from app.data.lines import parse_lines
 
-    text = head.removeprefix(codecs.BOM_UTF8).lstrip()
-    if not text.startswith(b"{"):
-        what = "a JSON array" if text.startswith(b"[") else f"text that starts with {_sample(text)}"
+    text = text.lstrip()
+    if not text.startswith("{"):
+        what = "a JSON array" if text.startswith("[") else f"text that starts with {text[:30]!r}"
         raise _disguised(name, "jsonl", what if text else "no rows")
-    complete = text[: text.rfind(b"\n") + 1] or text
-    rows = parse_lines(complete[: 1 << 18])[0]
+    complete = text[: text.rfind("\n") + 1] or text
+    rows = parse_lines(complete[:_KEYS].encode("utf-8", "replace"))[0]
     return list(dict.fromkeys(key for row in rows for key in row))

@@ -151,9 +151,12 @@ def describe(name: str, data: Data, *, test: bool = False) -> Source:
     if kind is None:
         remedy = "name it .csv, .jsonl or .parquet (or .gz of these), or set data.format"
         raise DataError("its ending does not say what it holds", where=name, remedy=remedy)
-    with system.open_input_file(path) as file:
-        refuse_disguise(file, name, kind, gzip, info.size)
-        columns, lines = header(file, name, kind, gzip, data)
+    try:
+        with system.open_input_file(path) as file:
+            refuse_disguise(file, name, kind, gzip, info.size)
+            columns, lines = header(file, name, kind, gzip, data)
+    except OSError as error:
+        raise DataError(f"cannot be read ({error})", where=name, remedy="see to its permissions") from None
     return Source(name, kind, gzip, info.size, tuple(columns), lines, test)
 
 

@@ -53,13 +53,15 @@ class Measured:
         A user group is the mean over its requests. An item group asks for its targets alone,
         of the users who have any; the other items compete as before. Empty groups are left out.
         """
-        events = np.diff(dataset.train.indptr)[requests.user] * (requests.user > 0)
+        known = requests.user > 0
+        events = np.diff(dataset.train.indptr)[requests.user]
         head = head_items(dataset.popularity)[requests.target]
         owner = self.ranked.owner
         groups = {
-            f"new users (up to {NEW} events)": (events <= NEW)[owner],
-            f"light users (up to {LIGHT})": ((events > NEW) & (events <= LIGHT))[owner],
-            f"heavy users (over {LIGHT})": (events > LIGHT)[owner],
+            "unknown users": ~known[owner],
+            f"new users (up to {NEW} events)": (known & (events <= NEW))[owner],
+            f"light users (up to {LIGHT})": (known & (events > NEW) & (events <= LIGHT))[owner],
+            f"heavy users (over {LIGHT})": (known & (events > LIGHT))[owner],
             f"head items ({HEAD:.0%} of events)": head,
             "tail items": ~head,
         }

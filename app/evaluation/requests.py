@@ -8,8 +8,8 @@ Protocol: one request a user, at the time of the first event to predict, with al
 known before the part. Its targets are the distinct items of the user's positive events in
 the part. What training never saw counts against the model, as it would for a user: an
 unknown item (row 0) is a target that no ranking holds; each event on one counts, since two
-of them cannot be told apart. Each event of an unknown user (row 0) is a request of its own
-with no history.
+of them cannot be told apart. Unknown users (row 0) cannot be told apart either: their events
+of one moment, such as those of a basket, are one request with no history.
 """
 
 from __future__ import annotations
@@ -136,8 +136,8 @@ def requests_of(dataset: Dataset, part: str) -> Requests:
     }[part]
     rows = np.flatnonzero(np.asarray(events.label) > 0)
     user, item, time = (np.asarray(column)[rows].astype(np.int64) for column in _columns(events))
-    # Rows are sorted by user; an unknown user's event is told apart by its place.
-    group = np.where(user > 0, user + len(user), np.arange(len(user)))
+    _, moment = np.unique(time, return_inverse=True)
+    group = np.where(user > 0, user + len(user), moment)
     _, first, owner = np.unique(group, return_index=True, return_inverse=True)
     distinct = np.where(item > 0, item, dataset.schema.items + np.arange(len(item)))
     _, kept = np.unique(owner * (dataset.schema.items + len(item)) + distinct, return_index=True)

@@ -7,8 +7,6 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from app import errors
 from app.data.dataset import Dataset
 from app.engine import ray_session
@@ -32,11 +30,12 @@ def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path) -> Path:
     """
     (folder / ERROR).unlink(missing_ok=True)
     with ray_session():
-        trainer = _trainer(recipe, dataset, folder)
-        result = _in_a_thread(trainer.fit)
+        outcome = _in_a_thread(_trainer(recipe, dataset, folder).fit)
     if (folder / ERROR).exists():
         raise _read_error(folder / ERROR)
-    return Path(result.checkpoint.path)
+    if isinstance(outcome, BaseException):
+        raise _translate(outcome)
+    return Path(outcome.checkpoint.path)
 
 
 def _trainer(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
@@ -82,21 +81,21 @@ def _enough(found: dict[str, float], workers: int, *, gpu: bool) -> None:
 def work(config: dict[str, str]) -> None:
     """One worker: the training function of Ray Train.
 
-    An error of ours would come again with a new worker, so it ends the training instead of
-    counting as a failure: it is left in the run folder for the driver.
+    An error of ours would come again in every new worker. So it is left in the run folder for
+    the driver, and whoever finds it there stops. Where others wait for this worker, it fails,
+    which makes Ray Train end them; its replacement then finds the error.
     """
     folder = Path(config["folder"])
+    if (folder / ERROR).exists():
+        return
+    recipe = parse(config["recipe"], "recipe")  # type: ignore[arg-type]
     try:
-        recipe = parse(config["recipe"], "recipe")  # type: ignore[arg-type]
         dataset = Dataset.open(Path(config["dataset"]), verify=False)
         with disk_errors(str(folder)):
             Loop(recipe, dataset, RayHost(folder)).run()
     except RayRecError as error:
         _write_error(folder / ERROR, error)
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()  # lets go of workers that wait for this one
-    except RuntimeError:
-        if not (folder / ERROR).exists():
+        if recipe.train.workers > 1:
             raise
 
 
@@ -113,25 +112,23 @@ def _read_error(path: Path) -> RayRecError:
 
 
 def _in_a_thread(fit: Any) -> Any:
-    """The result of `fit`, run outside the main thread.
+    """What `fit` returns or raises, run outside the main thread.
 
     In the main thread Ray Train takes Ctrl-C for itself and ends the program with code 0.
     """
-    outcome: dict[str, Any] = {}
+    outcome: list[Any] = []
 
     def run() -> None:
         try:
-            outcome["result"] = fit()
+            outcome.append(fit())
         except BaseException as error:
-            outcome["error"] = error
+            outcome.append(error)
 
     thread = threading.Thread(target=run, name="ray-train", daemon=True)
     thread.start()
     while thread.is_alive():
         thread.join(0.2)
-    if "error" in outcome:
-        raise _translate(outcome["error"])
-    return outcome["result"]
+    return outcome[0]
 
 
 def _translate(error: BaseException) -> BaseException:

@@ -19,6 +19,7 @@ from app.models.base import Batch, Loss
 from app.recipe import Train
 
 PREFETCH = 4  # batches made ahead
+REDRAWS = 3
 NEEDS_NEGATIVES = ("bpr", "cross_entropy")
 BITS_PER_EVENT = 16
 
@@ -64,9 +65,9 @@ class Sampler:
     """Batches of one worker's share of the training events.
 
     With negatives, a row is a positive event in column 0 and the sampled items behind it,
-    labels 1 and 0. An item that the user has is drawn once more; what is then still theirs
-    stays (for a user with a twentieth of the catalogue, one draw in 400). Without negatives a
-    row is any event with its logged label (its value under MSE).
+    labels 1 and 0. An item that the user has is drawn again, up to REDRAWS times; what is then
+    still theirs stays (one draw in 100 for a user with a third of the catalogue). Without
+    negatives a row is any event with its logged label (its value under MSE).
 
     Args:
         history: False where the model has no history, which is then left at zeros.
@@ -153,7 +154,10 @@ class Sampler:
             return positive[:, None]
         drawn = self._draw((len(user), self.negatives), random)
         row, column = np.nonzero(self.seen(user[:, None], drawn))
-        drawn[row, column] = self._draw(len(row), random)
+        for _ in range(REDRAWS):
+            drawn[row, column] = self._draw(len(row), random)
+            again = self.seen(user[row], drawn[row, column])
+            row, column = row[again], column[again]
         return np.concatenate([positive[:, None], drawn], 1)
 
     def _draw(self, shape: int | tuple[int, int], random: np.random.Generator) -> Array:

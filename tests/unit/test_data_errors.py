@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import gzip
+import importlib
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ CASES: list[tuple[str, Any, str]] = [
     ("log.csv", "usr,item,timestamp\na,b,1\n", "did you mean 'usr'?"),
     ("log.csv", b"user,item,timestamp\na,caf\xe9,1\n", "byte 0xe9 at offset 25 is not utf-8"),
     ("log.csv", b"user,item,timestamp\na,caf\xe9,1\n", "line 2"),
+    ("log.jsonl", b'{"user": "a", "item": "caf\xe9", "timestamp": 1}\n', "offset 26 is not utf-8"),
     ("log.csv", GOOD.encode("utf-16"), 'data.encoding = "utf-16"'),
     ("log.csv", gzip.compress(GOOD.encode()), "holds gzip-compressed data"),
     ("log.csv", '{"user": "a"}\n', "holds JSON lines"),
@@ -135,6 +137,7 @@ def test_mixed_types_and_bad_lines_in_json(tmp_path: Path) -> None:
             {"event": "value", "event_types": ["view"], "positive": ["buy"]},
             "'buy' is not in data.event_types",
         ),
+        ({"delimiter": "||"}, "data.delimiter: '||' cannot be"),
         ({"encoding": "utf-99"}, "unknown encoding 'utf-99'"),
         ({"item_columns": ["colour"]}, "no column 'colour' (data.item_columns)"),
         ({"outliers": [{"column": "prize"}]}, "no column 'prize' (data.outliers)"),
@@ -195,30 +198,32 @@ def test_splits_agree_with_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert (101, "unreadable") in found[0][2]
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files may not grow beyond a few kB, which the kernel reports as it does a full disk's end."""
-    content = "user,item,timestamp\n" + "".join(f"u{n},i{n},{n}\n" for n in range(20_000))
-    (tmp_path / "log.csv").write_text(content)
+@pytest.mark.parametrize(
+    ("module", "phase"),
+    [("intake", "scatter"), ("buckets", "refine"), ("buckets", "finish"), ("prepare", "put_aside")],
+)
+def test_a_full_disk_is_told_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, phase: str
+) -> None:
+    """A task may not let a file grow beyond 4 kB; the kernel and numpy tell it as a disk's end."""
+    rows = "".join(f"u{n},i{n},{n}\n,i{n},unlike{n * n}\n" for n in range(5_000))
+    (tmp_path / "log.csv").write_text("user,item,timestamp\n" + rows)
     recipe = parse({"data": {"events": [str(tmp_path / "log.csv")]}}, "test")
-    import app.data.buckets as buckets
-    from app.data.finish import finish
-
-    seen: list[int] = []
+    place = importlib.import_module(f"app.data.{module}")
+    work = getattr(place, phase)
 
     def choked(*arguments: Any) -> Any:
-        import signal
-
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
         try:
-            return finish(*arguments)
+            return work(*arguments)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(buckets, "finish", choked)
-    with pytest.raises(MachineError, match="disk is full") as caught:
+    monkeypatch.setattr(place, phase, choked)
+    with pytest.raises(MachineError, match=r"disk is full.*(File too large|requested and)") as caught:
         prepare(recipe, tmp_path / "out")
-    seen.append(errno.EFBIG)
     assert "nothing was published" in caught.value.remedy
+    assert caught.value.where == str(tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]

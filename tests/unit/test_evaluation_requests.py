@@ -61,13 +61,17 @@ class TestRequests:
         requests = requests_of(Fixed(dataset, tmp_path, train=[(1, 1, 1)], test=test), "test")
         assert sorted(padded(requests)[0]) == [0, 0, 3]
 
-    def test_an_unknown_users_events_are_requests_of_their_own_without_history(self, dataset, tmp_path):
+    def test_unknown_users_events_of_a_moment_are_one_request_without_history(self, dataset, tmp_path):
         fixed = Fixed(
-            dataset, tmp_path, train=[(1, 1, 1)], valid=[(0, 2, 5)], test=[(0, 3, 30), (0, 4, 31), (1, 5, 9)]
+            dataset,
+            tmp_path,
+            train=[(1, 1, 1)],
+            valid=[(0, 2, 5)],
+            test=[(0, 3, 30), (0, 6, 30), (0, 4, 31), (1, 5, 30)],
         )
         requests = requests_of(fixed, "test")
         assert requests.user.tolist() == [0, 0, 1]
-        assert padded(requests) == [[3], [4], [5]]
+        assert padded(requests) == [[3, 6], [4, -1], [5, -1]]
         assert not recent_of(fixed, requests.user, requests.past)[0][:2].any()
         assert set(seen_of(requests, ALL)[0]) == {2}
 

@@ -118,6 +118,24 @@ def test_the_side_doors_of_serves_own_configuration_are_closed() -> None:
     assert len(missing) == 9, missing
 
 
+def test_a_run_within_a_run_finds_the_real_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(haproxy, "FOLDER", tmp_path)
+    for name in (haproxy.BINARY, "RAY_SERVE_HAPROXY_BINARY_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    first = haproxy.environment()
+    for name, value in first.items():
+        monkeypatch.setenv(name, value)
+    second = haproxy.environment()
+    assert second[haproxy.BINARY] == first[haproxy.BINARY]
+    launcher = first["RAY_SERVE_HAPROXY_BINARY_PATH"]
+    assert launcher != first[haproxy.BINARY]
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text("global\nlisten stats\n  bind *:8404\n")
+    said = subprocess.run([launcher, "-vv", "-f", configuration], capture_output=True, text=True, check=True)
+    assert "HAProxy version" in said.stdout
+    assert configuration.read_text() == "global\n"
+
+
 DRIVER = """
 import subprocess, sys, time
 from app.processes import marked

@@ -1,0 +1,177 @@
+"""What a training batch holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.data.dataset import Dataset
+from app.errors import DataError, RecipeError
+from app.models.base import Batch, Loss
+from app.recipe import Train
+from app.training.sampler import Sampler, Seen, first_of_moment, prefetch
+from tests.tiny import tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", skips=0.3)
+
+
+def sampler(dataset: Dataset, loss: Loss = "bce", **options: Any) -> Sampler:
+    places = {key: options.pop(key) for key in ("rank", "world", "history") if key in options}
+    return Sampler(dataset, Train(**{"batch_size": 100, "unknown_rate": 0.0, **options}), loss, 7, **places)
+
+
+def everything(batches: Sampler, epoch: int = 0) -> Batch:
+    """A whole epoch as one batch."""
+    parts = list(batches.epoch(epoch))
+    user, item, label = (torch.cat([getattr(p, name) for p in parts]) for name in ("user", "item", "label"))
+    return Batch(user, item, parts[0].history, parts[0].context, label)
+
+
+def pairs(users: Any, items: Any) -> set[tuple[int, int]]:
+    return set(zip(np.asarray(users).tolist(), np.asarray(items).tolist(), strict=True))
+
+
+def test_an_epoch_has_every_positive_once(dataset: Dataset) -> None:
+    found = everything(sampler(dataset))
+    positive = dataset.train.label > 0
+    assert len(found.user) == positive.sum()
+    assert pairs(found.user, found.item[:, 0]) == pairs(
+        dataset.train.user[positive], dataset.train.item[positive]
+    )
+    assert found.item.shape[1] == 5
+    assert (found.label[:, 0] == 1).all() and (found.label[:, 1:] == 0).all()
+
+
+@pytest.mark.parametrize("sampling", ["uniform", "popularity"])
+def test_negatives_are_items_the_user_does_not_have(dataset: Dataset, sampling: str) -> None:
+    """Redraws leave little of the chance to draw what the user has, here a third."""
+    found = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
+    has = pairs(dataset.train.user, dataset.train.item)
+    drawn = [
+        (u, i) for u, row in zip(found.user.tolist(), found.item[:, 1:].tolist(), strict=True) for i in row
+    ]
+    share = np.mean([pair in has for pair in drawn])
+    chance = len(has) / (dataset.schema.users * dataset.schema.items)
+    assert share < 0.2 * chance
+    assert found.item.min() >= 1 and found.item.max() < dataset.schema.items
+
+
+def test_popular_items_are_drawn_more_often(dataset: Dataset) -> None:
+    found = everything(sampler(dataset, negatives=8, negative_sampling="popularity"))
+    drawn = np.bincount(found.item[:, 1:].flatten(), minlength=dataset.schema.items)
+    assert np.corrcoef(drawn[1:], dataset.popularity[1:])[0, 1] > 0.6
+
+
+def test_history_ends_before_the_moment_of_the_event(dataset: Dataset) -> None:
+    part = dataset.train
+    batches = sampler(dataset)
+    first = next(iter(batches.epoch(0)))
+    for b in range(len(first.user)):
+        mine = slice(part.indptr[first.user[b]], part.indptr[first.user[b] + 1])
+        items = part.item[mine].tolist()
+        before = items[: items.index(int(first.item[b, 0]))][-dataset.schema.history :]
+        padded = [0] * (dataset.schema.history - len(before)) + before
+        assert first.history.item[b].tolist() == padded
+    assert first.context.shape == (100, dataset.schema.context_width)
+
+
+def test_events_of_one_moment_do_not_precede_each_other() -> None:
+    user = np.array([1, 1, 1, 1, 2, 2])
+    time = np.array([5, 5, 7, 7, 7, 8])
+    assert first_of_moment(user, time).tolist() == [0, 0, 2, 2, 4, 5]
+
+
+def test_logged_labels_without_negatives(dataset: Dataset) -> None:
+    found = everything(sampler(dataset, negatives=0))
+    assert found.item.shape == (len(dataset.train), 1)
+    assert found.label.mean().item() == pytest.approx(float(dataset.train.label.mean()))
+
+
+def test_mse_is_taught_the_value(dataset: Dataset) -> None:
+    found = everything(sampler(dataset, "mse", negatives=0))
+    assert set(found.label.flatten().tolist()) == set(np.unique(dataset.train.value).tolist())
+
+
+def test_sampled_softmax_takes_positives_alone(dataset: Dataset) -> None:
+    found = everything(sampler(dataset, "sampled_softmax", unknown_rate=0.5))
+    assert found.item.shape == (int((dataset.train.label > 0).sum()), 1)
+    assert (found.item > 0).all()
+
+
+def test_hides_the_wanted_share(dataset: Dataset) -> None:
+    found = everything(sampler(dataset, unknown_rate=0.2))
+    assert (found.user == 0).float().mean().item() == pytest.approx(0.2, abs=0.04)
+    assert (found.item == 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_equal_seeds_give_equal_batches_and_epochs_differ(dataset: Dataset) -> None:
+    once, again, later = (everything(sampler(dataset), epoch) for epoch in (0, 0, 1))
+    assert torch.equal(once.item, again.item)
+    assert not torch.equal(once.item, later.item)
+
+
+def test_an_epoch_goes_on_from_any_step(dataset: Dataset) -> None:
+    batches = sampler(dataset)
+    whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=5))
+    assert len(whole) == batches.steps and len(rest) == batches.steps - 5
+    assert all(torch.equal(a.item, b.item) for a, b in zip(whole[5:], rest, strict=True))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_workers_share_an_epoch_in_equal_steps(dataset: Dataset, world: int) -> None:
+    shares = [sampler(dataset, rank=rank, world=world) for rank in range(world)]
+    found = [everything(share) for share in shares]
+    assert len({len(f.user) for f in found}) == 1 and len({s.steps for s in shares}) == 1
+    met = set().union(*(pairs(f.user, f.item[:, 0]) for f in found))
+    positive = dataset.train.label > 0
+    assert met == pairs(dataset.train.user[positive], dataset.train.item[positive])
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1, max_size=60))
+@settings(max_examples=50, deadline=None)
+def test_seen_never_misses(events: list[tuple[int, int]]) -> None:
+    user, item = (np.array(column) for column in zip(*events, strict=True))
+    assert Seen(user, item)(user, item).all()
+
+
+def test_seen_is_rarely_wrong() -> None:
+    rng = np.random.default_rng(0)
+    user, item = rng.integers(0, 5000, 50_000), rng.integers(0, 4000, 50_000)
+    other = rng.integers(4000, 8000, 50_000)
+    assert Seen(user, item)(user, other).mean() < 1 / 16
+
+
+def test_a_comparison_needs_negatives(dataset: Dataset) -> None:
+    with pytest.raises(RecipeError, match=r"train\.negatives.*bpr"):
+        sampler(dataset, "bpr", negatives=0)
+
+
+def test_nothing_to_learn_from(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "dataset")
+    label = np.lib.format.open_memmap(dataset.path / "train" / "label.npy", "r+")
+    label[:] = 0
+    with pytest.raises(DataError, match="no event to learn from"):
+        sampler(Dataset.open(dataset.path, verify=False))
+
+
+def test_prefetch_keeps_order_and_passes_errors(dataset: Dataset) -> None:
+    batches = sampler(dataset)
+    assert [b.user.tolist() for b in prefetch(batches.epoch(0))] == [
+        b.user.tolist() for b in batches.epoch(0)
+    ]
+
+    def broken() -> Any:
+        yield from batches.epoch(0)
+        raise ValueError("torn")
+
+    with pytest.raises(ValueError, match="torn"):
+        list(prefetch(broken()))
