@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from app import haproxy, processes
+from app.console import say
 
 # Why each: auth, because core Ray listens on every interface; no telemetry; Ray Train answers
 # a report once per health check; a replica that ends waits only until HAProxy left it (30 s by
 # default); a busy machine needs more than 5 s to start HAProxy, whose line per request nobody
-# reads; the rest keeps Ray's chatter out of the user's terminal.
+# reads; Ray lowers its workers' priority, which starves a replica beside any other load; the
+# rest keeps Ray's chatter out of the user's terminal.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -28,11 +31,10 @@ ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_worker_niceness": "0",
     "RAY_TQDM": "0",
 }
 OBJECT_STORE_BYTES = 512 << 20
-
-
 _shared: list[ExitStack] = []
 
 
@@ -63,8 +65,7 @@ def shared_session() -> Iterator[None]:
 
 @contextmanager
 def _running(verbose: bool) -> Iterator[None]:
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_environment()
     import ray
 
     if ray.is_initialized():
@@ -93,6 +94,15 @@ def _running(verbose: bool) -> Iterator[None]:
         if not joined:
             processes.end_run(processes.run_mark())
             haproxy.forget()
+
+
+def _set_environment() -> None:
+    for name, value in ENVIRONMENT.items():
+        # Ray reads this one when it is imported: set later, its processes would not agree on it.
+        if name == "RAY_AUTH_MODE" and "ray" in sys.modules and name not in os.environ:
+            say("Ray was imported before RayRec, so its token authentication stays off")
+            continue
+        os.environ.setdefault(name, value)
 
 
 @contextmanager

@@ -123,7 +123,7 @@ def _gradients(rank: int) -> list[nn.Parameter]:
 
 
 def test_two_gloo_workers_end_with_the_mean(tmp_path: Path) -> None:
-    context = torch.multiprocessing.get_context("fork")
+    context = torch.multiprocessing.get_context("spawn")
     with context.Manager() as manager:
         results = manager.dict()
         workers = [context.Process(target=_worker, args=(r, str(tmp_path), results)) for r in (0, 1)]
