@@ -98,7 +98,9 @@ class Ledger:
         self.proposer.tell(proposal, [point.quality, point.p95_ms, point.bytes])
         self.finished, self.in_a_row = self.finished + 1, 0
         self.bar.advance(1)
-        say(f"trial {self.finished}/{self.trials}: {_line(point)} ({result['seconds']:.0f} s)")
+        say(
+            f"trial {point.trial} ({self.finished} of {self.trials}): {_line(point)} ({result['seconds']:.0f} s)"
+        )
 
     def _fail(self, proposal: Proposal, result: dict[str, Any]) -> None:
         self.proposer.drop(proposal.number)

@@ -78,7 +78,8 @@ class Part:
     @classmethod
     def load(cls, folder: Path) -> Part:
         """Memory-map the arrays of a folder."""
-        columns = {c: np.load(folder / f"{c}.npy", mmap_mode="r") for c in (*COLUMNS, "indptr")}
+        # Plain arrays over the map: np.memmap adds 30 us to each look-up, and batches make many.
+        columns = {c: np.asarray(np.load(folder / f"{c}.npy", mmap_mode="r")) for c in (*COLUMNS, "indptr")}
         listed = folder / "negatives.npy"
         return cls(**columns, negatives=np.load(listed, mmap_mode="r") if listed.exists() else None)
 
@@ -155,10 +156,10 @@ class Dataset:
         length = self.schema.history
         rows = ends[:, 1:] - np.arange(length, 0, -1)
         present = rows >= ends[:, :1]
-        rows = np.where(present, rows, 0)
+        rows = np.maximum(rows, 0)
         empty = len(part) == 0
         return tuple(  # type: ignore[return-value]
-            np.zeros(rows.shape, column.dtype) if empty else np.where(present, column[rows], 0)
+            np.zeros(rows.shape, column.dtype) if empty else column.take(rows) * present
             for column in (part.item, part.event, part.time)
         )
 

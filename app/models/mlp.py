@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from app.models.base import Content, History, Inputs, Model, ModelConfig
-from app.models.parts import Attributes, HistoryPool, dense_layers
+from app.models.parts import Attributes, HistoryPool, HistorySimilarity, dense_layers
 from app.tables.base import Tables
 
 
@@ -24,6 +24,7 @@ class MlpConfig(ModelConfig):
     width: int = Field(32, ge=1, description="floats of a user or item embedding")
     hidden: list[int] = Field(default=[64, 32], min_length=1, description="widths of the dense layers")
     heads: int = Field(2, ge=0, description="ways to weigh the history; 0: no history")
+    similarity: bool = Field(False, description="score nearness to the items of the history, too")
     dropout: float = Field(0.0, ge=0, lt=1)
 
 
@@ -35,6 +36,7 @@ class Mlp(Model):
         "width": [8, 16, 32, 64],
         "hidden": [[32], [64, 32], [128, 64]],
         "heads": [0, 1, 2, 4],
+        "similarity": [False, True],
         "dropout": (0.0, 0.5),
     }
     config: MlpConfig
@@ -47,6 +49,7 @@ class Mlp(Model):
         self.user_content = Attributes("user", inputs.user_dense, inputs.user_categories, tables)
         self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
         self.pool = HistoryPool(inputs.history, inputs.events, config.heads) if config.heads else None
+        self.near = HistorySimilarity(inputs.history, inputs.events, width) if config.similarity else None
         about_user = width + self.user_content.width
         self.user_half = nn.Linear(about_user + config.heads * width + inputs.context, first)
         self.item_half = nn.Linear(width + self.item_content.width, first, bias=False)
@@ -61,24 +64,32 @@ class Mlp(Model):
 
     def history_rows(self, items: Tensor) -> Tensor:
         """Embedding of an item, the same as the candidate's."""
-        return self.items.lookup(items) if self.pool is not None else super().history_rows(items)
+        used = self.pool is not None or self.near is not None
+        return self.items.lookup(items) if used else super().history_rows(items)
 
     def item_rows(self, items: Tensor) -> Tensor:
-        """The item's half of the first layer, and its bias."""
+        """The item's half of the first layer, its bias, and its direction where similarity counts."""
         content = self.item_content(self.item_dense[items], self.item_category[items])
-        half = self.item_half(torch.cat([self.items.lookup(items), content], -1))
-        return torch.cat([half, self.item_bias.lookup(items)], -1)
+        embedding = self.items.lookup(items)
+        half = self.item_half(torch.cat([embedding, content], -1))
+        near = [self.near.item(embedding)] if self.near is not None else []
+        return torch.cat([half, self.item_bias.lookup(items), *near], -1)
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
-        """The user's half of the first layer."""
+        """The user's half of the first layer, and the history where similarity counts."""
         pooled = [self.pool(history_rows, history)] if self.pool is not None else []
         half: Tensor = self.user_half(torch.cat([user_rows, *pooled, context], 1))
-        return half
+        near = [self.near.state(history_rows, history)] if self.near is not None else []
+        return torch.cat([half, *near], 1)
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
         """The remaining layers."""
-        half, bias = item_rows[..., :-1], item_rows[..., -1]
-        deep: Tensor = self.layers(user_state.unsqueeze(1) + half)
-        return deep.squeeze(-1) + bias
+        first = self.config.hidden[0]
+        half, bias = item_rows[..., :first], item_rows[..., first]
+        deep: Tensor = self.layers(user_state[:, :first].unsqueeze(1) + half)
+        logits = deep.squeeze(-1) + bias
+        if self.near is not None:
+            logits = logits + self.near(user_state[:, first:], item_rows[..., first + 1 :])
+        return logits

@@ -70,6 +70,8 @@ class Sampler:
     negatives a row is any event with its logged label (its value under MSE).
 
     Args:
+        repeats: True where items that the user has will be ranked, too: they then are negatives
+            like all others, or a model would learn that they are always right.
         history: False where the model has no history, which is then left at zeros.
         rank, world: this worker and how many there are; all have equally many steps.
 
@@ -85,6 +87,7 @@ class Sampler:
         loss: Loss,
         seed: int,
         *,
+        repeats: bool = False,
         history: bool = True,
         rank: int = 0,
         world: int = 1,
@@ -96,7 +99,7 @@ class Sampler:
                 remedy="set it to 1 or more, or choose another model.loss",
             )
         self.dataset, self.settings, self.loss, self.seed = dataset, settings, loss, seed
-        self.history, self.rank, self.world = history, rank, world
+        self.repeats, self.history, self.rank, self.world = repeats, history, rank, world
         part = dataset.train
         # The softmax has the other rows' positives for negatives.
         self.negatives = 0 if loss == "sampled_softmax" else settings.negatives
@@ -110,7 +113,7 @@ class Sampler:
             )
         self.positives = np.asarray(part.item)[np.asarray(part.label) > 0]
         self.before = first_of_moment(np.asarray(part.user), np.asarray(part.time))
-        self.seen = Seen(part.user, part.item) if self.negatives else None
+        self.seen = Seen(part.user, part.item) if self.negatives and not repeats else None
 
     @property
     def steps(self) -> int:
@@ -133,7 +136,8 @@ class Sampler:
         size = self.settings.batch_size
         for step in range(start, self.steps):
             random = np.random.default_rng([self.seed, epoch, self.rank, step])
-            yield self._batch(mine[step * size : (step + 1) * size], random)
+            # Within a batch order means nothing, and look-ups in order are kinder to the memory.
+            yield self._batch(np.sort(mine[step * size : (step + 1) * size]), random)
 
     def _batch(self, rows: Array, random: np.random.Generator) -> Batch:
         part = self.dataset.train
@@ -150,15 +154,18 @@ class Sampler:
         return batch_of(self.dataset, shown, recent, part.time[rows], self._hide(items, random), label)
 
     def _candidates(self, user: Array, positive: Array, random: np.random.Generator) -> Array:
-        if self.seen is None:
+        if not self.negatives:
             return positive[:, None]
         drawn = self._draw((len(user), self.negatives), random)
-        row, column = np.nonzero(self.seen(user[:, None], drawn))
+        row, column = np.nonzero(self._taken(user[:, None], positive[:, None], drawn))
         for _ in range(REDRAWS):
             drawn[row, column] = self._draw(len(row), random)
-            again = self.seen(user[row], drawn[row, column])
+            again = self._taken(user[row], positive[row], drawn[row, column])
             row, column = row[again], column[again]
         return np.concatenate([positive[:, None], drawn], 1)
+
+    def _taken(self, user: Array, positive: Array, drawn: Array) -> Array:
+        return drawn == positive if self.seen is None else self.seen(user, drawn)
 
     def _draw(self, shape: int | tuple[int, int], random: np.random.Generator) -> Array:
         if self.settings.negative_sampling == "uniform":

@@ -34,6 +34,7 @@ OUT = REPOSITORY / "runs" / "bench"
 EVENTS_A_USER, ITEMS_PER_ROW = 25, 200
 NEED = {"pandas": 2.0, "polars": 0.5, "peak_mib_over_idle": 2048.0}
 PARTS = ("train", "valid", "test")
+PROGRAMS = ("ours", "polars", "pandas")
 Figures = dict[str, Any]
 
 
@@ -72,64 +73,87 @@ def make_log(folder: Path, rows: int) -> Path:
     return folder / "events.csv"
 
 
-def tree_mib() -> float:
-    """Proportional set size of this process and all below it: shared pages count once."""
-    total = 0
-    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+class Watch:
+    """Memory and CPU of a process and all below it, sampled.
+
+    Memory is the proportional set size: pages that processes share count once. CPU seconds
+    hardly depend on what else the machine does, as seconds on the clock do.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid, self.peak, self.cpu = pid, 0.0, dict[int, float]()
+
+    def sample(self) -> float:
+        """MiB now."""
+        total = 0
+        for process in self._tree():
+            try:
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                times = process.cpu_times()
+            except (OSError, psutil.Error):
+                continue  # it ended meanwhile
+            self.cpu[process.pid] = times.user + times.system
+            total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
+        self.peak = max(self.peak, total / 1024)
+        return total / 1024
+
+    def _tree(self) -> list[psutil.Process]:
         try:
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-        except OSError:
-            continue  # it ended meanwhile
-        total += sum(int(line.split()[1]) for line in text.splitlines() if line.startswith("Pss:"))
-    return total / 1024
+            root = psutil.Process(self.pid)
+            return [root, *root.children(recursive=True)]
+        except psutil.Error:
+            return []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Sample while the block runs."""
+        stop = threading.Event()
+
+        def watch() -> None:
+            while not stop.wait(0.2):
+                self.sample()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
 
-@contextmanager
-def watched() -> Iterator[Figures]:
-    """Idle and peak memory of the process tree around a block."""
-    found: Figures = {"idle_mib": tree_mib(), "peak_mib": 0.0, "samples": 0}
-    stop = threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.2):
-            found["peak_mib"] = max(found["peak_mib"], tree_mib())
-            found["samples"] += 1
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield found
-    finally:
-        stop.set()
-        thread.join()
-        found["over_idle_mib"] = found["peak_mib"] - found["idle_mib"]
-
-
-def ours(events: Path, out: Path) -> Figures:
+def ours_here(events: Path, out: Path) -> Figures:
+    """Prepare in this process, which has done nothing before; Ray is up and idle at the start."""
     from app.data.prepare import prepare
 
     with ray_session():
-        time.sleep(3)  # until the node is idle; what counts as idle, not as right
-        with watched() as figures:
+        time.sleep(3)  # the node settles: what is measured now counts as idle
+        watch = Watch(os.getpid())
+        idle, before = watch.sample(), sum(watch.cpu.values())
+        with watch.running():
             start = time.perf_counter()
             artifact = prepare(recipe_of(events), out)
-            figures["seconds"] = time.perf_counter() - start
-    return {**figures, **artifact.figures}
+            seconds = time.perf_counter() - start
+    cpu = sum(watch.cpu.values()) - before
+    memory = {"idle_mib": idle, "peak_mib": watch.peak, "over_idle_mib": watch.peak - idle}
+    return {"seconds": seconds, "cpu_seconds": cpu, **memory, **artifact.figures}
 
 
-def peer(name: str, events: Path, out: Path) -> Figures:
-    command = [sys.executable, "-m", "tests.bench.prepare_peers", name, str(events), str(out)]
-    process = psutil.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    peak = 0
-    while process.poll() is None:
-        try:
-            peak = max(peak, process.memory_info().rss)
-        except psutil.NoSuchProcess:
-            break
-        time.sleep(0.1)
-    if process.wait():
+def run(name: str, events: Path, out: Path) -> Figures:
+    """One program in a process of its own, so that nothing of the last run counts as idle."""
+    module = ["tests.bench.prepare", "--ours"] if name == "ours" else ["tests.bench.prepare_peers", name]
+    command = [sys.executable, "-m", *module, str(events), str(out)]
+    load = os.getloadavg()[0]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    watch = Watch(process.pid)
+    with watch.running():
+        output = process.communicate()[0]
+    if process.returncode:
         raise SystemExit(f"{name} failed")
-    return {**json.loads(process.stdout.read().splitlines()[-1]), "peak_mib": peak / 2**20}
+    found = {"peak_mib": watch.peak, "cpu_seconds": sum(watch.cpu.values())}
+    found |= json.loads(output.splitlines()[-1]) | {"load_before": load}
+    say(f"{name}: {found}")
+    return found
 
 
 def digest_of_peer(out: Path) -> dict[str, tuple[int, int]]:
@@ -173,26 +197,30 @@ def _digest(frame: Any) -> tuple[int, int]:
     return len(frame), int(hashes.sum(dtype="uint64"))
 
 
-def compare(rows: int, folder: Path) -> Figures:
-    """Time of the three on the same log; stops where their rows differ."""
+def compare(rows: int, folder: Path, rounds: int) -> dict[str, list[Figures]]:
+    """Runs of the three on the same log, in turns; stops where their rows differ."""
     events = make_log(folder / "shop", rows)
-    figures: Figures = {"ours": ours(events, folder / "ours")}
-    mine = digest_of_ours(folder / "ours")
-    shutil.rmtree(folder / "ours")
-    for name in ("polars", "pandas"):
-        figures[name] = peer(name, events, folder / name)
-        theirs = digest_of_peer(folder / name)
-        if theirs != mine:
-            raise SystemExit(f"{name} gives other rows: {theirs} against {mine}")
-        shutil.rmtree(folder / name)
-        say(f"{name}: {figures[name]}")
+    runs: dict[str, list[Figures]] = {name: [] for name in PROGRAMS}
+    for _ in range(rounds):
+        digests = {}
+        for name in PROGRAMS:
+            runs[name].append(run(name, events, folder / name))
+            digests[name] = (digest_of_ours if name == "ours" else digest_of_peer)(folder / name)
+            shutil.rmtree(folder / name)
+        if any(digest != digests["ours"] for digest in digests.values()):
+            raise SystemExit(f"the rows differ: {digests}")
     shutil.rmtree(folder / "shop")
-    return figures
+    return runs
+
+
+def best(runs: list[Figures], figure: str = "seconds") -> float:
+    """The least of the rounds: what disturbs a run can only add to it."""
+    return float(min(r[figure] for r in runs))
 
 
 def report(figures: Figures, peak: float) -> Figures:
     timed = figures["compared"]
-    ratios = {name: timed[name]["seconds"] / timed["ours"]["seconds"] for name in ("pandas", "polars")}
+    ratios = {name: best(timed[name]) / best(timed["ours"]) for name in ("pandas", "polars")}
     values = {**ratios, "peak_mib_over_idle": peak}
     bars = [
         {
@@ -203,16 +231,17 @@ def report(figures: Figures, peak: float) -> Figures:
         }
         for n, v in values.items()
     ]
+    by_cpu = {n: best(timed[n], "cpu_seconds") / best(timed["ours"], "cpu_seconds") for n in ratios}
     versions = {n: importlib.metadata.version(n) for n in ("ray", "polars", "pandas", "pyarrow", "numpy")}
     machine = {"cores": os.cpu_count(), "memory_gib": round(psutil.virtual_memory().total / 2**30, 1)}
     return {
         "name": "prepare",
-        "machine": {**machine, "python": platform.python_version(), "load": os.getloadavg()[0]},
+        "machine": {**machine, "python": platform.python_version()},
         "versions": versions,
         "ratios": ratios,
         "peak_mib_over_idle": peak,
         "bars": bars,
-        "figures": figures,
+        "figures": {**figures, "cpu_ratios": by_cpu},
     }
 
 
@@ -224,9 +253,18 @@ def write(result: Figures) -> None:
         f"| {b['name']} | {b['value']:.2f} | {b['need']} | {'yes' if b['holds'] else 'no'} |"
         for b in result["bars"]
     ]
-    lines += ["", "| program | seconds | peak MiB |", "|---|---|---|"]
-    timed = result["figures"]["compared"]
-    lines += [f"| {n} | {f['seconds']:.1f} | {f['peak_mib']:.0f} |" for n, f in timed.items()]
+    lines += [
+        "",
+        "| program | seconds of each round | CPU seconds | peak MiB | load before |",
+        "|---|---|---|---|---|",
+    ]
+    for name, runs in result["figures"]["compared"].items():
+        columns = [
+            ", ".join(f"{r[key]:.{digits}f}" for r in runs)
+            for key, digits in (("seconds", 1), ("cpu_seconds", 0), ("peak_mib", 0), ("load_before", 1))
+        ]
+        lines.append(f"| {name} | {' | '.join(columns)} |")
+    lines += ["", "Ratios are of the least seconds of the rounds; `load` is other work on the machine."]
     (OUT / "prepare.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -235,20 +273,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000, help="events of the comparison")
     parser.add_argument("--large", type=int, default=30_000_000, help="events of the memory bar; 0: skip")
+    parser.add_argument("--rounds", type=int, default=2, help="times that the three take turns")
     parser.add_argument(
         "--folder", type=Path, default=None, help="where to work; default: a temporary folder"
     )
+    parser.add_argument("--ours", type=Path, nargs=2, metavar=("EVENTS", "OUT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if given.ours:
+        print(json.dumps(ours_here(*given.ours)))
+        return
     with tempfile.TemporaryDirectory(prefix="bench-prepare-", dir=given.folder) as name:
         folder = Path(name)
-        figures: Figures = {"rows": given.rows, "compared": compare(given.rows, folder)}
+        figures: Figures = {"rows": given.rows, "compared": compare(given.rows, folder, given.rounds)}
         if given.large:
-            figures["large"] = {
-                "rows": given.large,
-                **ours(make_log(folder / "shop", given.large), folder / "ours"),
-            }
-    peaks = [figures["compared"]["ours"]["over_idle_mib"], figures.get("large", {}).get("over_idle_mib", 0.0)]
-    write(report(figures, max(peaks)))
+            events = make_log(folder / "shop", given.large)
+            figures["large"] = {"rows": given.large, **run("ours", events, folder / "ours")}
+    peaks = [r["over_idle_mib"] for r in figures["compared"]["ours"]]
+    write(report(figures, max([*peaks, figures.get("large", {}).get("over_idle_mib", 0.0)])))
 
 
 if __name__ == "__main__":

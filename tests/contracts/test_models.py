@@ -196,6 +196,7 @@ class _Pieces(nn.Module):
         return self.model.user_state(user, past, History(item, event, age), context)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_both_pieces_run_in_onnx(name: str, trained: dict[str, Checkpoint]) -> None:
     model = trained[name].model
     asked, other = (batch(model, b, c, model.inputs.history, seed=b) for b, c in ((3, 4), (5, 2)))
@@ -237,6 +238,16 @@ def test_space_holds_valid_hyperparameters(name: str) -> None:
         values = choice if isinstance(choice, list) else choice[:2]
         for value in values:
             assert getattr(model_config(name, {key: value}), key) == value
+
+
+def test_every_choice_of_the_space_ranks(name: str, dataset: Dataset) -> None:
+    for key, choice in model_class(name).SPACE.items():
+        for value in choice if isinstance(choice, list) else choice[:2]:
+            model = build_model(name, {key: value}, dataset).eval()
+            asked = batch(model, 3, 4, dataset.schema.history)
+            items = torch.arange(model.inputs.items)
+            everything = model.score_all(model.state(asked), model.item_rows(items))
+            torch.testing.assert_close(everything.gather(1, asked.item), model(asked), atol=1e-5, rtol=1e-4)
 
 
 def test_hashed_tables_fit_every_model(name: str, dataset: Dataset) -> None:

@@ -34,7 +34,7 @@ def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.Cap
     (point,) = points(ledger.study)
     assert (point.settings, point.quality, point.reused) == (settings, 0.3, False)
     assert ledger.missing == 3
-    assert "trial 1/4: ndcg@10 0.3000, p95 1.50 ms, 1.00 MB, trained (2 s)" in capsys.readouterr().err
+    assert "trial 0 (1 of 4): ndcg@10 0.3000, p95 1.50 ms, 1.00 MB, trained (2 s)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
