@@ -99,7 +99,8 @@ class Ledger:
         self.finished, self.in_a_row = self.finished + 1, 0
         self.bar.advance(1)
         say(
-            f"trial {point.trial} ({self.finished} of {self.trials}): {_line(point)} ({result['seconds']:.0f} s)"
+            f"trial {point.trial} ({self.finished} of {self.trials}): {_line(point)}"
+            f" ({result['seconds']:.0f} s)"
         )
 
     def _fail(self, proposal: Proposal, result: dict[str, Any]) -> None:
