@@ -149,7 +149,7 @@ def run(name: str, events: Path, out: Path) -> Figures:
     with watch.running():
         output = process.communicate()[0]
     if process.returncode:
-        raise SystemExit(f"{name} failed")
+        raise SystemExit(f"{name} ended with exit code {process.returncode} (negative: by that signal)")
     found = {"peak_mib": watch.peak, "cpu_seconds": sum(watch.cpu.values())}
     found |= json.loads(output.splitlines()[-1]) | {"load_before": load}
     say(f"{name}: {found}")
