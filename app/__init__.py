@@ -15,9 +15,11 @@ import os
 from typing import Any
 
 # torch's threads wait for each other by spinning. Where something else runs on the cores, a step
-# then takes up to ten times as long (128 ms against 12.6 ms, two threads on two busy cores), so
-# they spin briefly. Set here, because it is read when torch is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# then takes up to ten times as long; where they do not spin at all, idle cores lose a third. So
+# they spin briefly (NeuMF on two cores, ms a step, idle and beside two busy processes: 300,000
+# turns, the default, 10 and 56 to 500; 4,000 turns 11 and 38; 1,000 turns 19 and 25). Set here,
+# because it is read when torch is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 _PLACES = {
     "load_recipe": ("app.recipe", "load"),

@@ -155,13 +155,13 @@ class Dataset:
         part = part or self.train
         length = self.schema.history
         rows = ends[:, 1:] - np.arange(length, 0, -1)
-        present = rows >= ends[:, :1]
-        rows = np.maximum(rows, 0)
-        empty = len(part) == 0
-        return tuple(  # type: ignore[return-value]
-            np.zeros(rows.shape, column.dtype) if empty else column.take(rows) * present
-            for column in (part.item, part.event, part.time)
-        )
+        absent = rows < ends[:, :1]
+        if not len(part):
+            return tuple(np.zeros(rows.shape, c.dtype) for c in (part.item, part.event, part.time))  # type: ignore[return-value]
+        found = tuple(column.take(rows, mode="clip") for column in (part.item, part.event, part.time))
+        for column in found:
+            np.copyto(column, 0, where=absent)
+        return found  # type: ignore[return-value]
 
     def recent(self, users: Array, *parts: Part) -> tuple[Array, Array, Array]:
         """The last L events of users (B,) over several parts, by time.
