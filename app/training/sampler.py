@@ -149,9 +149,10 @@ class Sampler:
         recent = self.dataset.history(ends)
         if not self.history:
             recent = (np.zeros_like(recent[0]), np.zeros_like(recent[1]), recent[2])
-        hidden = random.random(len(user)) < self.settings.unknown_rate
-        shown = np.where(hidden, 0, user)
-        return batch_of(self.dataset, shown, recent, part.time[rows], self._hide(items, random), label)
+        shown = self._hide(user, random)
+        if self.loss != "sampled_softmax":  # a row that stands for many items has no log Q
+            items = self._hide(items, random)
+        return batch_of(self.dataset, shown, recent, part.time[rows], items, label)
 
     def _candidates(self, user: Array, positive: Array, random: np.random.Generator) -> Array:
         if not self.negatives:
@@ -159,6 +160,8 @@ class Sampler:
         drawn = self._draw((len(user), self.negatives), random)
         row, column = np.nonzero(self._taken(user[:, None], positive[:, None], drawn))
         for _ in range(REDRAWS):
+            if not len(row):
+                break
             drawn[row, column] = self._draw(len(row), random)
             again = self._taken(user[row], positive[row], drawn[row, column])
             row, column = row[again], column[again]
@@ -172,10 +175,10 @@ class Sampler:
             return random.integers(1, self.dataset.schema.items, shape, dtype=np.int32)
         return self.positives[random.integers(0, len(self.positives), shape)]
 
-    def _hide(self, items: Array, random: np.random.Generator) -> Array:
-        if self.loss == "sampled_softmax":  # a row that stands for many items has no log Q
-            return items
-        return np.where(random.random(items.shape, dtype=np.float32) < self.settings.unknown_rate, 0, items)
+    def _hide(self, rows: Array, random: np.random.Generator) -> Array:
+        """Rows with some at random as unknown, so that row 0 learns what to say of the unknown."""
+        rate = self.settings.unknown_rate
+        return np.where(random.random(rows.shape, np.float32) < rate, 0, rows) if rate else rows
 
 
 def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
