@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from app.bundle.export import export
@@ -51,18 +53,27 @@ def bundle_of(
     precision: Precision | None = None,
     dense: str = "float32",
     figures: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> Ranker:
-    """Export a model as `compress` and `export` would; `precision` None: not compressed."""
+    """Export a model as `compress` and `export` would; `precision` None: not compressed.
+
+    `settings` are the recipe's [export].
+    """
     rows = None
     if precision:
         rows = {}
         for key, values in static_rows(model, unknown_is_trained=True).items():
             write_rows(out.with_name(f"{out.name}-rows"), key, values, precision)
             rows[key] = Rows.open(out.with_name(f"{out.name}-rows"), key)
-    recipe = parse({"name": "tiny", "compress": {"dense": dense}}, "test")
+    recipe = parse({"name": "tiny", "compress": {"dense": dense}, "export": settings or {}}, "test")
     trained = Trained(model, name or type(model).__module__.rsplit(".", 1)[-1], rows=rows)
     export(recipe, dataset, trained, out, {"of": "test"}, {"checkpoint": "c"}, figures or {})
     return Ranker.open(out)
+
+
+def describe_items(dataset: Dataset, **columns: list[Any]) -> None:
+    """Give the items of a data set these attribute columns, the value of row 0 first."""
+    pq.write_table(pa.table(columns), dataset.path / "columns" / "items.parquet")
 
 
 def requests_batch(dataset: Dataset, users: list[int], items: np.ndarray) -> Batch:  # type: ignore[type-arg]

@@ -100,7 +100,9 @@ def _figures(recipe: Recipe, place: Place, folder: Path) -> dict[str, Any]:
         raise RayRecError(f"{recipe.train.metric} is {quality}", where="trial")
     parents = {"checkpoint": checkpoint.artifact.digest}
     settings = recipe.part("export", "compress")
-    bundle = export(recipe, dataset, checkpoint, folder / "bundle", settings, parents, figures)
+    bundle = export(
+        recipe, dataset, checkpoint, folder / "bundle", settings, parents, figures, retrieval=False
+    )
     return {
         "quality": quality,
         "p95_ms": _latency(bundle.path, place),

@@ -44,6 +44,8 @@ def card(
             "",
             *_table(figures),
             "",
+            _found(sizes),
+            "",
             "## Limits",
             "",
             LIMITS.format(end=_date(dataset.schema.end_time)),
@@ -56,6 +58,17 @@ def card(
             "",
         ]
     )
+
+
+def _found(sizes: Mapping[str, Any]) -> str:
+    """How recommendations find items, and what they miss."""
+    share = f"which find {sizes.get('recall@20', 1.0):.1%} of the exact best 20"
+    kind = sizes.get("kind", "all")
+    if kind in ("all", "exact"):
+        return "Recommendations compare every item."
+    if kind == "sources":
+        return f"Recommendations rank {sizes['candidates']:,} candidates of several sources, {share}."
+    return f"Recommendations take the nearest items of a faiss index ({kind}), {share}."
 
 
 def _date(microseconds: int) -> str:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from app.bundle.requests import Context, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.requests import (
+    BOOST,
+    BOOSTS,
+    BUDGET_MS,
+    CAPS,
+    FILTER_CHARS,
+    Context,
+    HistoryEvent,
+    RankRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
 from app.errors import RequestError
 from app.events import ID_BYTES, microseconds
 
@@ -13,11 +25,16 @@ LATEST = 253_402_300_800  # seconds: the year 10000; milliseconds given as secon
 
 def check_rank(request: RankRequest, max_candidates: int) -> None:
     """Raises RequestError for a request that cannot be answered."""
+    check_but_ids(request, max_candidates)
+    check_ids(request.items, "items")
+
+
+def check_but_ids(request: RankRequest, max_candidates: int) -> None:
+    """The same without a look at the candidates' ids, for one who knows them."""
     if not isinstance(request.items, list) or not request.items:
         raise RequestError("no candidates", where="items", remedy="name at least one item, or use recommend")
     if len(request.items) > max_candidates:
         raise _too_many(len(request.items), max_candidates, "items")
-    check_ids(request.items, "items")
     if request.k is not None:
         _check_k(request.k, None)
     _check_user(request.user, request.context)
@@ -30,6 +47,7 @@ def check_recommend(request: RecommendRequest, max_candidates: int, max_k: int) 
     check_ids(request.exclude, "exclude")
     _check_k(request.k, max_k)
     _check_user(request.user, request.context)
+    _check_rules(request)
 
 
 def check_similar(request: SimilarRequest, max_k: int) -> None:
@@ -114,6 +132,34 @@ def _check_user(user: str, context: Context | None) -> None:
         _check_id(user, "user")
     if context is not None and context.timestamp is not None:
         moment(context.timestamp, "context.timestamp")
+
+
+def _check_rules(request: RecommendRequest) -> None:
+    """Limits that HTTP has checked already, for those who call from Python."""
+    _check_number(request.diversity, 0, 1, "diversity")
+    _check_number(request.explore, 0, 1, "explore")
+    if request.budget_ms is not None:
+        _check_number(request.budget_ms, 1e-9, BUDGET_MS, "budget_ms")
+    _check_filter(request.filter, "filter")
+    for field, given, most in (("caps", request.caps, CAPS), ("boost", request.boost, BOOSTS)):
+        if len(given) > most:
+            raise RequestError(f"{len(given)} of them", where=field, remedy=f"give at most {most}")
+    for most in request.caps.values():
+        _check_number(most, 1, math.inf, "caps")
+    for place, boost in enumerate(request.boost):
+        _check_filter(boost.filter, f"boost[{place}].filter")
+        _check_number(boost.add, -BOOST, BOOST, f"boost[{place}].add")
+
+
+def _check_number(value: object, low: float, high: float, field: str) -> None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not fits:
+        raise RequestError("out of range", where=field, remedy=f"give a number from {low:g} to {high:g}")
+
+
+def _check_filter(text: object, field: str) -> None:
+    if not isinstance(text, str) or len(text) > FILTER_CHARS:
+        raise RequestError("no text, or too long", where=field, remedy=f"at most {FILTER_CHARS} characters")
 
 
 def _too_many(count: int, limit: int, field: str) -> RequestError:

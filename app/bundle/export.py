@@ -14,6 +14,7 @@ from app.bundle.card import card
 from app.bundle.layout import ROWS, Info
 from app.bundle.onnx import OPSET, write_graphs
 from app.bundle.pack import write_features, write_histories, write_ids, write_popularity
+from app.bundle.retrieval import write_retrieval
 from app.bundle.static import static_rows
 from app.console import progress
 from app.data.dataset import Dataset
@@ -54,6 +55,8 @@ def export(
     settings: Mapping[str, Any],
     parents: Mapping[str, str],
     figures: Mapping[str, Any],
+    *,
+    retrieval: bool = True,
 ) -> Artifact:
     """Write the bundle of a checkpoint at `out`.
 
@@ -63,10 +66,11 @@ def export(
         checkpoint: rows as they are where it is compressed, else float32.
         settings, parents: of the manifest.
         figures: of the report: quality of this checkpoint, and of the baselines.
+        retrieval: with columns, candidates and an index; without them every item is scored.
 
     Returns:
-        An artefact of kind "bundle"; figures: those given, and bytes {"float32": what it would
-        take uncompressed, "bundle": what it takes}.
+        An artefact of kind "bundle"; figures: those given, bytes {"float32": what it would
+        take uncompressed, "bundle": what it takes}, and retrieval as write_retrieval says.
 
     Raises:
         RayRecError: the exported graph does not compute what the model does.
@@ -81,11 +85,12 @@ def export(
         write_popularity(dataset, draft.path)
         write_features(recipe, dataset, draft.path)
         write_histories(dataset, draft.path / "history")
+        found = write_retrieval(recipe, dataset, checkpoint.model, info, draft.path) if retrieval else {}
         sizes = {"rows": rows["item"].precision, "dense": recipe.compress.dense}
-        text = card(info, dataset, checkpoint.hyperparameters, figures, sizes)
+        text = card(info, dataset, checkpoint.hyperparameters, figures, sizes | found)
         (draft.path / "card.md").write_text(text)
         draft.figures |= {**figures, "bytes": _bytes(draft, rows, dense["dense_float32_bytes"])}
-        draft.figures["dense_error"] = dense["dense_error"]
+        draft.figures |= {"dense_error": dense["dense_error"], "retrieval": found}
     return open_artifact(out, "bundle", verify=False)
 
 

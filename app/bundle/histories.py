@@ -56,7 +56,10 @@ class Histories:
     def __init__(self, **arrays: Array) -> None:
         self._arrays = arrays
         # The unit is told by the width: seconds fit into 32 bits, microseconds do not.
-        self._unit = 1_000_000 if arrays["time"].dtype.itemsize <= 4 else 1
+        self._unit = np.int64(1_000_000 if arrays["time"].dtype.itemsize <= 4 else 1)
+        self._indptr, self._item, self._event, self._time = (
+            arrays[name] for name in ("indptr", "item", "event", "time")
+        )
 
     @classmethod
     def open(cls, folder: Path) -> Histories:
@@ -75,12 +78,9 @@ class Histories:
 
     def of(self, user: int) -> Events:
         """The last events of a user."""
-        a = self._arrays
-        rows = slice(int(a["indptr"][user]), int(a["indptr"][user + 1]))
+        start, end = self._indptr[user : user + 2].tolist()
         return Events(
-            a["item"][rows].astype(np.int64),
-            a["event"][rows].astype(np.int64),
-            a["time"][rows].astype(np.int64) * self._unit,
+            self._item[start:end], self._event[start:end], np.multiply(self._time[start:end], self._unit)
         )
 
     def older(self, user: int) -> Array:

@@ -2,13 +2,15 @@
 
 Beside the strings lie their 64-bit hashes, sorted, and the row of each, so that millions of
 ids need no dictionary at start: an id is found by binary search and compared with the string.
-Ids in use are remembered in a dictionary of bounded size.
+Ids in use are remembered in a dictionary of bounded size. Candidates, a hundred a request, are
+looked up together in a table of hashes: a dictionary reads three places of memory an id, one
+after the other, which for 100 ids out of 100,000 takes longer than to parse the request.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from app.errors import ArtifactError
 from app.strings import Strings
 
 REMEMBERED = 1 << 18
+BUCKET = 8  # entries, 64 bytes
 
 
 class Ids:
@@ -34,6 +37,7 @@ class Ids:
         self.strings = strings
         self._hashes, self._order = hashes, order
         self._known: dict[str, int] = {}
+        self._table = _Table(np.zeros(0, np.int64))
 
     @staticmethod
     def write(folder: Path, ids: Iterable[str]) -> None:
@@ -70,20 +74,25 @@ class Ids:
         return self.strings[row]
 
     def remember(self) -> None:
-        """Read ids ahead, as many as are remembered, so that the first requests are quick."""
-        self._known = {value: row for row, value in enumerate(islice(self.strings, REMEMBERED)) if row}
+        """Read ids ahead, as many as are remembered, so that looking up many at once is quick."""
+        names = islice(self.strings, 1, 1 + REMEMBERED)
+        self._table = _Table(np.fromiter(map(hash, names), np.int64))
 
     def find(self, name: str) -> int:
         """Row of an id, 0 if it is unknown."""
         return self._known.get(name) or self._search(name)
 
     def find_all(self, names: Iterable[str]) -> list[int]:
-        """Rows of ids."""
-        names = list(names)
-        rows = list(map(self._known.get, names))
-        if None in rows:
-            return [row or self._search(name) for row, name in zip(rows, names, strict=True)]
-        return rows  # type: ignore[return-value]
+        """Rows of ids, 0 for those that are unknown."""
+        return [self.find(name) for name in names]
+
+    def remembered(self, names: Sequence[Hashable]) -> Array:
+        """Rows (N,) int64 of ids, 0 for those that are unknown or not remembered.
+
+        Ids are told apart by some 60 bits of their hash, which has a key of this process: one look-up
+        in 10**17 takes an unknown id for another.
+        """
+        return self._table.find(np.fromiter(map(hash, names), np.int64, len(names)))
 
     def _search(self, name: str) -> int:
         wanted = np.uint64(_hash(name))
@@ -97,6 +106,37 @@ class Ids:
                 return row
             place += 1
         return 0
+
+
+class _Table:
+    """Hashes to rows. A bucket is a line of the cache: one look at memory tells of an id.
+
+    An entry holds the upper bits of a hash and, below, a row. The few that find their bucket full
+    are left out.
+
+    Args:
+        hashes: (N,) int64 of rows 1 to N.
+    """
+
+    def __init__(self, hashes: Array) -> None:
+        bits = max(1, (len(hashes) // 3).bit_length())
+        self._last = (1 << bits) - 1
+        self._low = np.uint64((1 << max(1, len(hashes).bit_length())) - 1)
+        self._buckets = np.zeros((1 << bits, BUCKET), np.uint64)
+        bucket = hashes & self._last  # bits that an entry does not hold
+        order = np.argsort(bucket, kind="stable")
+        first = np.searchsorted(bucket[order], bucket[order])
+        place = np.arange(len(order)) - first
+        fits = order[place < BUCKET]
+        entries = (hashes[fits].view(np.uint64) & ~self._low) | (fits + 1).astype(np.uint64)
+        self._buckets[bucket[fits], place[place < BUCKET]] = entries
+
+    def find(self, hashes: Array) -> Array:
+        """Rows (N,) int64 of hashes (N,), 0 where there is none."""
+        found = self._buckets.take(hashes & self._last, 0)
+        low = (found ^ hashes.view(np.uint64)[:, None]) <= self._low
+        rows: Array = ((found & self._low) * low).max(1, initial=0).view(np.int64)
+        return rows
 
 
 def _hash(name: str) -> int:

@@ -9,6 +9,10 @@ bundle/
   rows/               Rows named user, history, item: what can be evaluated in advance
   users/ items/       Ids: strings, row 0 is "" (unknown), and their sorted hashes
   history/            Histories: the last events of known users
+  retrieval.json      Retrieval below: how candidates are found
+  columns/            Columns of the items, for filters and caps
+  candidates/         Sources: popular, fresh and, for larger catalogues, co-consumed items
+  index/faiss.index   only where a faiss index finds the nearest items
   popularity.npy      (items,) positive training events of each item
   features.json       the recipe's [features]; features/: what was fitted of them
   card.md             what data, what figures, what limits
@@ -17,7 +21,7 @@ bundle/
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -44,6 +48,38 @@ class Info(msgspec.Struct, frozen=True):
     default_event: int  # row of events for one without a type: the most frequent
     context: list[str]  # names of the context features
     opset: int
+
+
+class IndexInfo(msgspec.Struct, frozen=True):
+    """A faiss index as it was tuned at export."""
+
+    kind: Literal["ivf_sq8", "ivf_pq", "hnsw"]
+    bytes: int  # of the file
+    reach: int  # lists that a search probes (ivf), or the length of its queue (hnsw)
+    propose: int  # times as many proposals as items wanted
+
+
+class Retrieval(msgspec.Struct, frozen=True):
+    """The first stage of recommendations. A bundle without one has every item scored."""
+
+    candidates: int = 0  # that are ranked where no index finds the best; 0: every item
+    vectors: bool = True  # item rows tell how alike items are
+    segment: str = ""  # the column whose most met value is a user's segment
+    index: IndexInfo | None = None
+
+
+def read_retrieval(path: Path) -> Retrieval:
+    """Read retrieval.json; older bundles have none.
+
+    Raises:
+        ArtifactError: not what it should be.
+    """
+    if not path.exists():
+        return Retrieval()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Retrieval)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise damaged(path, str(error)) from None
 
 
 def read_info(path: Path) -> Info:

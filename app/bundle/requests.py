@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from app.events import Event
+
+FILTER_CHARS = 2000
+CAPS, BOOSTS = 4, 8  # of a request
+BOOST = 1000.0  # largest that is added to a score
+BUDGET_MS = 60_000.0
+
+Filter = Annotated[
+    str, Meta(max_length=FILTER_CHARS, description="e.g. price < 20 and category in ['a', 'b']")
+]
+Share = Annotated[float, Meta(ge=0, le=1)]
 
 
 class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -32,8 +45,21 @@ class RankRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     explain: bool = False
 
 
+class Boost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Items that match `filter` have `add` added to their score; a negative one holds them back."""
+
+    filter: Filter
+    add: Annotated[float, Meta(ge=-BOOST, le=BOOST)]
+
+
 class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The best k items for this user."""
+    """The best k items for this user.
+
+    `exclude`, `exclude_seen`, `filter` and `caps` (column -> at most so many items of one value)
+    always hold. `diversity` weighs difference against score, from 0 (score alone) to 1; `explore`
+    is the share of places that fresh or rarely met items get at least, the last ones. `budget_ms`:
+    rather than take longer, answer from fewer candidates or with what is popular.
+    """
 
     user: str
     k: int = 10
@@ -41,6 +67,12 @@ class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
     context: Context | None = None
     exclude: list[str] = []
     exclude_seen: bool = True
+    filter: Filter = ""
+    caps: Annotated[dict[str, Annotated[int, Meta(ge=1)]], Meta(max_length=CAPS)] = {}
+    diversity: Share = 0.0
+    boost: Annotated[list[Boost], Meta(max_length=BOOSTS)] = []
+    explore: Share = 0.0
+    budget_ms: Annotated[float, Meta(gt=0, le=BUDGET_MS)] | None = None
 
 
 class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -56,7 +88,7 @@ class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     events: list[Event]
 
 
-class Scored(msgspec.Struct, frozen=True, omit_defaults=True):
+class Scored(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """An item with the model's output for it (a logit); `because` names history items by effect."""
 
     item: str
@@ -65,12 +97,16 @@ class Scored(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A ranking, best first. `cold_start`: the user or an item was unknown to training."""
+    """A ranking, best first. `cold_start`: the user or an item was unknown to training.
+
+    `degraded`: what was left out to answer within the request's budget; absent where nothing was.
+    """
 
     model: str
     version: str
     items: list[Scored]
     cold_start: bool = False
+    degraded: str | UnsetType = UNSET
 
 
 class Accepted(msgspec.Struct, frozen=True):

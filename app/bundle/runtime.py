@@ -1,4 +1,4 @@
-"""Ranks from a bundle with numpy, onnxruntime and msgspec alone.
+"""Ranks from a bundle with numpy, onnxruntime and msgspec alone, and faiss where an index needs it.
 
 Per request only what depends on the request is computed: rows come from memory-mapped
 stores, and requests with about as many candidates run through the model together.
@@ -6,11 +6,15 @@ stores, and requests with about as many candidates run through the model togethe
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec import UNSET
 
 from app.artifact import Artifact, open_artifact
 from app.bundle import check
@@ -19,13 +23,22 @@ from app.bundle.explain import explain
 from app.bundle.histories import Histories
 from app.bundle.ids import Ids
 from app.bundle.layout import Array, load_array, read_info
+from app.bundle.recommend import Recommender, Wish
 from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, Scored, SimilarRequest
 from app.bundle.scores import Scores
-from app.bundle.top import best
 from app.errors import RequestError
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
-SCORES_AT_ONCE = 1 << 23  # of all items for several requests
+
+
+@dataclass(frozen=True)
+class Question:
+    """A request that can be answered, and its rows."""
+
+    request: RankRequest | RecommendRequest
+    items: list[str]  # candidates, each once; none for a recommendation
+    asked: Asked  # its rows: of the candidates, or of what must not be recommended
+    deadline: float = math.inf  # of a recommendation, on time.perf_counter's clock
 
 
 class Ranker:
@@ -38,21 +51,30 @@ class Ranker:
         threads: of one call into the model.
         max_candidates: ids that a request may name.
         max_k: items that recommend and similar may return.
+        budget_ms: of a recommendation that names none; 0: it takes as long as it takes.
     """
 
     def __init__(
-        self, artifact: Artifact, *, threads: int = 1, max_candidates: int = 1000, max_k: int = 100
+        self,
+        artifact: Artifact,
+        *,
+        threads: int = 1,
+        max_candidates: int = 1000,
+        max_k: int = 100,
+        budget_ms: float = 0.0,
     ) -> None:
         path = artifact.path
         self.artifact, self.max_candidates, self.max_k = artifact, max_candidates, max_k
+        self.budget_ms = budget_ms
         self.info = read_info(path / "bundle.json")
         self.name = self.info.name
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
-        self._popularity = load_array(path / "popularity.npy").astype(np.int64)
+        self._popularity = load_array(path / "popularity.npy")
         self._reader = Reader(self.info, self.users, self.items, Histories.open(path / "history"))
         self._scores = Scores(path, self.info, threads)
+        self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
 
     @classmethod
     def open(
@@ -63,6 +85,7 @@ class Ranker:
         verify: bool = True,
         max_candidates: int = 1000,
         max_k: int = 100,
+        budget_ms: float = 0.0,
     ) -> Ranker:
         """Open the bundle at `path`; `verify` compares every file with its SHA-256 first.
 
@@ -70,7 +93,7 @@ class Ranker:
             ArtifactError: names the file that is missing, damaged, truncated or too new.
         """
         artifact = open_artifact(Path(path), "bundle", verify=verify)
-        return cls(artifact, threads=threads, max_candidates=max_candidates, max_k=max_k)
+        return cls(artifact, threads=threads, max_candidates=max_candidates, max_k=max_k, budget_ms=budget_ms)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -83,8 +106,66 @@ class Ranker:
             check.check_rank(request, self.max_candidates)
         elif isinstance(request, RecommendRequest):
             check.check_recommend(request, self.max_candidates, self.max_k)
+            self._recommender.check(request)
         else:
             check.check_similar(request, self.max_k)
+
+    def read(
+        self,
+        request: RankRequest | RecommendRequest,
+        stored: Sequence[HistoryEvent] | None = None,
+        arrived: float | None = None,
+    ) -> Question:
+        """Check a request and find its rows.
+
+        Args:
+            request: of a ranking or a recommendation.
+            stored: the user's feedback events by time.
+            arrived: when its budget began, on time.perf_counter's clock; None: now.
+
+        Raises:
+            RequestError: names the field that is wrong.
+        """
+        if isinstance(request, RecommendRequest):
+            self.check(request)
+            return self._read_recommend(request, stored, arrived)
+        check.check_but_ids(request, self.max_candidates)
+        items, rows = self._candidates(request.items)
+        return Question(request, items, self._reader.read(request, rows, stored))
+
+    def _candidates(self, names: list[str]) -> tuple[list[str], Array]:
+        """Each candidate once, and its row."""
+        try:
+            items = list(dict.fromkeys(names))
+            rows = self.items.remembered(items)
+        except TypeError:  # not even hashable
+            items, rows = names, np.zeros(len(names), np.int64)
+        if not rows.all():  # an id that is remembered is well-formed
+            check.check_ids(items, "items")
+            for place in np.flatnonzero(rows == 0).tolist():
+                rows[place] = self.items.find(items[place])
+        return items, rows
+
+    def _read_recommend(
+        self, request: RecommendRequest, stored: Sequence[HistoryEvent] | None, arrived: float | None
+    ) -> Question:
+        rows = np.array([0, *self.items.find_all(request.exclude)], np.int64)
+        asked = self._reader.read(request, rows, stored)
+        if request.exclude_seen:
+            asked = replace(asked, rows=np.concatenate([rows, self._reader.seen(asked)]))
+        budget = request.budget_ms or self.budget_ms
+        start = time.perf_counter() if arrived is None else arrived
+        return Question(request, [], asked, start + budget / 1e3 if budget else math.inf)
+
+    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """Answer questions of both kinds, each kind scored together."""
+        answers: list[Answer | None] = [None] * len(questions)
+        for kind, answer in ((RankRequest, self._rank), (RecommendRequest, self._recommend)):
+            places = [place for place, one in enumerate(questions) if type(one.request) is kind]
+            if places:
+                for place, found in zip(places, answer([questions[p] for p in places]), strict=True):
+                    answers[place] = found
+        return answers  # type: ignore[return-value]
 
     def rank(self, requests: Sequence[RankRequest], stored: Stored = None) -> list[Answer]:
         """Score the candidates of each request, best first; equal scores keep their order.
@@ -96,29 +177,12 @@ class Ranker:
         Raises:
             RequestError: of the first request that cannot be answered; then none is.
         """
-        named, asked = [], []
-        for place, request in enumerate(requests):
-            self.check(request)
-            items = list(dict.fromkeys(request.items))
-            rows = np.array(self.items.find_all(items), np.int64)
-            named.append(items)
-            asked.append(self._reader.read(request, rows, stored[place] if stored else None))
-        scores = self._scores.candidates(asked)
-        return [self._ranked(*one) for one in zip(requests, named, asked, scores, strict=True)]
-
-    def _ranked(self, request: RankRequest, items: list[str], asked: Asked, scores: Array) -> Answer:
-        order = np.argsort(-scores, kind="stable")[: request.k]
-        names, values = [items[place] for place in order.tolist()], scores[order].tolist()
-        cold = asked.user == 0 or not asked.rows.all()
-        if not request.explain:
-            return Answer(self.name, self.version, list(map(Scored, names, values)), cold)
-        effects = explain(self._scores, asked, asked.rows[order])
-        because = [{self.items[row]: change for row, change in one.items()} for one in effects]
-        return Answer(self.name, self.version, list(map(Scored, names, values, because)), cold)
+        return self.answer(self._read_all(requests, stored))
 
     def recommend(self, requests: Sequence[RecommendRequest], stored: Stored = None) -> list[Answer]:
-        """The best k of all items for each request; of equal scores the more popular first.
+        """The best k items for each request; of equal scores the more popular first.
 
+        Every item of a small catalogue is scored; see app.bundle.recommend for larger ones.
         `exclude_seen` leaves out what training knew of the user and what the history holds.
 
         Args:
@@ -128,24 +192,36 @@ class Ranker:
         Raises:
             RequestError: of the first request that cannot be answered; then none is.
         """
-        asked = []
-        for place, request in enumerate(requests):
-            self.check(request)
-            left_out = np.array([0, *self.items.find_all(request.exclude)], np.int64)
-            asked.append(self._reader.read(request, left_out, stored[place] if stored else None))
-        answers: list[Answer] = []
-        step = max(1, SCORES_AT_ONCE // self.info.items)
-        for start in range(0, len(asked), step):
-            chunk = asked[start : start + step]
-            triples = zip(requests[start : start + step], chunk, self._scores.all(chunk), strict=True)
-            answers += [self._recommended(*one) for one in triples]
-        return answers
+        return self.answer(self._read_all(requests, stored))
 
-    def _recommended(self, request: RecommendRequest, asked: Asked, scores: Array) -> Answer:
-        scores[asked.rows] = -np.inf
-        if request.exclude_seen:
-            scores[self._reader.seen(asked)] = -np.inf
-        return self._answer(scores, request.k, asked.user == 0)
+    def _read_all(self, requests: Sequence[RankRequest | RecommendRequest], stored: Stored) -> list[Question]:
+        return [self.read(one, stored[place] if stored else None) for place, one in enumerate(requests)]
+
+    def _rank(self, questions: Sequence[Question]) -> list[Answer]:
+        scores = self._scores.candidates([question.asked for question in questions])
+        return [self._ranked(*pair) for pair in zip(questions, scores, strict=True)]
+
+    def _ranked(self, question: Question, scores: Array) -> Answer:
+        request, items, asked = question.request, question.items, question.asked
+        assert isinstance(request, RankRequest)
+        known = asked.rows.all()
+        if not known:  # one row, though not bit for bit one score: that depends on its place in the batch
+            scores[asked.rows == 0] = scores[asked.rows == 0][0]
+        order = np.argsort(-scores, kind="stable")[: request.k]
+        names, values = map(items.__getitem__, order.tolist()), scores[order].tolist()
+        cold = asked.user == 0 or not known
+        if not request.explain:
+            return Answer(self.name, self.version, list(map(Scored, names, values)), cold)
+        effects = explain(self._scores, asked, asked.rows[order])
+        because = [{self.items[row]: change for row, change in one.items()} for one in effects]
+        return Answer(self.name, self.version, list(map(Scored, names, values, because)), cold)
+
+    def _recommend(self, questions: Sequence[Question]) -> list[Answer]:
+        found = self._recommender.find([Wish(q.request, q.asked, q.deadline) for q in questions])  # type: ignore[arg-type]
+        return [
+            self._answer(one.rows, one.scores, question.asked.user == 0, one.degraded)
+            for question, one in zip(questions, found, strict=True)
+        ]
 
     def similar(self, requests: Sequence[SimilarRequest]) -> list[Answer]:
         """The k items with the highest cosine to an item's row; popular ones for an unknown item.
@@ -163,11 +239,10 @@ class Ranker:
 
     def _similar(self, request: SimilarRequest) -> Answer:
         row = self.items.find(request.item)
-        scores = self._scores.cosines(row) if row else np.zeros(self.info.items, np.float32)
-        scores[[0, row]] = -np.inf
-        return self._answer(scores, request.k, row == 0)
+        found = self._recommender.similar(row, request.k)
+        return self._answer(found.rows, found.scores, row == 0)
 
-    def _answer(self, scores: Array, k: int, cold: bool) -> Answer:
-        chosen = best(scores, k, self._popularity)
-        pairs = zip(chosen.tolist(), scores[chosen].tolist(), strict=True)
-        return Answer(self.name, self.version, [Scored(self.items[row], v) for row, v in pairs], cold)
+    def _answer(self, rows: Array, scores: Array, cold: bool, degraded: str = "") -> Answer:
+        pairs = zip(rows.tolist(), scores.tolist(), strict=True)
+        items = [Scored(self.items[row], value) for row, value in pairs]
+        return Answer(self.name, self.version, items, cold, degraded or UNSET)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -11,11 +11,11 @@ import numpy as np
 
 from app.bundle.asked import Asked, model_inputs
 from app.bundle.graph import Graph
+from app.bundle.index import Blocks
 from app.bundle.layout import ROWS, Array, Info
 from app.tables.rows import Rows
 
-BLOCK = 1 << 15  # items, or candidates of several requests, that are scored in one go
-MATRIX_BYTES = 256 << 20  # item rows up to this size are kept as floats for searches
+BLOCK = 1 << 15  # candidates of several requests that are scored in one go
 
 
 class Scores:
@@ -26,6 +26,7 @@ class Scores:
         self.rows = {name: Rows.open(path / "rows", name) for name in ROWS}
         self._model = Graph(path / "model.onnx", threads)
         self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
+        self.blocks = Blocks(self.rows["item"])
 
     def candidates(self, asked: Sequence[Asked]) -> list[Array]:
         """Logits (C,) of the candidates of each request.
@@ -58,39 +59,40 @@ class Scores:
             inputs[name] = self.rows[name].gather(inputs[name])
         return inputs
 
+    @property
+    def retrieves(self) -> bool:
+        """Whether a score is the inner product of a user state and an item row."""
+        return self._user is not None
+
+    def states(self, asked: Sequence[Asked]) -> Array:
+        """User states (B, Q); only where the model retrieves."""
+        assert self._user is not None
+        return self._user.run(self._feeds(self._user, asked))
+
     def all(self, asked: Sequence[Asked]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
         scores = np.empty((len(asked), self.info.items), np.float32)
-        if self._user:
-            states = self._user.run(self._feeds(self._user, asked))
-            for start, block in self._blocks():
-                scores[:, start : start + BLOCK] = states @ block.T
-            return scores
         feeds = self._feeds(self._model, asked)
-        for start, block in self._blocks():
+        for start, block in self.blocks:
             for place in range(len(asked)):
                 one = {name: value[place : place + 1] for name, value in feeds.items()}
-                scores[place, start : start + BLOCK] = self._model.run(one | {"items": block[None]})[0]
+                found = self._model.run(one | {"items": block[None]})[0]
+                scores[place, start : start + len(block)] = found
         return scores
 
     def cosines(self, row: int) -> Array:
         """(items,) cosine of the rows of every item and of one."""
         wanted = self.rows["item"].gather(np.array(row))
-        products = np.concatenate([block @ wanted for _, block in self._blocks()])
+        products = np.concatenate([block @ wanted for _, block in self.blocks])
         lengths = np.maximum(self._norms * self._norms[row], np.finfo(np.float32).tiny)
         return np.asarray(products / lengths)
 
-    def _blocks(self) -> Iterator[tuple[int, Array]]:
-        rows, matrix = self.rows["item"], self._matrix
-        for start in range(0, len(rows), BLOCK):
-            stop = start + BLOCK
-            yield start, rows.block(start, stop) if matrix is None else matrix[start:stop]
-
-    @cached_property
-    def _matrix(self) -> Array | None:
-        rows = self.rows["item"]
-        return rows.all() if len(rows) * rows.width * 4 <= MATRIX_BYTES else None
+    def directions(self, rows: Array) -> Array:
+        """Item rows (C, R) scaled to length 1."""
+        vectors = self.rows["item"].gather(rows)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
     @cached_property
     def _norms(self) -> Array:
-        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self._blocks()])
+        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self.blocks])

@@ -19,8 +19,8 @@ def best(scores: Array, k: int, prior: Array) -> Array:
     threshold = np.partition(scores, len(scores) - k)[len(scores) - k]
     above = np.flatnonzero(scores > threshold)
     level = np.flatnonzero(scores == threshold)
-    level = level[np.argsort(-prior[level], kind="stable")][: k - len(above)]
+    level = level[np.argsort(-prior[level].astype(np.int64), kind="stable")][: k - len(above)]
     chosen = np.concatenate([above, level])
-    chosen = chosen[np.lexsort((chosen, -prior[chosen], -scores[chosen]))]
+    chosen = chosen[np.lexsort((chosen, -prior[chosen].astype(np.int64), -scores[chosen]))]
     kept: Array = chosen[scores[chosen] > -np.inf]
     return kept

@@ -21,6 +21,7 @@ from app.console import progress
 from app.errors import RayRecError, disk_errors
 
 Json = dict[str, Any]
+_BLOCKS = 4096  # of Ray Data, each with its own account
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,42 @@ def map_splits(
             reports.append(_decode(row["report"]))
             bar.advance()
     return reports
+
+
+class _Actor:
+    """What `maker` makes, once a process."""
+
+    def __init__(self, maker: Callable[..., Any], arguments: tuple[Any, ...], place: str) -> None:
+        self.place, self.made = place, _guarded(maker, arguments, place)
+
+    def __call__(self, batch: Any) -> Any:
+        if isinstance(self.made, Failed):
+            reports = [self.made for _ in batch["item"]]
+        else:
+            reports = [_guarded(self.made, (int(number),), self.place) for number in batch["item"]]
+        return {"report": np.array([_encode(report) for report in reports], dtype=object)}
+
+
+def map_in_actors(
+    maker: Callable[..., Callable[[int], Json]],
+    arguments: tuple[Any, ...],
+    numbers: Sequence[int],
+    place: str,
+) -> Iterator[Json]:
+    """`work(number)` of every number through Ray Data, as they end; `work` is made once a process.
+
+    Raises:
+        RayRecError: the first that `maker(*arguments)` or its work raised.
+    """
+    import ray.data
+
+    _quiet()
+    entries = ray.data.from_items(list(numbers), override_num_blocks=min(len(numbers), _BLOCKS))
+    pool = ray.data.ActorPoolStrategy(size=min(cores(), len(numbers)))
+    made = (maker, arguments, place)
+    mapped = entries.map_batches(_Actor, fn_constructor_args=made, batch_size=1, compute=pool, num_cpus=1)
+    for row in mapped.iter_rows():
+        yield _decode(row["report"])
 
 
 def _quiet() -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bundle.check import check_ids, check_rank, check_recommend, check_similar, event_row, moment
-from app.bundle.requests import Context, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.requests import Boost, Context, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
 from app.errors import RequestError
 
 
@@ -55,6 +56,18 @@ def test_rank_refuses(request_: RankRequest, field: str) -> None:
         (RecommendRequest("u", exclude=["a"] * 4), "exclude"),
         (RecommendRequest("u", exclude=[""]), "exclude[0]"),
         (RecommendRequest("", k=1), "user"),
+        (RecommendRequest("u", k=1, diversity=1.1), "diversity"),
+        (RecommendRequest("u", k=1, diversity=float("nan")), "diversity"),
+        (RecommendRequest("u", k=1, explore=-0.1), "explore"),
+        (RecommendRequest("u", k=1, budget_ms=0.0), "budget_ms"),
+        (RecommendRequest("u", k=1, budget_ms=True), "budget_ms"),
+        (RecommendRequest("u", k=1, filter="a" * 2001), "filter"),
+        (RecommendRequest("u", k=1, filter=5), "filter"),  # type: ignore[arg-type]
+        (RecommendRequest("u", k=1, caps={"a": 0}), "caps"),
+        (RecommendRequest("u", k=1, caps=dict.fromkeys("abcde", 1)), "caps"),
+        (RecommendRequest("u", k=1, boost=[Boost("a = 1", 1.0)] * 9), "boost"),
+        (RecommendRequest("u", k=1, boost=[Boost("a = 1", 1.0), Boost("a = 1", 1001.0)]), "boost[1].add"),
+        (RecommendRequest("u", k=1, boost=[Boost("a" * 2001, 1.0)]), "boost[0].filter"),
     ],
 )
 def test_recommend_refuses(request_: RecommendRequest, field: str) -> None:
@@ -75,6 +88,21 @@ def test_similar_refuses(request_: SimilarRequest, field: str) -> None:
 def test_the_largest_requests_pass() -> None:
     check_rank(rank(items=["é" * 128, "x" * 256, "日本"], k=1000, user="é" * 128), max_candidates=3)
     check_recommend(RecommendRequest("u", k=10, exclude=["a"] * 3), max_candidates=3, max_k=10)
+    ruled = RecommendRequest("u", k=10, filter="a = 1", caps=dict.fromkeys("abcd", 1), diversity=1, explore=1)
+    check_recommend(ruled, max_candidates=3, max_k=10)
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        '"diversity": 2', '"explore": -1', '"budget_ms": 0', '"caps": {"a": 0}', '"caps": {"a": 1.5}',
+        '"boost": [{"filter": "a = 1"}]', '"boost": [{"filter": "a = 1", "add": 2000}]',
+        f'"filter": "{"a" * 2001}"',
+    ],
+)  # fmt: skip
+def test_http_refuses_what_python_does(field: str) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(f'{{"user": "u", {field}}}', type=RecommendRequest)
 
 
 @given(st.lists(st.one_of(st.text(max_size=300), st.integers(), st.none(), st.binary()), max_size=5))

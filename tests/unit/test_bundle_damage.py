@@ -12,17 +12,21 @@ import pytest
 from app.artifact import _digest
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError
-from tests.bundles import bundle_of, random_model
+from tests.bundles import bundle_of, describe_items, random_model
 from tests.tiny import tiny_dataset
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=[("two_tower", {"index": "ivf_sq8"}), ("mlp", {"candidates": 5})])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with an index, and one with all sources of candidates; both with columns of both kinds."""
+    model, settings = request.param
     folder = tmp_path_factory.mktemp("damage")
     dataset = tiny_dataset(folder / "dataset", users=20, items=12, events=200)
-    return bundle_of(
-        random_model("two_tower", dataset), dataset, folder / "bundle", precision="int8"
-    ).artifact.path
+    describe_items(dataset, category=[None, *"abcabcabcabc"], price=[None, *range(12)])
+    ranker = bundle_of(
+        random_model(model, dataset), dataset, folder / "bundle", precision="int8", settings=settings
+    )
+    return ranker.artifact.path
 
 
 def files_of(bundle: Path) -> list[Path]:

@@ -33,8 +33,22 @@ def test_every_id_is_found_and_no_other(tmp_path: Path, names: set[str]) -> None
 
 def test_remembered_ids_are_the_same_ids(tmp_path: Path) -> None:
     ids = stored(tmp_path, NAMES)
+    assert ids.remembered(NAMES).tolist() == [0] * len(NAMES), "nothing is remembered yet"
     ids.remember()
+    assert ids.remembered([*NAMES, "missing"]).tolist() == [*range(len(NAMES)), 0]
     assert ids.find_all([*NAMES, "missing"]) == [*range(len(NAMES)), 0]
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 5000])
+def test_a_remembered_id_is_never_taken_for_another(tmp_path: Path, count: int) -> None:
+    ids = stored(tmp_path, ["", *(f"i{row}" for row in range(1, count + 1))])
+    ids.remember()
+    found = ids.remembered([f"i{row}" for row in range(1, 2 * count + 2)])
+    rows = np.arange(1, count + 1)
+    left_out = found[:count] == 0
+    assert (found[:count][~left_out] == rows[~left_out]).all()
+    assert left_out.mean() < 0.01 if count else True
+    assert not found[count:].any()
 
 
 def test_equal_hashes_are_told_apart_by_the_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,9 +150,9 @@ def test_recommending_more_than_there_is_gives_what_there_is(ranker: Ranker) -> 
 def test_blocks_of_items_change_nothing(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     request = RecommendRequest("u3", k=10, context=MOMENT)
     whole = ranker.recommend([request, request])
-    monkeypatch.setattr("app.bundle.scores.BLOCK", 7)
-    monkeypatch.setattr("app.bundle.scores.MATRIX_BYTES", 0)
-    monkeypatch.setattr("app.bundle.runtime.SCORES_AT_ONCE", 1)
+    monkeypatch.setattr("app.bundle.index.BLOCK", 7)
+    monkeypatch.setattr("app.bundle.index.MATRIX_BYTES", 0)
+    monkeypatch.setattr("app.bundle.stages.SCORES_AT_ONCE", 1)
     fresh = Ranker.open(ranker.artifact.path)
     for one, other in zip(whole, fresh.recommend([request, request]), strict=True):
         assert [s.item for s in one.items] == [s.item for s in other.items]

@@ -32,7 +32,8 @@ def recipe(**changes: Any) -> Recipe:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("compress") / "dataset", events=1500)
+    # So many users that one changed place in one ranking is no hundredth of the quality.
+    return tiny_dataset(tmp_path_factory.mktemp("compress") / "dataset", users=600, events=7500)
 
 
 @pytest.fixture(scope="module")

@@ -128,7 +128,7 @@ def test_mixed_types_and_bad_lines_in_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "told"),
     [
-        ({"where": "price > 1"}, "no column 'price'"),
+        ({"where": "price > 1"}, "no such column, 'price'"),
         ({"latest": "yesterday"}, "'yesterday' is not an ISO 8601 time"),
         ({"missing": {"user": "median"}}, "choose one of drop"),
         ({"missing": {"value": "constant:x"}, "value": "value"}, "'x' is no number"),
