@@ -153,6 +153,79 @@ def serve(
     serve_bundle(bundle.absolute(), parse({}, "--set").override(changes).serve, verbose=verbose)
 
 
+Store = Annotated[str, typer.Option("--store", help="The service with this store folder.")]
+Port = Annotated[int, typer.Option("--port", help="The service at this port; else the only one that runs.")]
+
+
+@app.command()
+def deploy(
+    bundle: BundleFolder,
+    canary: Annotated[
+        float,
+        typer.Option("--canary", "--share", help="Per cent of the users who meet it first.", min=0, max=99),
+    ] = 0.0,
+    keep: Annotated[bool, typer.Option("--keep", help="Both versions stay: an experiment.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="All users at once, without a trial.")] = False,
+    set: Sets = None,
+    store: Store = "",
+    port: Port = 0,
+    json: AsJson = False,
+) -> None:
+    """Have a bundle take over a service that runs: verify, load, compare, shift; or back by itself."""
+    from app.serving import control, place
+    from app.serving.release import Wish
+
+    limits = control.limits(set or ())
+    wish = Wish("deploy", str(bundle.absolute()), canary, keep, now, limits=limits)
+    _print(control.deploy(place.find(store, port), wish), json)
+
+
+@app.command()
+def rollback(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
+    """End a trial, or return to the version before, at once."""
+    from app.serving import control, place
+
+    _print(control.roll_back(place.find(store, port)), json)
+
+
+@app.command()
+def status(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
+    """What a service does: versions, shares, replicas, requests."""
+    from app.serving import place
+    from app.serving.status import status as status_of
+
+    _print(status_of(place.find(store, port)), json, summary.of_service)
+
+
+@app.command()
+def experiment(
+    event: Annotated[str, typer.Option(help="Type of the feedback events that count; empty: all.")] = "",
+    promote: Annotated[bool, typer.Option("--promote", help="End it: the new version for all.")] = False,
+    store: Store = "",
+    port: Port = 0,
+    json: AsJson = False,
+) -> None:
+    """Compare the versions of `deploy --keep` by outcomes per user; `rollback` ends it with the old one."""
+    from app.serving import control, place
+    from app.serving.status import report
+
+    service = place.find(store, port)
+    _print(control.promote(service) if promote else report(service, event), json, summary.of_experiment)
+
+
+@app.command()
+def scale(
+    replicas: Annotated[int, typer.Argument(help="Replicas; 0: as many as the load asks.", min=0)],
+    store: Store = "",
+    port: Port = 0,
+    json: AsJson = False,
+) -> None:
+    """Set how many replicas a service has."""
+    from app.serving import control, place
+
+    _print(control.scale(place.find(store, port), replicas), json)
+
+
 @app.command()
 def rank(
     bundle: BundleFolder,
@@ -162,12 +235,25 @@ def rank(
     requests: Annotated[
         Path | None, typer.Option(help="JSON lines of requests instead, as of /v1/rank; - is stdin.")
     ] = None,
+    users: Annotated[
+        str, typer.Option(help="Lists for these users instead, a file or folder; goes on where it stopped.")
+    ] = "",
+    out: Annotated[Path, typer.Option(help="Of --users, .parquet or .jsonl.")] = Path("lists.parquet"),
+    store: Annotated[
+        str, typer.Option(help="Of --users: a service's feedback that they know of, a folder or redis://...")
+    ] = "",
     json: AsJson = False,
+    verbose: Verbose = False,
 ) -> None:
     """Score from a bundle without a server."""
+    _be_verbose(verbose)
     from app import scoring
 
-    if requests is not None:
+    if users:
+        from app.lists.run import rank_users
+
+        _print(rank_users(bundle, users, out, k=k, store=store), json)
+    elif requests is not None:
         scoring.rank_lines(bundle, requests, sys.stdout)
     else:
         _print(scoring.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)

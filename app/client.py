@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import httpx
@@ -30,16 +30,27 @@ from app.events import Event
 from app.serving.problems import ProblemDocument
 
 RETRIES = 3  # after a 429
+# Lines sent at a time, in bytes: so few that the service takes them in before its answers are read.
+BATCH_BYTES = 1 << 16
 LONGEST_WAIT_S = 10.0
 
 T = TypeVar("T")
 P = ParamSpec("P")
 Steps = Generator[httpx.Request | float, httpx.Response | None, T]
+Ranked = Answer | RayRecError
 
 
 def _exchange(base: _Base, method: str, path: str, body: Any, answer: type[T]) -> Steps[T]:
     content = None if body is None else msgspec.json.encode(body)
-    headers = {"Content-Type": "application/json"} if content else {}
+    response = yield from _send(base, method, path, content, "application/json" if content else "")
+    try:
+        return msgspec.json.decode(response.content, type=answer)
+    except msgspec.DecodeError as error:
+        raise _foreign(response, error) from error
+
+
+def _send(base: _Base, method: str, path: str, content: bytes | None, media: str) -> Steps[httpx.Response]:
+    headers = {"Content-Type": media} if media else {}
     attempts = 0
     while True:
         attempts += 1
@@ -50,12 +61,7 @@ def _exchange(base: _Base, method: str, path: str, body: Any, answer: type[T]) -
         yield _wait(response)
     if not response.is_success:
         raise _error(response)
-    try:
-        return msgspec.json.decode(response.content, type=answer)
-    except msgspec.DecodeError as error:
-        raise MachineError(
-            f"the answer is not RayRec's ({error})", where=str(response.url), remedy="check the address"
-        ) from error
+    return response
 
 
 def _rank(base: _Base, request: RankRequest) -> Steps[Answer]:
@@ -83,6 +89,45 @@ def _feedback(base: _Base, events: Sequence[Event]) -> Steps[int]:
 def _ready(base: _Base) -> Steps[dict[str, Any]]:
     """Which model is served, once it is loaded."""
     return (yield from _exchange(base, "GET", "/v2/health/ready", None, dict[str, Any]))
+
+
+def _batch(base: _Base, lines: Sequence[bytes]) -> Steps[list[Ranked]]:
+    """Answers to some lines of a batch, or the errors in their place."""
+    response = yield from _send(base, "POST", "/v1/batch_rank", b"\n".join(lines), "application/x-ndjson")
+    found = response.content.splitlines()
+    if len(found) != len(lines):
+        raise MachineError(
+            f"{len(lines)} lines were sent and {len(found)} answered",
+            where=str(response.url),
+            remedy="send them again; the log of the service may tell why",
+        )
+    return [_line(line, response) for line in found]
+
+
+def _line(line: bytes, response: httpx.Response) -> Ranked:
+    try:
+        return msgspec.json.decode(line, type=Answer)
+    except msgspec.DecodeError:
+        pass
+    try:
+        return _problem(msgspec.json.decode(line, type=ProblemDocument), str(response.url))
+    except msgspec.DecodeError as error:
+        raise _foreign(response, error) from error
+
+
+def _portions(requests: Iterable[RankRequest | RecommendRequest]) -> Iterator[list[bytes]]:
+    """Lines of about BATCH_BYTES together; a longer one alone."""
+    lines: list[bytes] = []
+    length = 0
+    for request in requests:
+        line = msgspec.json.encode(request)
+        if lines and length + len(line) >= BATCH_BYTES:
+            yield lines
+            lines, length = [], 0
+        lines.append(line)
+        length += len(line) + 1
+    if lines:
+        yield lines
 
 
 class _Base:
@@ -131,6 +176,15 @@ class Client(_Base):
             else:
                 time.sleep(step)
                 outcome = None
+
+    def batch_rank(self, requests: Iterable[RankRequest | RecommendRequest]) -> Iterator[Ranked]:
+        """Answers in the order of the requests, of which there may be any number.
+
+        A request that cannot be answered gets its error in its place. Requests are taken, sent
+        and answered some at a time.
+        """
+        for lines in _portions(requests):
+            yield from self.run(_batch(self, lines))
 
     def close(self) -> None:
         """Release the connections."""
@@ -189,6 +243,12 @@ class AsyncClient(_Base):
                 await asyncio.sleep(step)
                 outcome = None
 
+    async def batch_rank(self, requests: Iterable[RankRequest | RecommendRequest]) -> AsyncIterator[Ranked]:
+        """As Client.batch_rank."""
+        for lines in _portions(requests):
+            for answer in await self.run(_batch(self, lines)):
+                yield answer
+
     async def close(self) -> None:
         """Release the connections."""
         await self.http.aclose()
@@ -235,11 +295,21 @@ def _unreachable(request: httpx.Request, error: httpx.TransportError) -> Machine
     )
 
 
+def _foreign(response: httpx.Response, error: Exception) -> MachineError:
+    return MachineError(
+        f"the answer is not RayRec's ({error})", where=str(response.url), remedy="check the address"
+    )
+
+
 def _error(response: httpx.Response) -> RayRecError:
-    kind = RequestError if response.is_client_error else MachineError
     try:
-        problem = msgspec.json.decode(response.content, type=ProblemDocument)
+        return _problem(msgspec.json.decode(response.content, type=ProblemDocument), str(response.url))
     except msgspec.DecodeError:
+        kind = RequestError if response.is_client_error else MachineError
         return kind(f"HTTP {response.status_code}", where=str(response.url), remedy="check the address")
+
+
+def _problem(problem: ProblemDocument, url: str) -> RayRecError:
+    kind = RequestError if problem.status < 500 else MachineError
     findings = [f"{finding.field}: {finding.detail}" for finding in problem.errors]
-    return kind("; ".join([problem.detail, *findings]), where=f"{response.url} ({problem.status})")
+    return kind("; ".join([problem.detail, *findings]), where=f"{url} ({problem.status})")

@@ -15,8 +15,10 @@ from app.console import say
 # Why each: auth, because core Ray listens on every interface; no telemetry; Ray Train answers
 # a report once per health check; a replica that ends waits only until HAProxy left it (30 s by
 # default); a busy machine needs more than 5 s to start HAProxy, whose line per request nobody
-# reads; Ray lowers its workers' priority, which starves a replica beside any other load; the
-# rest keeps Ray's chatter out of the user's terminal.
+# reads; a client that is silent for long is let go, and a request whose replica died is sent to
+# another; replicas tell their load every 10 s by default, too late for a rush; Ray lowers its
+# workers' priority, which starves a replica beside any other load; the rest keeps Ray's chatter
+# out of the user's terminal.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -28,8 +30,11 @@ ENVIRONMENT = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_worker_niceness": "0",
     "RAY_TQDM": "0",

@@ -18,7 +18,8 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     """What a user did with an item.
 
     `timestamp` is seconds since the epoch or ISO 8601 text (UTC where it names no zone);
-    None means now.
+    None means now. `variant` is the version of the model that the user met; the service knows it
+    by itself.
     """
 
     user: str
@@ -26,6 +27,7 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     event: str = ""
     timestamp: float | str | None = None
     value: float | None = None
+    variant: str = ""
 
 
 class Item(msgspec.Struct, frozen=True, omit_defaults=True):

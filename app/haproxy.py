@@ -1,9 +1,10 @@
 """HAProxy as Ray Serve starts it for us: no side doors, and gone when its parent is.
 
 Serve's configuration opens statistics and metrics ports on every interface (so a second run
-cannot start beside the first) and answers faults of its own in plain text. Neither can be
-set, but the binary can: Serve is given a launcher, which is this file run as a program. It
-edits the configuration, ties HAProxy's life to its parent's, and becomes the real binary.
+cannot start beside the first), answers faults of its own in plain text, waits for slow senders
+without end and sends a line a request to a log that nobody reads. None of it can be set, but
+the binary can: Serve is given a launcher, which is this file run as a program. It edits the
+configuration, ties HAProxy's life to its parent's, and becomes the real binary.
 """
 
 from __future__ import annotations
@@ -24,7 +25,19 @@ FOLDER = Path(f"/tmp/rayrec-{os.getuid()}")
 BINARY = "RAYREC_HAPROXY_BINARY"
 _PR_SET_PDEATHSIG = 1
 _SIDE_DOORS = re.compile(r"^(?:frontend prometheus|listen stats)\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
-_FAULT = b'{"title":"Service Unavailable","status":503,"detail":"no replica answered; try again"}'
+_LOG_LINES = re.compile(r"^[ \t]+(?:log |option httplog|option log-health-checks).*\n", re.MULTILINE)
+_FAULTS = {  # status: what HAProxy itself answers
+    400: ("Bad Request", "this is not an HTTP request"),
+    408: ("Request Timeout", "the request took too long to arrive; send it at once"),
+    503: ("Service Unavailable", "no replica answered; try again"),
+}
+# Replicas meet whole requests: a slow sender waits here, and a request whose replica died is
+# sent to another. Not feedback, which might then count twice; not bulk requests, which stream.
+_DEFAULTS = "    timeout http-request 10s\n"
+_FRONTEND = """\
+    http-request wait-for-body time 10s if METH_POST !{ path /v1/batch_rank }
+    http-request disable-l7-retry if { path /v1/feedback /v1/batch_rank }
+"""
 
 
 def environment() -> dict[str, str]:
@@ -77,10 +90,28 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def close_side_doors(configuration: str, fault: Path) -> str:
-    """The configuration without its statistics and metrics ports, faults answered from `fault`."""
-    closed = _SIDE_DOORS.sub("", configuration)
-    return re.sub(r"^(\s+errorfile 50[234]) .*$", rf"\1 {fault}", closed, flags=re.MULTILINE)
+def harden(configuration: str, folder: Path) -> str:
+    """The configuration with its side doors closed, guards added, and faults answered from `folder`."""
+    found = _LOG_LINES.sub("", _SIDE_DOORS.sub("", configuration))
+    found = re.sub(r"^[ \t]+errorfile 50[234] .*\n", "", found, flags=re.MULTILINE)
+    files = "".join(f"    errorfile {status} {folder / f'{status}.http'}\n" for status in _FAULTS)
+    gone = "".join(f"    errorfile {status} {folder / '503.http'}\n" for status in (502, 504))
+    found = re.sub(
+        r"^defaults\n[ \t]+mode http\n", rf"\g<0>{_DEFAULTS}{files}{gone}", found, count=1, flags=re.MULTILINE
+    )
+    return re.sub(
+        r"^frontend http_frontend\n[ \t]+bind .*\n", rf"\g<0>{_FRONTEND}", found, count=1, flags=re.MULTILINE
+    )
+
+
+def _fault(status: int) -> bytes:
+    title, detail = _FAULTS[status]
+    body = f'{{"title":"{title}","status":{status},"detail":"{detail}"}}'
+    again = "Retry-After: 1\r\n" if status == 503 else "Connection: close\r\n"
+    return (
+        f"HTTP/1.1 {status} {title}\r\nContent-Type: application/problem+json\r\n{again}"
+        f"Content-Length: {len(body)}\r\n\r\n{body}"
+    ).encode()
 
 
 def _real_binary() -> str | None:
@@ -100,10 +131,9 @@ def _launch(arguments: list[str]) -> None:
     if os.getpgrp() != os.getpid():
         os.setpgrp()  # else a Ctrl-C at the terminal would end it before its last answers
     configuration = Path(arguments[arguments.index("-f") + 1])
-    fault = configuration.with_name("503.http")
-    head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/problem+json\r\nRetry-After: 1\r\n"
-    fault.write_bytes(f"{head}Content-Length: {len(_FAULT)}\r\n\r\n".encode() + _FAULT)
-    configuration.write_text(close_side_doors(configuration.read_text(), fault))
+    for status in _FAULTS:
+        configuration.with_name(f"{status}.http").write_bytes(_fault(status))
+    configuration.write_text(harden(configuration.read_text(), configuration.parent))
     os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
 
 

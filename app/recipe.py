@@ -10,7 +10,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -219,6 +219,38 @@ class Export(Section):
 
     name: str = Field("", description="of the model in answers; empty: the recipe's")
     version: str = Field("", description="empty: from the digest of the bundle")
+    index: Literal["auto", "exact", "ivf_sq8", "ivf_pq", "hnsw"] = Field(
+        "auto", description="of the nearest items to a user; auto: exact up to 100,000 items"
+    )
+    recall: float = Field(0.98, gt=0, lt=1, description="share of the exact best 20 that an index must find")
+    candidates: Positive = Field(
+        1000, description="items that a recommendation ranks where the model has no index; at most"
+    )
+    columns: list[str] = Field(
+        default=[], description="item columns that filters and caps may name; empty: all but long texts"
+    )
+
+
+class Rollout(Section):
+    """How a new bundle takes over a running service; a fault takes it back."""
+
+    canary_percent: float = Field(5.0, gt=0, lt=100, description="of the users meet it first")
+    shadow_every: Positive = Field(20, description="one of so many requests is scored by it as well")
+    shadow_requests: Count = Field(50, description="requests compared before users meet it")
+    shadow_s: float = Field(10.0, ge=0, description="longest wait for them")
+    canary_requests: Count = Field(200, description="requests answered before all users meet it")
+    canary_s: float = Field(15.0, ge=0, description="shortest time until then")
+    canary_longest_s: float = Field(45.0, ge=0, description="with little traffic all meet it after so long")
+    load_s: float = Field(120.0, gt=0, description="longest time until all replicas have loaded it")
+    max_errors: float = Field(0.01, ge=0, description="share of failed requests beyond the old one's")
+    max_slowdown: float = Field(2.0, gt=0, description="times as long as the old one in the same time")
+    floor_ms: float = Field(25.0, ge=0, description="what is quicker is never too slow")
+    min_agreement: float = Field(
+        0.2, ge=-1, le=1, description="rank correlation with the old one; -1: it may differ as it likes"
+    )
+    max_drift: float = Field(
+        1.5, gt=0, description="of its scores from those in comparison, in standard deviations"
+    )
 
 
 class Serve(Section):
@@ -228,15 +260,23 @@ class Serve(Section):
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: Positive = 1
     max_replicas: Positive = 2
-    target_ongoing_requests: Positive = 16
+    target_ongoing_requests: Positive = 8
+    scale_up_s: float = Field(10.0, ge=0, description="the load asks for more replicas for so long first")
+    scale_down_s: float = Field(120.0, ge=0, description="or for fewer")
     max_ongoing_requests: Positive = 64
     max_queued_requests: Positive = 256
-    max_batch_size: Positive = 32
+    max_batch_candidates: Positive = Field(2048, description="candidates scored in one go")
     request_timeout_s: float = Field(10.0, gt=0)
     max_body_bytes: Positive = 1 << 20
     max_candidates: Positive = 1000
     max_k: Positive = 100
-    store: str = Field("", description="folder of the feedback log; empty: beside the bundle")
+    max_bulk_lines: Positive = Field(1_000_000, description="of one /v1/batch_rank")
+    max_bulk_streams: Positive = Field(8, description="of /v1/batch_rank at a time in a replica")
+    budget_ms: float = Field(0.0, ge=0, description="of a recommendation, then it degrades; 0: none")
+    store: str = Field(
+        "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
+    )
+    rollout: Rollout = Rollout()
 
     @model_validator(mode="after")
     def _replicas(self) -> Serve:
@@ -391,14 +431,26 @@ def to_toml(recipe: Recipe) -> str:
     for name in Recipe.model_fields:
         section = getattr(recipe, name)
         if isinstance(section, BaseModel):
-            lines += ["", f"[{name}]", *_section_lines(section)]
+            lines += _table_lines(name, section)
     return "\n".join(lines) + "\n"
 
 
-def _section_lines(section: BaseModel) -> list[str]:
+def _table_lines(name: str, section: BaseModel) -> list[str]:
+    """A table, and after it those within."""
+    values = {key: getattr(section, key) for key in type(section).model_fields}
+    inner = {key: value for key, value in values.items() if isinstance(value, BaseModel)}
+    lines = ["", f"[{name}]", *_section_lines(section, inner)]
+    for key, value in inner.items():
+        lines += _table_lines(f"{name}.{key}", value)
+    return lines
+
+
+def _section_lines(section: BaseModel, left_out: Collection[str]) -> list[str]:
     lines = []
     extra = dict(section.__pydantic_extra__ or {})
     for key, value in [*((k, getattr(section, k)) for k in type(section).model_fields), *extra.items()]:
+        if key in left_out:
+            continue
         field = type(section).model_fields.get(key)
         note = f"  # {field.description}" if field and field.description else ""
         lines.append(f"# {key} ={note}" if value is None else f"{key} = {_toml(value)}{note}")

@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 import msgspec
 
+from app.bundle.lines import read_line
 from app.bundle.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.errors import RequestError
@@ -58,9 +59,7 @@ def _answers(ranker: Ranker, source: Path) -> Iterator[Answer]:
 
 def _parse(line: bytes, where: str) -> RankRequest | RecommendRequest:
     try:
-        if b'"items"' in line:
-            return msgspec.json.decode(line, type=RankRequest)
-        return msgspec.json.decode(line, type=RecommendRequest)
+        return read_line(line)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise RequestError(
             f"not a request: {error}", where=where, remedy="see /docs for the fields"

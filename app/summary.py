@@ -67,3 +67,33 @@ def _flat(result: Mapping[str, Any], prefix: str) -> Rows:
         else:
             rows.append((f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)))
     return rows
+
+
+def of_service(status: Mapping[str, Any]) -> Rows:
+    """Rows for `rayrec status`."""
+    rows = [
+        ("service", f"{status['url']}, {status['store']}"),
+        ("phase", f"{status['phase']}{': ' if status['note'] else ''}{status['note']}"),
+        ("replicas", f"{status['replicas']} (wanted: {status['wanted']}), {status['held']} calls held"),
+    ]
+    for one in status["versions"]:
+        figures = (
+            f"{one['requests_per_s']:,.1f} requests/s, p95 {one['p95_ms']:.1f} ms, {one['errors']} failed"
+        )
+        ready = f"ready on {one['ready']}" + (f", {one['error']}" if one["error"] else "")
+        rows.append((one["version"], f"{100 * one['share']:.0f} % of the users, {figures}, {ready}"))
+    return rows
+
+
+def of_experiment(report: Mapping[str, Any]) -> Rows:
+    """Rows for `rayrec experiment`."""
+    if "arms" not in report:
+        return of_stage(report)
+    rows = [
+        (one["variant"], f"{one['users']:,} users, {one['outcomes']:,} outcomes, {one['rate']:.4f} a user")
+        for one in report["arms"]
+    ]
+    gap = report["difference"]
+    if gap:
+        rows.append(("difference", f"{gap['value']:+.4f} ({gap['low']:+.4f} to {gap['high']:+.4f}, 95 %)"))
+    return [*rows, ("verdict", report["verdict"])]

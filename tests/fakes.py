@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+import uvicorn.config
 from starlette.requests import Request
 
 from app.bundle import check
@@ -17,13 +19,28 @@ from app.recipe import Serve
 from app.serving import ingress
 from app.serving.guard import key_digest
 
-Stored = Sequence[Sequence[HistoryEvent]]
+
+@dataclass
+class Asking:
+    """A request, and what is stored of its user."""
+
+    request: RankRequest | RecommendRequest
+    stored: Sequence[HistoryEvent]
+
+    @property
+    def items(self) -> list[str]:
+        if isinstance(self.request, RankRequest):
+            return self.request.items
+        return ["a", "bb", "ccc"][-self.request.k :]
 
 
 class FakeRanker:
     """Scores an item by the length of its id, plus 100 for each stored event on it."""
 
     name, version, figures = "fake", "v1", {"ndcg@10": 0.5}
+
+    users = items = ("", "a", "bb", "ccc")  # by row
+    artifact = SimpleNamespace(digest="d1")
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -36,18 +53,22 @@ class FakeRanker:
         else:
             check.check_similar(request, 100)
 
-    def rank(self, requests: Sequence[RankRequest], stored: Stored) -> list[Answer]:
-        self.batches.append(len(requests))
-        if any(r.user == "boom" for r in requests):
-            raise ZeroDivisionError("a fault of ours")
-        for request in requests:
-            if request.history:
-                raise RequestError("unknown event type", where="history[0].event", remedy="use one of view")
-        return [self._answer(r.items, s, r.user) for r, s in zip(requests, stored, strict=True)]
+    def read(
+        self,
+        request: RankRequest | RecommendRequest,
+        stored: Sequence[HistoryEvent] | None = None,
+        arrived: float | None = None,
+    ) -> Asking:
+        self.check(request)
+        if request.history:
+            raise RequestError("unknown event type", where="history[0].event", remedy="use one of view")
+        return Asking(request, stored or [])
 
-    def recommend(self, requests: Sequence[RecommendRequest], stored: Stored) -> list[Answer]:
-        pairs = zip(requests, stored, strict=True)
-        return [self._answer(["a", "bb", "ccc"][-r.k :], s, r.user) for r, s in pairs]
+    def answer(self, questions: Sequence[Asking]) -> list[Answer]:
+        self.batches.append(len(questions))
+        if any(one.request.user == "boom" for one in questions):
+            raise ZeroDivisionError("a fault of ours")
+        return [self._answer(one.items, one.stored, one.request.user) for one in questions]
 
     def similar(self, requests: Sequence[SimilarRequest]) -> list[Answer]:
         for request in requests:
@@ -67,11 +88,8 @@ def fake_ingress(
 ) -> ingress.Ingress:
     """A replica over a FakeRanker, in this process."""
     patch.setattr(ingress.Ranker, "open", lambda *_, **__: FakeRanker())
-    # Serve's batching reads the limit of its deployment.
-    context = SimpleNamespace(
-        replica_id=SimpleNamespace(unique_id="r1"),
-        _deployment_config=SimpleNamespace(max_ongoing_requests=1000),
-    )
+    patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # a replica sets it: put back afterwards
+    context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     patch.setattr(ingress.serve, "get_replica_context", lambda: context)
     return ingress.Ingress("bundle", str(store), settings, key_digest(key) if key else None)
 

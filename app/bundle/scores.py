@@ -15,7 +15,7 @@ from app.bundle.index import Blocks
 from app.bundle.layout import ROWS, Array, Info
 from app.tables.rows import Rows
 
-BLOCK = 1 << 15  # candidates of several requests that are scored in one go
+BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
 
 
 class Scores:

@@ -36,7 +36,8 @@ def check_feedback(request: FeedbackRequest, settings: Serve) -> None:
 
 
 def _findings(place: str, event: Event) -> Iterator[Finding]:
-    for field, text, least in (("user", event.user, 1), ("item", event.item, 1), ("event", event.event, 0)):
+    for field, least in (("user", 1), ("item", 1), ("event", 0), ("variant", 0)):
+        text = getattr(event, field)
         if not least <= len(text.encode()) <= ID_BYTES:
             yield Finding(f"{place}.{field}", f"must have {least} to {ID_BYTES} bytes")
     if event.timestamp is not None and not _plausible(event.timestamp):

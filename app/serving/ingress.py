@@ -1,16 +1,19 @@
 """The replica: one hop from HAProxy to the ranker. It parses, batches, scores and encodes.
 
-A plain `__call__` instead of a web framework, because that answers twice as many requests.
+A call comes in at `take`, from the wire or from `__call__`, and is answered through its
+`reply`. A plain `__call__` instead of a web framework, because that answers twice as many
+requests.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 from ray import serve
@@ -19,26 +22,32 @@ from starlette.responses import Response
 
 from app.bundle.requests import (
     Accepted,
-    Answer,
     FeedbackRequest,
-    HistoryEvent,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
 )
 from app.bundle.runtime import Ranker
-from app.errors import RequestError
+from app.events import Event
 from app.recipe import Serve
-from app.serving import metrics, pages
+from app.serving import bulk, metrics, pages, wire
+from app.serving.board import Board
+from app.serving.calls import Call, Scoring
 from app.serving.checks import check_feedback
-from app.serving.guard import JSON, check_content, check_key, problem_response, read_body, request_id
-from app.serving.problems import Problem, from_decoding, from_ranker
-from app.serving.store import SqliteStore
+from app.serving.guard import JSON, check_content, check_key, key_holds, read_body, request_id, response_of
+from app.serving.problems import Problem, from_error
+from app.serving.recent import Recent
+from app.serving.scaling import HELD, Load
+from app.serving.store import store_at
+from app.serving.watch import Watch
+from app.serving.writer import Full, Writer
 
-RECENT = 200  # stored events handed to the ranker, which keeps as many as its history is long
-_log = logging.getLogger("ray.serve")
-Body = TypeVar("Body", RankRequest, RecommendRequest, SimilarRequest, FeedbackRequest)
-Scorer = Callable[[list[Any], list[list[HistoryEvent]]], list[Answer]]
+CALLS: dict[str, type] = {
+    "/v1/rank": RankRequest,
+    "/v1/recommend": RecommendRequest,
+    "/v1/similar": SimilarRequest,
+    "/v1/feedback": FeedbackRequest,
+}
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -47,147 +56,191 @@ class Ingress:
 
     Args:
         bundle: absolute path of the bundle.
-        store: folder of the feedback log.
+        store: folder of the feedback log, or the URL of a Redis.
         settings: the recipe's [serve] section.
         key: digest of the API key; None asks for no key.
+        folder: what the service keeps on this machine, with its board; None: it has none, and
+            serves the bundle alone.
     """
 
-    def __init__(self, bundle: str, store: str, settings: Serve, key: bytes | None) -> None:
+    def __init__(
+        self, bundle: str, store: str, settings: Serve, key: bytes | None, folder: str | None = None
+    ) -> None:
         self.settings, self.key = settings, key
-        self.ranker = Ranker.open(Path(bundle), max_candidates=settings.max_candidates, max_k=settings.max_k)
-        self.store = SqliteStore(Path(store))
+        self.store = store_at(store)
         replica = serve.get_replica_context().replica_id.unique_id
-        self.metrics = metrics.Metrics(replica, self.ranker.name, self.ranker.version)
-        self.held = 0
-        self.encode = msgspec.json.Encoder().encode
+        board = Board(Path(folder)) if folder else None
+        self.watch = Watch(board, replica, bundle, self._open, settings.rollout.shadow_every)
+        self.variants = self.watch.variants
+        self.metrics = metrics.Metrics(replica)
+        self._watching: asyncio.Task[None] | None = None
+        self.load = Load()
+        self.held, self.capacity = 0, settings.max_ongoing_requests + settings.max_queued_requests
         # Decoders do not pickle, so they are made here.
-        self.decoders = {
-            kind: msgspec.json.Decoder(kind)
-            for kind in (RankRequest, RecommendRequest, SimilarRequest, FeedbackRequest)
+        self.decoders: dict[str, msgspec.json.Decoder[Any]] = {
+            path: msgspec.json.Decoder(kind) for path, kind in CALLS.items()
         }
-        for batched in (self._rank_batch, self._recommend_batch):
-            batched.set_max_batch_size(settings.max_batch_size)  # type: ignore[union-attr]
-        self.routes: dict[str, tuple[str, Handler, bool]] = {  # path: method, handler, needs the key
-            "/v1/rank": ("POST", self._rank, True),
-            "/v1/recommend": ("POST", self._recommend, True),
-            "/v1/similar": ("POST", self._similar, True),
-            "/v1/feedback": ("POST", self._feedback, True),
-            "/v2/health/live": ("GET", self._live, False),
-            "/v2/health/ready": ("GET", self._ready, False),
-            f"/v2/models/{self.ranker.name}": ("GET", self._model, True),
-            "/metrics": ("GET", self._metrics, True),
-            "/openapi.json": ("GET", self._openapi, False),
-            "/docs": ("GET", self._docs, False),
-            "/": ("GET", self._page, False),
+        self.writer = Writer(self.store, self.capacity)
+        # Scoring candidates takes less time than a change of threads; scoring all items does not.
+        threads = {"/v1/rank": None, "/v1/recommend": ThreadPoolExecutor(1)}
+        recent, limit = Recent(self.store), settings.max_batch_candidates
+        self.scoring = {
+            path: Scoring(self.variants, recent, self.metrics, path, limit, thread)
+            for path, thread in threads.items()
         }
+        self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key
+            "/v2/health/live": (self._live, False),
+            "/v2/health/ready": (self._ready, False),
+            f"/v2/models/{self.ranker.name}": (self._model, True),
+            "/metrics": (self._metrics, True),
+            "/openapi.json": (self._openapi, False),
+            "/docs": (self._docs, False),
+            "/": (self._page, False),
+        }
+        self.bulk = bulk.Bulk(self.scoring, self.metrics, settings)
+        self.paths: Collection[bytes] = frozenset(path.encode() for path in CALLS)
+        self.streams: Collection[bytes] = frozenset((bulk.PATH.encode(),))
+        wire.install(self, settings.max_body_bytes)
+        # What is here now stays: the collector need not look at it again while requests wait.
+        gc.collect()
+        gc.freeze()
+
+    def _open(self, bundle: str) -> Ranker:
+        settings = self.settings
+        return Ranker.open(
+            Path(bundle),
+            max_candidates=settings.max_candidates,
+            max_k=settings.max_k,
+            budget_ms=settings.budget_ms,
+        )
+
+    @property
+    def ranker(self) -> Ranker:
+        """Of the version that most users meet."""
+        return self.variants.main.ranker
+
+    async def reconfigure(self, config: dict[str, Any]) -> None:
+        """Serve calls this once the replica is made: from now on it watches the board."""
+        if self._watching is None:
+            self._watching = asyncio.create_task(self.watch.run(self._described))
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What app.serving.scaling goes by: Serve itself does not see calls that come by the wire."""
+        return {HELD: max(self.load.take(), self.held) + self.bulk.streams}
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request; every error is a problem document."""
-        start = time.perf_counter()
-        path = request.url.path
+        """Answer one request that did not come by the wire; every error is a problem document."""
         try:
             async with asyncio.timeout(self.settings.request_timeout_s):
-                response = await self._route(path, request)
-        except Problem as problem:
-            response = problem_response(problem, request)
-        except RequestError as error:
-            response = problem_response(from_ranker(error), request)
+                return await self._route(request)
+        except ClientDisconnect:
+            return Response(status_code=499)
         except TimeoutError:
             text = f"not answered within {self.settings.request_timeout_s:g} s; try again"
-            response = problem_response(Problem(503, text, headers={"Retry-After": "1"}), request)
-        except ClientDisconnect:
-            response = Response(status_code=499)
-        except Exception:
-            _log.exception("request %s failed", request_id(request))
-            text = "the service failed; its log tells more under the request id"
-            response = problem_response(Problem(500, text), request)
-        known = path if path in self.routes else "other"
-        self.metrics.answered(known, response.status_code, time.perf_counter() - start)
-        return response
+            problem = Problem(503, text, headers={"Retry-After": "1"})
+        except Exception as error:
+            problem = from_error(error, request_id(request))
+        path = request.url.path
+        known = path if path in CALLS or path in self.pages or path == bulk.PATH else "other"
+        self.metrics.answered(known, problem.status, 0.0)
+        return response_of(problem, request)
 
-    def check_health(self) -> None:
-        """Serve asks this regularly; a replica that raises is replaced."""
-        self.store.recent("", 1)
+    def admits(self, headers: wire.Headers) -> bool:
+        """See Desk: one without the key goes the usual way, and is refused there."""
+        return self.key is None or key_holds(
+            headers.get(b"authorization", b""), headers.get(b"x-api-key", b""), self.key
+        )
 
-    async def _route(self, path: str, request: Request) -> Response:
-        if path not in self.routes:
-            raise Problem(404, "no such path; /docs lists all calls")
-        method, handler, guarded = self.routes[path]
-        if request.method != method and not (method == "GET" and request.method == "HEAD"):
-            raise Problem(
-                405, f"use {method}", headers={"Allow": method if method == "POST" else "GET, HEAD"}
-            )
-        if guarded and self.key is not None:
-            check_key(request, self.key)
-        if method == "GET":
-            return await handler(request)
-        return await self._admit(handler, request)
-
-    async def _admit(self, handler: Handler, request: Request) -> Response:
-        """Hold a bounded number of requests; refuse the rest at once."""
-        if self.held >= self.settings.max_ongoing_requests + self.settings.max_queued_requests:
-            raise Problem(429, "over capacity; wait as Retry-After says", headers={"Retry-After": "1"})
+    def take(self, path: str, body: bytes, request_id: str, reply: wire.Reply) -> None:
+        """See Desk: hold a bounded number of calls, refuse the rest at once."""
+        call = Call(path, request_id, reply, self._closed)
         self.held += 1
         try:
-            return await handler(request)
-        finally:
-            self.held -= 1
+            if self.held > self.capacity:
+                raise Problem(429, "over capacity; wait as Retry-After says", headers={"Retry-After": "1"})
+            self._start(call, self.decoders[path].decode(body))
+        except Exception as error:
+            call.fail(error)
 
-    async def _rank(self, request: Request) -> Response:
-        body = await self._body(request, RankRequest)
-        self.ranker.check(body)
-        return self._answer(await self._rank_batch(body))
+    def _closed(self, call: Call, status: int) -> None:
+        self.held -= 1
+        seconds = time.perf_counter() - call.started
+        self.load.add(seconds)
+        self.metrics.answered(call.path, status, seconds)
+        if call.variant is not None:
+            call.variant.tally.answered(seconds, status >= 500)
 
-    async def _recommend(self, request: Request) -> Response:
-        body = await self._body(request, RecommendRequest)
-        self.ranker.check(body)
-        return self._answer(await self._recommend_batch(body))
+    def _start(self, call: Call, content: Any) -> None:
+        if isinstance(content, RankRequest | RecommendRequest):
+            self.scoring[call.path].add(call, content)
+        elif isinstance(content, FeedbackRequest):
+            self._feedback(call, content)
+        else:
+            call.answer(self.variants.main.ranker.similar([content])[0])
 
-    async def _similar(self, request: Request) -> Response:
-        body = await self._body(request, SimilarRequest)
-        return self._answer(self.ranker.similar([body])[0])
+    def _feedback(self, call: Call, content: FeedbackRequest) -> None:
+        check_feedback(content, self.settings)
+        loop = asyncio.get_running_loop()
+        count = len(content.events)
 
-    async def _feedback(self, request: Request) -> Response:
-        body = await self._body(request, FeedbackRequest)
-        check_feedback(body, self.settings)
-        await asyncio.to_thread(self.store.append, body.events)  # waits for the disk
-        self.metrics.events += len(body.events)
-        return self._json(Accepted(len(body.events)), 202)
+        def written(error: Exception | None) -> None:  # in the writer's thread
+            loop.call_soon_threadsafe(self._written, call, count, error)
 
-    # Without a waiting window a batch is what arrived while the last one was scored. An item
-    # of the result may be an exception, so that one bad request spoils no other.
-    @serve.batch(batch_wait_timeout_s=0)
-    async def _rank_batch(self, requests: list[RankRequest]) -> list[Answer | RequestError]:
-        return self._score("/v1/rank", self.ranker.rank, requests)
-
-    @serve.batch(batch_wait_timeout_s=0)
-    async def _recommend_batch(self, requests: list[RecommendRequest]) -> list[Answer | RequestError]:
-        return self._score("/v1/recommend", self.ranker.recommend, requests)
-
-    def _score(self, route: str, score: Scorer, requests: list[Any]) -> list[Answer | RequestError]:
-        self.metrics.batches[route].observe(len(requests))
-        stored = [self.store.recent(request.user, RECENT) for request in requests]
         try:
-            return list(score(requests, stored))
-        except RequestError:
-            return [_score_alone(score, *pair) for pair in zip(requests, stored, strict=True)]
+            self.writer.put([self._met(event) for event in content.events], written)
+        except Full:
+            raise Problem(429, "too much feedback waits for the disk", headers={"Retry-After": "1"}) from None
 
-    def _answer(self, answer: Answer | RequestError) -> Response:
-        if isinstance(answer, RequestError):
-            raise answer
-        self.metrics.cold_starts += answer.cold_start
-        return self._json(answer)
+    def _met(self, event: Event) -> Event:
+        """The event with the version that its user meets, unless the caller knows better."""
+        if event.variant:
+            return event
+        return msgspec.structs.replace(event, variant=self.variants.of(event.user).label)
 
-    def _json(self, content: Any, status: int = 200) -> Response:
-        return Response(self.encode(content), status, media_type=JSON)
+    def _written(self, call: Call, count: int, error: Exception | None) -> None:
+        if error is not None:
+            call.fail(error)
+            return
+        self.metrics.events += count
+        call.answer(Accepted(count), 202)
 
-    async def _body(self, request: Request, kind: type[Body]) -> Body:
+    async def _route(self, request: Request) -> Response:
+        path = request.url.path
+        if path in CALLS or path == bulk.PATH:
+            self._check_method(request, "POST")
+            if self.key is not None:
+                check_key(request, self.key)
+            return await self._taken(path, request) if path in CALLS else self.bulk.response(request)
+        if path not in self.pages:
+            raise Problem(404, "no such path; /docs lists all calls")
+        handler, guarded = self.pages[path]
+        self._check_method(request, "GET")
+        if guarded and self.key is not None:
+            check_key(request, self.key)
+        start = time.perf_counter()
+        response = await handler(request)
+        self.metrics.answered(path, response.status_code, time.perf_counter() - start)
+        return response
+
+    async def _taken(self, path: str, request: Request) -> Response:
         check_content(request)
-        content = await read_body(request, self.settings.max_body_bytes)
-        try:
-            return self.decoders[kind].decode(content)  # type: ignore[return-value]
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise from_decoding(error) from None
+        body = await read_body(request, self.settings.max_body_bytes)
+        found: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+
+        def reply(status: int, content: bytes, headers: Mapping[str, str]) -> None:
+            if not found.done():
+                found.set_result(Response(content, status, dict(headers)))
+
+        self.take(path, body, request_id(request), reply)
+        return await found
+
+    def _check_method(self, request: Request, method: str) -> None:
+        if request.method != method and not (method == "GET" and request.method == "HEAD"):
+            allowed = method if method == "POST" else "GET, HEAD"
+            raise Problem(405, f"use {method}", headers={"Allow": allowed})
+
+    def _json(self, content: Any) -> Response:
+        return Response(msgspec.json.encode(content), media_type=JSON)
 
     async def _live(self, request: Request) -> Response:
         return self._json({"live": True})
@@ -199,7 +252,7 @@ class Ingress:
         return self._json(
             {
                 "name": self.ranker.name,
-                "versions": [self.ranker.version],
+                "versions": [variant.label for variant in self.variants.served()],
                 "platform": "rayrec",
                 "inputs": [],
                 "outputs": [],
@@ -208,7 +261,16 @@ class Ingress:
         )
 
     async def _metrics(self, request: Request) -> Response:
-        return Response(self.metrics.render(self.held), media_type=metrics.CONTENT_TYPE)
+        others = await asyncio.to_thread(self.watch.others)
+        text = metrics.together([self._described()[1], *others])
+        return Response(text, media_type=metrics.CONTENT_TYPE)
+
+    def _described(self) -> tuple[float, str]:
+        served = [
+            metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.tally)
+            for one in self.variants.served()
+        ]
+        return self.load.mean, self.metrics.render(self.held, served)
 
     async def _openapi(self, request: Request) -> Response:
         return Response(pages.openapi(self.settings), media_type=JSON)
@@ -218,10 +280,3 @@ class Ingress:
 
     async def _page(self, request: Request) -> Response:
         return Response(pages.HOME, media_type="text/html; charset=utf-8")
-
-
-def _score_alone(score: Scorer, request: Any, stored: list[HistoryEvent]) -> Answer | RequestError:
-    try:
-        return score([request], [stored])[0]
-    except RequestError as error:
-        return error

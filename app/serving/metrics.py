@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from app.serving.tally import Tally
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -36,21 +39,30 @@ class Histogram:
         yield _sample(f"{name}_count", labels, total)
 
 
+class Served(NamedTuple):
+    """A version, the share of the users who meet it, and what it did."""
+
+    model: str
+    version: str
+    share: float
+    tally: Tally
+
+
 class Metrics:
     """What a replica has done since it started; used from its event loop alone.
 
     Args:
-        replica: label of every sample; several replicas share one address, and a scrape
-            reaches one of them.
-        model, version: of the bundle.
+        replica: label of every sample, because one scrape shows all replicas.
     """
 
-    def __init__(self, replica: str, model: str, version: str) -> None:
+    def __init__(self, replica: str) -> None:
         self.labels = {"replica": replica}
-        self.model = {"model": model, "version": version}
         self.requests: Counter[tuple[str, int]] = Counter()
         self.seconds: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.batches: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SIZES))
+        self.stages: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
+        self.degraded: Counter[str] = Counter()
+        self.bulk_lines: Counter[int] = Counter()  # by status
         self.cold_starts = self.events = 0
 
     def answered(self, route: str, status: int, seconds: float) -> None:
@@ -58,10 +70,10 @@ class Metrics:
         self.requests[route, status] += 1
         self.seconds[route].observe(seconds)
 
-    def render(self, in_flight: int) -> str:
+    def render(self, in_flight: int, served: Sequence[Served]) -> str:
         """All samples. `in_flight`: requests that wait or are being scored now."""
         lines = [
-            *_family("rayrec_model_info", "gauge", "The served model.", [({**self.labels, **self.model}, 1)]),
+            *self._versions(served),
             *_family("rayrec_in_flight", "gauge", "Requests held now.", [(self.labels, in_flight)]),
             *_family(
                 "rayrec_requests_total",
@@ -75,16 +87,51 @@ class Metrics:
                 "Answers for a user or items unknown to training.",
                 [(self.labels, self.cold_starts)],
             ),
+            *_family(
+                "rayrec_degraded_total",
+                "counter",
+                "Answers with less than was asked for, by what was left out.",
+                [({**self.labels, "left_out": text}, n) for text, n in self.degraded.items()],
+            ),
+            *_family(
+                "rayrec_bulk_lines_total",
+                "counter",
+                "Answered lines of batches by status.",
+                [({**self.labels, "status": str(status)}, n) for status, n in self.bulk_lines.items()],
+            ),
             *_family("rayrec_events_total", "counter", "Events stored.", [(self.labels, self.events)]),
             *self._histograms("rayrec_request_seconds", "Time to answer.", self.seconds),
             *self._histograms("rayrec_batch_size", "Requests scored together.", self.batches),
+            *self._histograms("rayrec_stage_seconds", "Time of a batch in a stage.", self.stages, "stage"),
         ]
         return "\n".join(lines) + "\n"
 
-    def _histograms(self, name: str, text: str, by_route: Mapping[str, Histogram]) -> Iterator[str]:
+    def _versions(self, served: Sequence[Served]) -> Iterator[str]:
+        names = [{**self.labels, "model": one.model, "version": one.version} for one in served]
+        for name, kind, text, values in (
+            ("rayrec_model_info", "gauge", "The served versions.", [1] * len(served)),
+            ("rayrec_version_share", "gauge", "Share of the users.", [one.share for one in served]),
+            (
+                "rayrec_version_requests_total",
+                "counter",
+                "Rankings answered.",
+                [one.tally.requests for one in served],
+            ),
+            (
+                "rayrec_version_errors_total",
+                "counter",
+                "Rankings that failed.",
+                [one.tally.errors for one in served],
+            ),
+        ):
+            yield from _family(name, kind, text, list(zip(names, values, strict=True)))
+
+    def _histograms(
+        self, name: str, text: str, found: Mapping[str, Histogram], label: str = "route"
+    ) -> Iterator[str]:
         yield from _head(name, "histogram", text)
-        for route, histogram in by_route.items():
-            yield from histogram.lines(name, {**self.labels, "route": route})
+        for value, histogram in found.items():
+            yield from histogram.lines(name, {**self.labels, label: value})
 
 
 def _head(name: str, kind: str, text: str) -> Iterator[str]:
@@ -104,3 +151,15 @@ def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
 
 def _escape(text: str) -> str:
     return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def together(texts: Iterable[str]) -> str:
+    """Several texts as one, each family in one piece as the format wants it."""
+    families: dict[str, dict[str, None]] = {}
+    for text in texts:
+        name = ""
+        for line in filter(None, text.split("\n")):  # names may hold other ends of lines
+            if line.startswith("# HELP "):
+                name = line.split(" ", 3)[2]
+            families.setdefault(name, {})[line] = None
+    return "\n".join(line for family in families.values() for line in family) + "\n"

@@ -20,6 +20,7 @@ from app.bundle.requests import (
 )
 from app.events import ID_BYTES
 from app.recipe import Serve
+from app.serving import bulk
 from app.serving.problems import CONTENT_TYPE, ProblemDocument
 
 HOME = (Path(__file__).parent / "home.html").read_text()
@@ -29,6 +30,14 @@ _CALLS: dict[str, tuple[type, type, int, str]] = {  # path: body, answer, status
     "/v1/recommend": (RecommendRequest, Answer, 200, "The best k items for a user"),
     "/v1/similar": (SimilarRequest, Answer, 200, "The nearest k items to an item"),
     "/v1/feedback": (FeedbackRequest, Accepted, 202, "Store what users did; the next request uses it"),
+}
+_BULK = {
+    "summary": "Rank or recommend for many: a request a line, answered in order, streamed",
+    "description": (
+        "A line with `items` ranks them, one without recommends. A line that cannot be answered gets "
+        "a problem document with its number in its place. Read answers while you send, as curl does: "
+        "lines are read no faster than answers are taken."
+    ),
 }
 _READS: dict[str, tuple[str, str]] = {  # path: summary, media type
     "/v2/health/live": ("Whether the process answers", "application/json"),
@@ -40,7 +49,7 @@ _REFUSALS = {
     400: "The body is not JSON",
     401: "The API key is missing or wrong",
     413: "The body is too long",
-    415: "The body is not sent as application/json",
+    415: "The body is not sent as the type named here",
     422: "A field is not as documented or breaks a limit",
     429: "Over capacity; wait as Retry-After says",
     500: "The service failed",
@@ -59,6 +68,7 @@ def openapi(settings: Serve) -> bytes:
         "openapi": "3.1.0",
         "info": {"title": "RayRec", "version": "1", "description": limits(settings)},
         "paths": {path: _write(*call) for path, call in _CALLS.items()}
+        | {bulk.PATH: _stream()}
         | {path: _read(path, *call) for path, call in _READS.items()},
         "components": {
             "schemas": schemas,
@@ -77,7 +87,8 @@ def limits(settings: Serve) -> str:
     return (
         f"At most {settings.max_body_bytes} bytes a body, {settings.max_candidates} items or events a "
         f"request, k {settings.max_k}, {ID_BYTES} bytes an id; an answer within "
-        f"{settings.request_timeout_s:g} s."
+        f"{settings.request_timeout_s:g} s. A batch may have {settings.max_bulk_lines} lines, each as "
+        "long as a body."
     )
 
 
@@ -106,8 +117,11 @@ def docs(settings: Serve) -> str:
 def _body_name(call: dict[str, Any]) -> str:
     if "requestBody" not in call:
         return ""
-    name = call["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
-    return f"<a href=#{name}>{name}</a>"
+    ((media, content),) = call["requestBody"]["content"].items()
+    schemas = content["schema"].get("oneOf", [content["schema"]])
+    names = [schema["$ref"].rpartition("/")[2] for schema in schemas]
+    shown = " or ".join(f"<a href=#{name}>{name}</a>" for name in names)
+    return f"lines of {shown}" if media == bulk.NDJSON else shown
 
 
 def _write(body: type, answer: type, status: int, summary: str) -> dict[str, Any]:
@@ -118,6 +132,24 @@ def _write(body: type, answer: type, status: int, summary: str) -> dict[str, Any
             "responses": {
                 str(status): {"description": "Done", "content": _content("application/json", _ref(answer))},
                 **_problems(*_REFUSALS),
+            },
+        }
+    }
+
+
+def _stream() -> dict[str, Any]:
+    """The call for batches. A schema describes one line."""
+    lines, answers = (
+        _content(bulk.NDJSON, {"oneOf": [_ref(kind) for kind in kinds]})
+        for kinds in ((RankRequest, RecommendRequest), (Answer, ProblemDocument))
+    )
+    return {
+        "post": {
+            **_BULK,
+            "requestBody": {"required": True, "content": lines},
+            "responses": {
+                "200": {"description": "A line for each line", "content": answers},
+                **_problems(401, 415, 429, 500, 503),
             },
         }
     }
@@ -144,5 +176,5 @@ def _ref(kind: type) -> dict[str, str]:
     return {"$ref": f"#/components/schemas/{kind.__name__}"}
 
 
-def _content(media: str, schema: dict[str, str]) -> dict[str, Any]:
+def _content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {media: {"schema": schema}}

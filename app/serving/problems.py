@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 import msgspec
 
-from app.errors import RequestError
+from app.errors import MachineError, RequestError
 
 CONTENT_TYPE = "application/problem+json"
 MAX_FINDINGS = 10
 # Characters; together they keep a document of ten findings under 2 kB.
 MAX_DETAIL, MAX_FINDING, MAX_FIELD = 300, 80, 40
+_log = logging.getLogger("ray.serve")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 _PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", re.DOTALL)
 
@@ -26,7 +28,7 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The body of every answer that is an error."""
+    """The body of every answer that is an error; `line`, from 1, of a batch."""
 
     title: str
     status: int
@@ -34,6 +36,7 @@ class ProblemDocument(msgspec.Struct, frozen=True, omit_defaults=True):
     type: str = "about:blank"
     request_id: str = ""
     errors: list[Finding] = []
+    line: int = 0
 
 
 class Problem(Exception):
@@ -58,7 +61,7 @@ class Problem(Exception):
         self.status, self.detail, self.findings = status, detail, findings
         self.headers = dict(headers or {})
 
-    def document(self, request_id: str = "") -> bytes:
+    def document(self, request_id: str = "", line: int = 0) -> bytes:
         """The body, JSON of less than 2 kB."""
         shown = [Finding(f.field[:MAX_FIELD], f.detail[:MAX_FINDING]) for f in self.findings[:MAX_FINDINGS]]
         return msgspec.json.encode(
@@ -68,6 +71,7 @@ class Problem(Exception):
                 detail=self.detail[:MAX_DETAIL],
                 request_id=request_id,
                 errors=shown,
+                line=line,
             )
         )
 
@@ -103,3 +107,17 @@ def from_ranker(error: RequestError) -> Problem:
     if not error.where:
         return Problem(422, text)
     return Problem(422, f"{error.where}: {text}", findings=[Finding(error.where, text)])
+
+
+def from_error(error: Exception, request_id: str) -> Problem:
+    """The problem of whatever went wrong with a request; the log tells of faults of ours."""
+    if isinstance(error, Problem):
+        return error
+    if isinstance(error, RequestError):
+        return from_ranker(error)
+    if isinstance(error, msgspec.DecodeError | UnicodeDecodeError | RecursionError):
+        return from_decoding(error)
+    _log.error("request %s failed", request_id, exc_info=error)
+    if isinstance(error, MachineError):  # the store: its disk is full, say
+        return Problem(503, "the service cannot store or read feedback now; its log tells why")
+    return Problem(500, "the service failed; its log tells more under the request id")

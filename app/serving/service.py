@@ -21,12 +21,18 @@ from app.engine import ray_session
 from app.errors import MachineError, RecipeError
 from app.recipe import Serve, parse
 from app.serving.address import API_KEY, base_url, check_exposure, check_port, example
+from app.serving.board import Board
+from app.serving.conductor import begin, conducting
 from app.serving.guard import key_digest
+from app.serving.place import announced, check_free
+from app.serving.release import Service, Version
+from app.serving.store import store_at
 
 APPLICATION = "rayrec"
 LOG = {"enable_access_log": False, "log_level": "ERROR"}
 READY_S = 30.0
 STOPPED_S = 15.0
+LOOK_BACK_S = 12.0  # the calls held are averaged over so long; Serve wants more than 10
 
 
 @contextmanager
@@ -40,7 +46,7 @@ def running(bundle: Path, settings: Serve, *, verbose: bool = False) -> Iterator
 
     Raises:
         ArtifactError: the bundle is damaged, before anything starts.
-        MachineError: the port is in use.
+        MachineError: the port is in use, or the store cannot be used.
         RecipeError: an address that others reach, without an API key.
     """
     bundle = bundle.absolute()
@@ -48,14 +54,18 @@ def running(bundle: Path, settings: Serve, *, verbose: bool = False) -> Iterator
     check_exposure(settings, key)
     processes.end_dead_runs()  # what a killed service left may hold the port
     check_port(settings)
-    Ranker.open(bundle)  # refuses a damaged bundle now and not in a replica's log
+    ranker = Ranker.open(bundle)  # refuses a damaged bundle now and not in a replica's log
+    board, url = Board(store_folder(bundle, settings)), base_url(settings)
+    check_free(board)
+    store_at(store_location(bundle, settings)).close()  # the same for the store
+    begin(board, Version(ranker.version, str(bundle), ranker.artifact.digest))
     with ray_session(verbose=verbose or None):
         try:
             with progress("start the service"):
                 _start(bundle, settings, key, verbose)
-                url = base_url(settings)
                 _wait_until_ready(url)
-            yield url
+            with conducting(board, settings), announced(_service(bundle, settings)):
+                yield url
         finally:
             _stop()
 
@@ -73,10 +83,26 @@ def serve(bundle: Path, settings: Serve, *, verbose: bool = False) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
+def _service(bundle: Path, settings: Serve) -> Service:
+    store, pid = str(store_folder(bundle, settings)), os.getpid()
+    return Service(base_url(settings), store, pid, processes.run_mark(pid), settings.max_replicas)
+
+
 def store_folder(bundle: Path, settings: Serve) -> Path:
-    """Where the feedback log of a bundle lies: serve.store, or a folder beside the bundle."""
+    """What a service keeps of its own on this machine: serve.store, or a folder beside the bundle."""
     bundle = bundle.absolute()
-    return Path(settings.store).absolute() if settings.store else bundle.with_name(f"{bundle.name}.store")
+    if not settings.store or _is_redis(settings):
+        return bundle.with_name(f"{bundle.name}.store")
+    return Path(settings.store).absolute()
+
+
+def store_location(bundle: Path, settings: Serve) -> str:
+    """Where the feedback log of a bundle lies: a Redis, or the store's folder."""
+    return settings.store if _is_redis(settings) else str(store_folder(bundle, settings))
+
+
+def _is_redis(settings: Serve) -> bool:
+    return settings.store.startswith(("redis://", "rediss://"))
 
 
 def build(args: Mapping[str, Any]) -> Any:
@@ -114,21 +140,24 @@ def _start(bundle: Path, settings: Serve, key: str, verbose: bool) -> None:
     http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=late)
     try:
         ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=dict(log))
-        ray_serve.run(_application(bundle, settings, key, log), name=APPLICATION, route_prefix="/")
+        board = str(store_folder(bundle, settings))
+        ray_serve.run(_application(bundle, settings, key, log, board), name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(
             "the service did not start", where=str(bundle), remedy="run it with --verbose to see why"
         ) from error
 
 
-def _application(bundle: Path, settings: Serve, key: str, log: Mapping[str, Any]) -> Any:
-    """The deployment, bound to its bundle.
+def _application(
+    bundle: Path, settings: Serve, key: str, log: Mapping[str, Any], folder: str | None = None
+) -> Any:
+    """The deployment, bound to its bundle; `folder` is where its board lies, if it has one.
 
     The replica itself refuses what exceeds max_ongoing + max_queued requests, with a problem
     document. Serve therefore lets twice as many in, and refuses only what is beyond that.
     """
     from ray import serve as ray_serve
-    from ray.serve.config import AutoscalingConfig, BackpressureConfig
+    from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 
     from app.serving.ingress import Ingress
 
@@ -142,14 +171,27 @@ def _application(bundle: Path, settings: Serve, key: str, log: Mapping[str, Any]
         autoscaling_config=AutoscalingConfig(
             min_replicas=settings.min_replicas,
             max_replicas=settings.max_replicas,
-            target_ongoing_requests=settings.target_ongoing_requests,
+            look_back_period_s=LOOK_BACK_S,
+            # Scale has patience of its own, so that what a person asks for comes at once.
+            upscale_delay_s=0,
+            downscale_delay_s=0,
+            policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+                policy_function="app.serving.scaling:Scale",
+                policy_kwargs={
+                    "store": folder or "",
+                    "target": settings.target_ongoing_requests,
+                    "up_s": settings.scale_up_s,
+                    "down_s": settings.scale_down_s,
+                },
+            ),
         ),
+        user_config={},
         max_surge_percent=100,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         logging_config=dict(log),
     )(Ingress)
-    store = store_folder(bundle, settings)
-    return deployment.bind(str(bundle), str(store), settings, key_digest(key) if key else None)
+    store = store_location(bundle, settings)
+    return deployment.bind(str(bundle), store, settings, key_digest(key) if key else None, folder)
 
 
 def _wait_until_ready(url: str) -> None:

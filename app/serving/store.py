@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from app.bundle.requests import HistoryEvent
 from app.errors import MachineError
@@ -27,7 +27,8 @@ CREATE TABLE IF NOT EXISTS events (
     item TEXT NOT NULL,
     event TEXT NOT NULL,
     time INTEGER NOT NULL,  -- microseconds since the epoch
-    value REAL
+    value REAL,
+    variant TEXT NOT NULL DEFAULT ''  -- the version of the model that the user met
 );
 CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, id);
 """
@@ -46,8 +47,34 @@ class Store(Protocol):
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
         """The user's last `limit` events by time (then by arrival), the latest last."""
 
+    def changes(self, mark: Any) -> tuple[Any, list[str]]:
+        """Who has events that were stored after `mark`, by whichever process; None: nobody.
+
+        Returns:
+            The new mark, and the users. Quick where there is nothing new.
+        """
+
     def close(self) -> None:
         """Release the store."""
+
+
+def store_at(location: str) -> Store:
+    """The store at a folder (SQLite, for one machine) or at redis://… (for many).
+
+    Raises:
+        MachineError: it cannot be used.
+    """
+    if location.startswith(("redis://", "rediss://")):
+        try:
+            from app.serving.redis_store import RedisStore
+        except ModuleNotFoundError as error:
+            raise MachineError(
+                "the client of Redis is not installed",
+                where="serve.store",
+                remedy="pip install rayrec[redis]",
+            ) from error
+        return RedisStore(location)
+    return SqliteStore(Path(location))
 
 
 class SqliteStore:
@@ -69,19 +96,28 @@ class SqliteStore:
         # Readers and writers of WAL do not block each other, so each has a connection.
         self._writer, self._reader = self._connect(), self._connect()
         self._writing, self._reading = threading.Lock(), threading.Lock()
+        self._version = -1  # of the database, as the reader last saw it
 
     def append(self, events: Sequence[Event]) -> None:
         """See Store."""
         now = round(time.time() * 1e6)
         rows = [
-            (e.user, e.item, e.event, now if e.timestamp is None else microseconds(e.timestamp), e.value)
+            (
+                e.user,
+                e.item,
+                e.event,
+                now if e.timestamp is None else microseconds(e.timestamp),
+                e.value,
+                e.variant,
+            )
             for e in events
         ]
         try:
             with self._writing, self._writer:
                 self._writer.execute("BEGIN IMMEDIATE")
                 self._writer.executemany(
-                    "INSERT INTO events (user, item, event, time, value) VALUES (?, ?, ?, ?, ?)", rows
+                    "INSERT INTO events (user, item, event, time, value, variant) VALUES (?, ?, ?, ?, ?, ?)",
+                    rows,
                 )
         except sqlite3.Error as error:
             raise self._translate(error) from error
@@ -98,6 +134,21 @@ class SqliteStore:
             raise self._translate(error) from error
         return [HistoryEvent(item, event, moment / 1e6) for item, event, moment in reversed(rows)]
 
+    def changes(self, mark: int | None) -> tuple[int, list[str]]:
+        """See Store."""
+        try:
+            with self._reading:
+                version = self._reader.execute("PRAGMA data_version").fetchone()[0]
+                if version == self._version and mark is not None:
+                    return mark, []
+                self._version = version
+                if mark is None:
+                    return self._reader.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0], []
+                rows = self._reader.execute("SELECT id, user FROM events WHERE id > ?", (mark,)).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        return max((row[0] for row in rows), default=mark), list({row[1] for row in rows})
+
     def close(self) -> None:
         """See Store."""
         self._reader.close()
@@ -112,6 +163,7 @@ class SqliteStore:
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # a commit waits for the disk
             connection.executescript(_SCHEMA)
+            _migrate(connection)
         except sqlite3.Error as error:
             if connection is not None:
                 connection.close()
@@ -124,3 +176,14 @@ class SqliteStore:
             where=str(self.path),
             remedy="free some space, or point serve.store at a folder you may write to",
         )
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    """Add what files of older versions lack."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(events)")}
+    if "variant" not in columns:
+        try:
+            connection.execute("ALTER TABLE events ADD COLUMN variant TEXT NOT NULL DEFAULT ''")
+        except sqlite3.OperationalError as error:
+            if "duplicate column" not in str(error):  # else another replica was quicker
+                raise

@@ -7,23 +7,35 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bundle.requests import HistoryEvent
 from app.events import Event
-from app.serving.store import SqliteStore, Store
+from app.serving.store import Store, store_at
+from tests.redis_server import redis_server
 
-STORES: dict[str, Callable[[Path], Store]] = {"sqlite": SqliteStore}
+STORES = ("sqlite", "redis")
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
 
 
 @pytest.fixture(params=STORES)
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[], Store]]:
     """Opens one and the same store, as often as asked, each time as a replica of its own would."""
     opened: list[Store] = []
+    location = str(tmp_path / "store")
+    if request.param == "redis":
+        location = request.getfixturevalue("redis_url")
+        redis.Redis.from_url(location).flushall()
 
     def make() -> Store:
-        opened.append(STORES[request.param](tmp_path / "store"))
+        opened.append(store_at(location))
         return opened[-1]
 
     yield make
@@ -110,3 +122,16 @@ def test_what_goes_in_comes_out(open_store: Callable[[], Store], events: list[tu
     found = store.recent(user, 10)[-len(events) :]
     assert [(e.item, e.event) for e in found] == [(item, item) for item, _ in expected]
     assert [round(float(e.timestamp or 0) * 1e6) for e in found] == [time for _, time in expected]
+
+
+def test_changes_name_those_with_new_events_whoever_stored_them(open_store: Callable[[], Store]) -> None:
+    ours, theirs = open_store(), open_store()
+    ours.append([Event("before", "a")])
+    mark, users = ours.changes(None)
+    assert users == []
+    assert ours.changes(mark) == (mark, [])
+    theirs.append([Event("u", "a"), Event("v", "a"), Event("u", "b")])
+    ours.append([Event("w", "a")])
+    later, users = ours.changes(mark)
+    assert sorted(users) == ["u", "v", "w"]
+    assert ours.changes(later) == (later, [])

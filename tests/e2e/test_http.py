@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.bundle.requests import HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.client import Client
 from app.errors import ArtifactError, MachineError, RecipeError, RequestError
@@ -74,6 +74,16 @@ def test_rank_gives_the_scores_of_the_bundle(service: Service, client: Client) -
     scores = [s.score for s in expected.items]
     assert [s.score for s in answer.items] == pytest.approx(scores, abs=1e-5)
     assert (answer.model, answer.version, answer.cold_start) == (expected.model, expected.version, False)
+
+
+def test_a_batch(client: Client) -> None:
+    wanted = [RankRequest("u1", ITEMS), RankRequest("", ITEMS), RecommendRequest("u2", k=3)]
+    ranked, wrong, recommended = client.batch_rank(wanted)
+    assert isinstance(ranked, Answer) and [s.item for s in ranked.items] == [
+        s.item for s in client.rank(RankRequest("u1", ITEMS)).items
+    ]
+    assert isinstance(wrong, RequestError) and "user" in wrong.what
+    assert isinstance(recommended, Answer) and len(recommended.items) == 3
 
 
 def test_recommend_and_similar(client: Client) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,70 @@ def test_a_service_that_is_not_there(run: Callable[..., Any]) -> None:
         run(reply, "recommend", RecommendRequest("u"))
 
 
+def lines_of(request: httpx.Request) -> httpx.Response:
+    """Answers a batch as the service does, and a user "bad" with a problem."""
+    found = []
+    for number, line in enumerate(request.content.splitlines(), 1):
+        user = json.loads(line)["user"]
+        bad = {"title": "t", "status": 422, "detail": "wrong", "line": number}
+        found.append(bad if user == "bad" else {**ANSWER, "model": user})
+    return httpx.Response(200, content=b"\n".join(json.dumps(one).encode() for one in found))
+
+
+def batch(run: Callable[..., Any], reply: Reply, requests: Iterable[RankRequest]) -> list[Any]:
+    async def collect(client: AsyncClient) -> list[Any]:
+        return [answer async for answer in client.batch_rank(requests)]
+
+    if run is run_sync:
+        with Client("http://test", transport=httpx.MockTransport(reply)) as client:
+            return list(client.batch_rank(requests))
+
+    async def run_it() -> list[Any]:
+        async with AsyncClient("http://test", transport=httpx.MockTransport(reply)) as client:
+            return await collect(client)
+
+    return asyncio.run(run_it())
+
+
+@both
+def test_a_batch_of_any_length_is_sent_in_portions(run: Callable[..., Any]) -> None:
+    sizes, taken = [], []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        sizes.append(len(request.content))
+        assert len(taken) < 1000 * len(sizes)  # not taken before they are needed
+        return lines_of(request)
+
+    def requests() -> Iterator[RankRequest]:
+        for count in range(3000):
+            taken.append(count)
+            yield RankRequest(f"u{count}", ["i" * (100_000 if count == 1500 else 50)])
+
+    found = batch(run, reply, requests())
+    assert [answer.model for answer in found] == [f"u{count}" for count in range(3000)]
+    assert sorted(sizes)[-2] <= client_module.BATCH_BYTES < sorted(sizes)[-1]
+
+
+@both
+def test_a_line_that_cannot_be_answered_gets_its_error_in_its_place(run: Callable[..., Any]) -> None:
+    good, bad, last = batch(run, lines_of, [RankRequest(user, ["a"]) for user in ("u", "bad", "v")])
+    assert (good.model, last.model) == ("u", "v")
+    assert isinstance(bad, RequestError)
+    assert bad.what == "wrong"
+    assert batch(run, lines_of, []) == []
+
+
+@both
+def test_a_batch_that_ends_early_is_an_error(run: Callable[..., Any]) -> None:
+    def reply(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, content=lines_of(request).content.partition(b"\n")[0])
+
+    with pytest.raises(MachineError, match="2 lines were sent and 1 answered"):
+        batch(run, reply, [RankRequest("u", ["a"])] * 2)
+    with pytest.raises(MachineError, match="check the address"):
+        batch(run, lambda _: httpx.Response(200, text="<html>"), [RankRequest("u", ["a"])])
+
+
 def test_every_call_against_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     replica = fake_ingress(monkeypatch, tmp_path, Serve(), key="sesame")
 
@@ -130,6 +195,11 @@ def test_every_call_against_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path:
             assert (await client.ready())["model"] == "fake"
             assert await client.feedback([Event("u", "a"), Event("u", "b")]) == 2
             assert (await client.similar(SimilarRequest("a"))).items[0].item == "ax"
+            wanted = [RankRequest("u", ["a", "bb", "ccc"]), RecommendRequest(""), RecommendRequest("u", 2)]
+            first, wrong, last = [one async for one in client.batch_rank(wanted)]
+            assert isinstance(first, Answer) and first.items[0].item == "a"  # of the feedback
+            assert isinstance(wrong, RequestError)
+            assert isinstance(last, Answer) and len(last.items) == 2
         async with AsyncClient("http://test", transport=transport(replica)) as client:
             with pytest.raises(RequestError, match="API key"):
                 await client.feedback([])

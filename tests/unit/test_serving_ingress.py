@@ -12,8 +12,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.errors import MachineError
 from app.recipe import Serve
-from app.serving.ingress import Ingress
+from app.serving import bulk
+from app.serving.ingress import CALLS, Ingress
 from tests.fakes import fake_ingress, transport
 
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
@@ -296,6 +298,9 @@ def test_over_capacity_is_a_429_at_once_and_late_is_a_503(slow: Ingress) -> None
         problem(answer, answer.status_code)
         assert answer.headers["retry-after"] == "1"
     assert call(slow, "GET", "/v2/health/live").status_code == 200
+    assert slow.held == 2  # what waits for the disk still takes its place
+    slow.writer.close()
+    call(slow, "GET", "/v2/health/live")
     assert slow.held == 0
 
 
@@ -312,7 +317,8 @@ def test_pages_need_nothing_from_elsewhere(replica: Ingress) -> None:
 def test_openapi_describes_every_call(replica: Ingress) -> None:
     document = call(replica, "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    served = {path.replace("/fake", "/{name}") for path in replica.routes} - {"/", "/docs", "/openapi.json"}
+    served = {path.replace("/fake", "/{name}") for path in [*CALLS, *replica.pages]}
+    served = served - {"/", "/docs", "/openapi.json"} | {bulk.PATH}
     assert set(document["paths"]) == served
     schemas = document["components"]["schemas"]
     assert schemas["RankRequest"]["required"] == ["user", "items"]
@@ -331,3 +337,24 @@ def _references(node: Any) -> Iterator[str]:
     elif isinstance(node, list):
         for value in node:
             yield from _references(value)
+
+
+def test_a_store_that_fails_costs_the_stored_events_and_not_the_answer(
+    replica: Ingress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = {"user": "u1", "item": "a", "timestamp": 1}
+    assert post(replica, "/v1/feedback", {"events": [event]}).status_code == 202
+    assert post(replica, "/v1/rank", RANK).json()["items"][0]["item"] == "a"
+
+    def gone(*_: Any) -> Any:
+        raise MachineError("the disk is gone", where="store", remedy="bring it back")
+
+    monkeypatch.setattr(replica.store, "changes", gone)
+    monkeypatch.setattr(replica.store, "append", gone)
+    answer = post(replica, "/v1/rank", RANK)
+    assert answer.status_code == 200
+    assert answer.json()["items"][0]["item"] == "ccc"
+    assert "stored events" in answer.json()["degraded"]
+    document = problem(post(replica, "/v1/feedback", {"events": [event]}), 503)
+    assert "disk is gone" not in document["detail"]
+    assert "rayrec_degraded_total" in call(replica, "GET", "/metrics").text

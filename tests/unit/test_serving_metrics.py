@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import RequestError
-from app.serving.metrics import SIZES, Histogram, Metrics
+from app.serving.metrics import SIZES, Histogram, Metrics, Served, together
 from app.serving.problems import Finding, Problem, ProblemDocument, from_decoding, from_ranker
+from app.serving.tally import Tally
 
 SAMPLE = re.compile(
     r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\["\\n])*"(,[a-z]+="(?:[^"\\\n]|\\["\\n])*")*\})? [0-9.e+-]+'
@@ -30,10 +31,26 @@ def test_buckets_count_what_lies_at_or_below_their_bound(values: list[float]) ->
 
 @given(st.text(), st.text())
 def test_every_line_is_a_comment_or_a_sample_whatever_the_model_is_called(name: str, version: str) -> None:
-    metrics = Metrics("r1", name, version)
+    metrics, served = Metrics("r1"), [Served(name, version, 0.5, Tally())]
     metrics.answered("/v1/rank", 200, 0.01)
-    for line in metrics.render(3).split("\n"):
+    text = metrics.render(3, served)
+    assert together([text]) == text
+    for line in text.split("\n"):
         assert not line or line.startswith(("# HELP ", "# TYPE ")) or SAMPLE.fullmatch(line), line
+
+
+def test_one_scrape_shows_all_replicas_each_family_in_one_piece() -> None:
+    texts = []
+    for replica in ("r1", "r2"):
+        metrics = Metrics(replica)
+        metrics.answered("/v1/rank", 200, 0.01)
+        texts.append(metrics.render(0, [Served("m", "v1", 1.0, Tally())]))
+    lines = together(texts).splitlines()
+    assert len(lines) == len(set(lines))
+    families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
+    assert len(families) == len(set(families))
+    place = lines.index("# TYPE rayrec_requests_total counter")
+    assert [line.split('"')[1] for line in lines[place + 1 : place + 3]] == ["r1", "r2"]
 
 
 @given(

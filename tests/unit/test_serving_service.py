@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import socket
@@ -104,18 +105,59 @@ def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.Monkey
         build({"bundle": "/data/bundle", "host": "0.0.0.0"})
 
 
-def test_the_side_doors_of_serves_own_configuration_are_closed() -> None:
+def test_serves_own_configuration_is_hardened() -> None:
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE as TEMPLATE
 
-    closed = haproxy.close_side_doors(TEMPLATE, Path("/run/503.http"))
-    for port in ("config.metrics_port", "config.stats_port"):
-        assert port in TEMPLATE
-        assert port not in closed
-    assert closed.count("/run/503.http") == 3
-    assert "bind {{ config.frontend_host }}:{{ config.frontend_port }}" in closed
-    kept = [line for line in TEMPLATE.splitlines() if "errorfile" not in line]
-    missing = set(kept) - set(closed.splitlines())
+    hardened = haproxy.harden(TEMPLATE, Path("/run"))
+    for gone in ("config.metrics_port", "config.stats_port", "option httplog", "config.log_target"):
+        assert gone in TEMPLATE
+        assert gone not in hardened
+    for guard in (
+        "timeout http-request 10s",
+        "wait-for-body time 10s",
+        "disable-l7-retry",
+        "errorfile 408 /run/408.http",
+    ):
+        assert hardened.count(guard) == 1
+    assert hardened.count("/run/503.http") == 3
+    kept = [line for line in TEMPLATE.splitlines() if not re.search(r"errorfile|^ +log |option .*log", line)]
+    missing = set(kept) - set(hardened.splitlines())
     assert len(missing) == 9, missing
+
+
+def test_haproxy_takes_the_hardened_configuration_and_answers_faults_as_problems(tmp_path: Path) -> None:
+    binary = haproxy.environment()[haproxy.BINARY]
+    plain = """global
+    log 127.0.0.1:514 local0 info
+defaults
+    mode http
+    timeout connect 5s
+    timeout client 60s
+    timeout server 60s
+    option httplog
+frontend http_frontend
+    bind 127.0.0.1:1
+    default_backend nobody
+backend nobody
+    log global
+    server none 127.0.0.1:9 check
+"""
+    configuration = tmp_path / "haproxy.cfg"
+    configuration.write_text(plain)
+    environment = {haproxy.BINARY: binary, "PATH": ""}
+    said = subprocess.run(
+        [sys.executable, haproxy.__file__, "-c", "-f", configuration],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert said.returncode == 0, said.stderr
+    assert "WARNING" not in said.stderr
+    for status in (400, 408, 503):
+        head, _, body = (tmp_path / f"{status}.http").read_bytes().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        assert b"Content-Length: %d" % len(body) in head
+        assert json.loads(body)["status"] == status
 
 
 def test_a_run_within_a_run_finds_the_real_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Offline ranking: the lists of many users at once, by Ray Data, resumable."""

@@ -1,0 +1,90 @@
+"""The stored events of users, kept at hand without ever being stale.
+
+Reading a user's events from the store costs as much as parsing the request. Before each batch
+the store is asked once which users have new events, by whichever replica; all others' are
+still right. A store that does not answer is left alone for a while, and rankings go without.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict
+
+from app.bundle.requests import HistoryEvent
+from app.errors import MachineError
+from app.serving.store import Store
+
+_log = logging.getLogger("ray.serve")
+LENGTH = 200  # events of a user handed to the ranker, which keeps as many as its history is long
+KEPT = 200_000  # events in memory, about 40 MB; a user without any counts as one
+REST_S = 1.0  # for a store that failed
+
+
+class Recent:
+    """A cache of `Store.recent`; used from one thread.
+
+    `hits` and `misses` count lookups.
+    """
+
+    def __init__(self, store: Store, kept: int = KEPT) -> None:
+        self.store, self.kept = store, kept
+        self.hits = self.misses = 0
+        self._rests_until = 0.0
+        self._mark, _ = store.changes(None)
+        self._events: OrderedDict[str, list[HistoryEvent]] = OrderedDict()
+        self._size = 0
+
+    def refresh(self) -> bool:
+        """Forget users who have new events; `of` is right as of this call.
+
+        Returns:
+            Whether the store answers; where not, `of` knows of no events.
+        """
+        if time.monotonic() < self._rests_until:
+            return False
+        try:
+            self._mark, users = self.store.changes(self._mark)
+        except MachineError as error:
+            self._rest(error)
+            return False
+        for user in users:
+            self._forget(user)
+        return True
+
+    def of(self, user: str) -> list[HistoryEvent]:
+        """The user's last events by time, the latest last."""
+        found = self._events.get(user)
+        if found is not None:
+            self.hits += 1
+            self._events.move_to_end(user)
+            return found
+        if time.monotonic() < self._rests_until:
+            return []
+        self.misses += 1
+        try:
+            found = self.store.recent(user, LENGTH)
+        except MachineError as error:
+            self._rest(error)
+            return []
+        self._events[user] = found
+        self._size += len(found) + 1
+        while self._size > self.kept:
+            self._forget(next(iter(self._events)))
+        return found
+
+    @property
+    def answers(self) -> bool:
+        """Whether the store answered when it was last asked."""
+        return time.monotonic() >= self._rests_until
+
+    def _rest(self, error: MachineError) -> None:
+        _log.error("rankings go without stored events: %s", error)
+        self._rests_until = time.monotonic() + REST_S
+        self._events.clear()
+        self._size = 0
+
+    def _forget(self, user: str) -> None:
+        events = self._events.pop(user, None)
+        if events is not None:
+            self._size -= len(events) + 1

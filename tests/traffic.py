@@ -1,0 +1,134 @@
+"""Ranking requests under way while something happens to a service: every failure is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+import httptools
+
+FAILURES = 20  # that are kept as text
+
+
+class Traffic:
+    """Sends requests over keep-alive connections for the block, each waiting for its answer.
+
+    `answers` counts versions of good answers, `failed` what was not answered with a 200.
+
+    Args:
+        url: of the service.
+        users, items: each request ranks all items for the next user.
+        connections: at a time.
+        pause_s: of a connection between an answer and the next request.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        users: Sequence[str],
+        items: Sequence[str],
+        connections: int = 4,
+        pause_s: float = 0.005,
+    ) -> None:
+        place = urlsplit(url)
+        self.host, self.port = str(place.hostname), int(place.port or 80)
+        self.users, self.items = itertools.cycle(users), list(items)
+        self.connections, self.pause_s = connections, pause_s
+        self.answers: Counter[str] = Counter()
+        self.failed, self.failures = 0, [""][:0]
+        self.slowest_s = 0.0
+        self._ended = False
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended = True
+        self._thread.join()
+
+    @property
+    def total(self) -> int:
+        """Requests sent and settled."""
+        return self.answers.total() + self.failed
+
+    def until(self, requests: int) -> None:
+        """Wait until so many are settled."""
+        while self.total < requests and self._thread.is_alive():
+            time.sleep(0.05)
+
+    async def _run(self) -> None:
+        await asyncio.gather(*(self._connection() for _ in range(self.connections)))
+
+    async def _connection(self) -> None:
+        reader, writer = asyncio.StreamReader(), None
+        while not self._ended:
+            start = time.perf_counter()
+            try:
+                if writer is None or reader.at_eof():  # the server may close one that is idle
+                    reader, writer = await asyncio.open_connection(self.host, self.port)
+                writer.write(self._request())
+                async with asyncio.timeout(30):
+                    status, body, stays = await _answer(reader)
+                if not stays:
+                    writer.close()
+                    writer = None
+                if status != 200:
+                    raise OSError(f"{status} {body[:200]!r}")
+                self.answers[json.loads(body)["version"]] += 1
+            except (OSError, EOFError, TimeoutError) as error:
+                self._fail(error)
+                if writer is not None:
+                    writer.close()
+                writer = None
+            self.slowest_s = max(self.slowest_s, time.perf_counter() - start)
+            await asyncio.sleep(self.pause_s)
+        if writer is not None:
+            writer.close()
+
+    def _fail(self, error: BaseException) -> None:
+        self.failed += 1
+        if len(self.failures) < FAILURES:
+            self.failures.append(f"{type(error).__name__}: {error}")
+
+    def _request(self) -> bytes:
+        body = json.dumps({"user": next(self.users), "items": self.items}).encode()
+        head = f"POST /v1/rank HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode() + body
+
+
+class _Response:
+    """What a parser is told of one answer."""
+
+    def __init__(self) -> None:
+        self.body, self.complete, self.stays = b"", False, True
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if name.lower() == b"connection" and value.lower() == b"close":
+            self.stays = False
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
+
+    def on_message_complete(self) -> None:
+        self.complete = True
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    response = _Response()
+    parser: Any = httptools.HttpResponseParser(response)
+    while not response.complete:
+        data = await reader.read(65536)
+        if not data:
+            raise EOFError("the connection was closed")
+        parser.feed_data(data)
+    return parser.get_status_code(), response.body, response.stays
