@@ -27,7 +27,12 @@ COMMANDS = [
     if line.split("#")[0].strip()
 ]
 # Commands that a test of their own runs, with the folder names of that test.
-ELSEWHERE = {"rayrec tune": "test_tune.py", "python -m cluster": "test_cluster.py"}
+CHANGES = ("deploy", "rollback", "status", "experiment")
+ELSEWHERE = {
+    "rayrec tune": "test_tune.py",
+    "python -m cluster": "test_cluster.py",
+    **{f"rayrec {verb}": "test_deploy.py" for verb in CHANGES},
+}
 
 
 @pytest.fixture(scope="module")
@@ -80,8 +85,12 @@ def test_check_then_run_then_rank(shop: Path) -> None:
     ran = run(command("rayrec run"), shop)
     assert "ndcg@10" in ran
     assert (shop / "runs/mine/bundle/manifest.json").is_file()
-    ranked = json.loads(run(command("rayrec rank") + " --json", shop))
+    ranked = json.loads(run(command("rayrec rank runs/mine/bundle --user ") + " --json", shop))
     assert len(ranked["items"]) == 5
+    (shop / "users.txt").write_text("u1\nu2\n")
+    lists = json.loads(run(command("rayrec rank runs/mine/bundle --users ") + " --json", shop))
+    assert lists["users"] == 2
+    assert (shop / "lists.parquet").is_file()
 
 
 @pytest.fixture
