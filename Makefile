@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint unit bench bench-prepare bench-train clean
+.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-faults clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -26,13 +26,22 @@ lint: setup
 unit: setup
 	$(BIN)/python -m pytest tests
 
-bench: bench-prepare bench-train
+bench: bench-prepare bench-train bench-serving
 
 bench-prepare: setup
 	$(BIN)/python -m tests.bench.prepare
 
 bench-train: setup
 	$(BIN)/python -m tests.bench.train
+
+bench-serving: setup
+	$(BIN)/python -m tests.bench.serving
+
+bench-faults: setup
+	$(BIN)/python -m tests.bench.faults
+
+bench-retrieval: setup
+	$(BIN)/python -m tests.bench.retrieval
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,206 @@
+"""Load for a ranking server: wrk, which sends the next request when it has an answer, and Poisson arrivals.
+
+Poisson arrivals come whether the server keeps up or not, as people do. A latency counts from
+the moment at which its request was due, so that a server that stalls is charged for all that
+came meanwhile (Tene 2013, "How NOT to Measure Latency").
+"""
+
+from __future__ import annotations
+
+import json
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
+
+import httptools
+import numpy as np
+
+SCRIPT = Path(__file__).parent / "serving_peers" / "rank.lua"
+CONNECTIONS = 256  # of the Poisson arrivals at most; what exceeds them waits
+OPENED_BEFORE = 64  # so that opening them is not measured
+PATIENCE_S = 10.0
+_places = count(0, 1_000_003)  # where a run begins in the pairs of users and lists
+Figures = dict[str, float]
+
+
+class Target(NamedTuple):
+    """Where requests go and what they are: users and lists are files; see rank.lua."""
+
+    port: int
+    path: str
+    users: Path
+    lists: Path
+    opening: str = ""
+    closing: str = ""
+
+    def bodies(self) -> Iterator[bytes]:
+        """Bodies without end, ever new."""
+        users, lists = self.users.read_text().split("\n"), self.lists.read_text().split("\n")
+        form = f'{self.opening}{{"user":"%s","items":%s}}{self.closing}'
+        places = count(next(_places))
+        return ((form % (users[p % len(users)], lists[p % len(lists)])).encode() for p in places)
+
+
+def wrk(target: Target, connections: int, seconds: float) -> Figures:
+    """As many requests as so many connections get answered, each with one at a time.
+
+    Returns:
+        requests_per_s, well answered; p50_ms, p95_ms, p99_ms; failed.
+
+    Raises:
+        SystemExit: wrk is not installed, or no request was answered well.
+    """
+    binary = shutil.which("wrk")
+    if binary is None:
+        raise SystemExit("wrk is not installed: apt-get install wrk")
+    command = [binary, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(SCRIPT)]
+    command += ["--timeout", "10s", f"http://127.0.0.1:{target.port}{target.path}", "--"]
+    command += [str(target.users), str(target.lists), target.opening, target.closing, str(next(_places))]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = json.loads(output.rpartition("RESULT ")[2])
+    if not found["answered"]:
+        raise SystemExit(f"{target.path} with {connections} connections: {output}")
+    return {"requests_per_s": found.pop("answered") / found.pop("microseconds") * 1e6, **found}
+
+
+def poisson(target: Target, rate: float, seconds: float, seed: int = 0) -> Figures:
+    """As `arrivals`, at random moments, `rate` of them a second."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
+    return {"rate": rate, **arrivals(target, gaps.cumsum().tolist())}
+
+
+def arrivals(target: Target, due: list[float]) -> Figures:
+    """Latencies in ms of requests that are due at so many seconds from now, in order.
+
+    Returns:
+        p50_ms, p95_ms, p99_ms; failed, requests without a good answer; late_ms, how late this
+        program itself sent at its 99th percentile, which the latencies include.
+    """
+    return _Arrivals(target).run(due)
+
+
+class _Sent(NamedTuple):
+    due: float  # by the clock
+    body: bytes
+
+
+class _Connection:
+    """A connection with one request at a time."""
+
+    def __init__(self, port: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.parser = httptools.HttpResponseParser(self)
+        self.asked = _Sent(0.0, b"")
+        self.answered = 0  # requests
+        self.complete = self.stays = False
+
+    def ask(self, sent: _Sent, head: bytes) -> None:
+        self.asked, self.complete = sent, False
+        with suppress(ConnectionError):  # seen when the answer is awaited
+            self.socket.sendall(head % len(sent.body) + sent.body)
+
+    def receive(self) -> bool:
+        """Read what has come; False where the server has closed the connection."""
+        try:
+            content = self.socket.recv(1 << 16)
+        except ConnectionError:
+            return False
+        if content:
+            self.parser.feed_data(content)
+        return bool(content)
+
+    def on_message_complete(self) -> None:
+        """Parser callback."""
+        self.complete, self.stays = True, self.parser.should_keep_alive()
+        self.answered += 1
+
+
+class _Arrivals:
+    """One loop over select, whose timeout is exact to microseconds and which costs less than asyncio."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.head = (
+            f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
+            "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        ).encode()
+        self.free = deque(_Connection(target.port) for _ in range(OPENED_BEFORE))
+        self.busy: dict[int, _Connection] = {}  # by file number
+        self.waiting: deque[_Sent] = deque()
+        self.latencies: list[float] = []
+        self.late: list[float] = []
+        self.failed = 0
+
+    def run(self, due: list[float]) -> Figures:
+        bodies, start = self.target.bodies(), time.perf_counter()
+        todo = deque(due)
+        deadline = start + due[-1] + PATIENCE_S
+        while todo or self.busy:
+            now = time.perf_counter()
+            while todo and start + todo[0] <= now:
+                moment = start + todo.popleft()
+                self.late.append(now - moment)
+                self._send(_Sent(moment, next(bodies)))
+            if now > deadline:
+                break
+            wait = start + todo[0] - time.perf_counter() if todo else 0.1
+            ready, _, _ = select.select(self.busy, (), (), max(0.0, wait))
+            for number in ready:
+                self._receive(number)
+        self._close()
+        return self._figures()
+
+    def _send(self, sent: _Sent) -> None:
+        if self.free:
+            connection = self.free.popleft()
+        elif len(self.busy) < CONNECTIONS:
+            connection = _Connection(self.target.port)
+        else:
+            self.waiting.append(sent)
+            return
+        connection.ask(sent, self.head)
+        self.busy[connection.socket.fileno()] = connection
+
+    def _receive(self, number: int) -> None:
+        connection = self.busy[number]
+        open_ = connection.receive()
+        if open_ and not connection.complete:
+            return
+        del self.busy[number]
+        if connection.complete:
+            self._answered(connection.asked, connection.parser.get_status_code() == 200)
+        elif connection.answered:  # closed while it was idle, so the request was not looked at
+            self.waiting.appendleft(connection.asked)
+        else:
+            self._answered(connection.asked, False)
+        if open_ and connection.stays:
+            self.free.append(connection)
+        else:
+            connection.socket.close()
+        if self.waiting:
+            self._send(self.waiting.popleft())
+
+    def _answered(self, sent: _Sent, well: bool) -> None:
+        self.latencies.append(time.perf_counter() - sent.due)
+        self.failed += not well
+
+    def _close(self) -> None:
+        self.failed += len(self.busy) + len(self.waiting)  # what was not answered in time
+        for connection in (*self.free, *self.busy.values()):
+            connection.socket.close()
+
+    def _figures(self) -> Figures:
+        if not self.latencies:
+            raise SystemExit(f"{self.target.path}: no request was answered")
+        p50, p95, p99 = np.percentile(self.latencies, [50, 95, 99]) * 1000
+        late = float(np.percentile(self.late, 99)) * 1000
+        return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "failed": self.failed, "late_ms": late}
