@@ -94,7 +94,7 @@ def test_a_wrong_and_a_slow_version_go_by_themselves(site: Site) -> None:
     with pytest.raises(ArtifactError, match="agrees with the old one"):
         site.deploy("wrong")
     with pytest.raises(ArtifactError, match="slow"):
-        site.deploy("slow", limits={"min_agreement": -1.0})
+        site.deploy("slow", limits={"min_agreement": -1.0, "floor_ms": 5.0})
     assert versions_now(site) == before
 
 

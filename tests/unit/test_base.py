@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,5 +68,5 @@ def test_importing_the_sdk_loads_nothing_heavy() -> None:
 
 def test_version_is_the_newest_of_the_changelog() -> None:
     changelog = (Path(__file__).parents[2] / "CHANGELOG.md").read_text()
-    newest = next(line for line in changelog.splitlines() if line.startswith("## ["))
+    newest = next(line for line in changelog.splitlines() if re.match(r"## \[\d", line))
     assert newest.startswith(f"## [{app.__version__}]")
