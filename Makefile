@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-faults clean
+.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-faults bench-soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -39,6 +39,9 @@ bench-serving: setup
 
 bench-faults: setup
 	$(BIN)/python -m tests.bench.faults
+
+bench-soak: setup
+	$(BIN)/python -m tests.bench.soak
 
 bench-retrieval: setup
 	$(BIN)/python -m tests.bench.retrieval

@@ -273,6 +273,8 @@ class Serve(Section):
     max_bulk_lines: Positive = Field(1_000_000, description="of one /v1/batch_rank")
     max_bulk_streams: Positive = Field(8, description="of /v1/batch_rank at a time in a replica")
     budget_ms: float = Field(0.0, ge=0, description="of a recommendation, then it degrades; 0: none")
+    cache_mb: float = Field(64.0, ge=0, description="recommendations kept in a replica; 0: none")
+    cache_s: float = Field(10.0, ge=0, description="given again for so long; never after a new event")
     store: str = Field(
         "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
     )

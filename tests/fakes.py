@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ class Asking:
 
     request: RankRequest | RecommendRequest
     stored: Sequence[HistoryEvent]
+    deadline: float = math.inf
 
     @property
     def items(self) -> list[str]:
@@ -69,6 +71,9 @@ class FakeRanker:
         if any(one.request.user == "boom" for one in questions):
             raise ZeroDivisionError("a fault of ours")
         return [self._answer(one.items, one.stored, one.request.user) for one in questions]
+
+    def retrieval_s(self) -> float:
+        return 0.25
 
     def similar(self, requests: Sequence[SimilarRequest]) -> list[Answer]:
         for request in requests:

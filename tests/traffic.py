@@ -20,7 +20,8 @@ FAILURES = 20  # that are kept as text
 class Traffic:
     """Sends requests over keep-alive connections for the block, each waiting for its answer.
 
-    `answers` counts versions of good answers, `failed` what was not answered with a 200.
+    `answers` counts versions of good answers, `failed` what was not answered with a 200 at once,
+    `lost` what was not when it was sent once more.
 
     Args:
         url: of the service.
@@ -42,7 +43,7 @@ class Traffic:
         self.users, self.items = itertools.cycle(users), list(items)
         self.connections, self.pause_s = connections, pause_s
         self.answers: Counter[str] = Counter()
-        self.failed, self.failures = 0, [""][:0]
+        self.failed, self.lost, self.failures = 0, 0, [""][:0]
         self.slowest_s = 0.0
         self._ended = False
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -58,7 +59,7 @@ class Traffic:
     @property
     def total(self) -> int:
         """Requests sent and settled."""
-        return self.answers.total() + self.failed
+        return self.answers.total() + self.lost
 
     def until(self, requests: int) -> None:
         """Wait until so many are settled."""
@@ -69,41 +70,61 @@ class Traffic:
         await asyncio.gather(*(self._connection() for _ in range(self.connections)))
 
     async def _connection(self) -> None:
-        reader, writer = asyncio.StreamReader(), None
+        line = _Line(self.host, self.port)
         while not self._ended:
-            start = time.perf_counter()
-            try:
-                if writer is None or reader.at_eof():  # the server may close one that is idle
-                    reader, writer = await asyncio.open_connection(self.host, self.port)
-                writer.write(self._request())
-                async with asyncio.timeout(30):
-                    status, body, stays = await _answer(reader)
-                if not stays:
-                    writer.close()
-                    writer = None
-                if status != 200:
-                    raise OSError(f"{status} {body[:200]!r}")
-                self.answers[json.loads(body)["version"]] += 1
-            except (OSError, EOFError, TimeoutError) as error:
-                self._fail(error)
-                if writer is not None:
-                    writer.close()
-                writer = None
+            start, request = time.perf_counter(), self._request()
+            if not await self._sent(line, request):
+                self.failed += 1
+                self.lost += not await self._sent(line, request)
             self.slowest_s = max(self.slowest_s, time.perf_counter() - start)
             await asyncio.sleep(self.pause_s)
-        if writer is not None:
-            writer.close()
+        line.close()
 
-    def _fail(self, error: BaseException) -> None:
-        self.failed += 1
-        if len(self.failures) < FAILURES:
-            self.failures.append(f"{type(error).__name__}: {error}")
+    async def _sent(self, line: _Line, request: bytes) -> bool:
+        """Whether a request was answered well."""
+        try:
+            async with asyncio.timeout(30):
+                status, body = await line.ask(request)
+            if status != 200:
+                raise OSError(f"{status} {body[:200]!r}")
+            self.answers[json.loads(body)["version"]] += 1
+        except (OSError, EOFError, TimeoutError) as error:
+            line.close()
+            if len(self.failures) < FAILURES:
+                self.failures.append(f"{type(error).__name__}: {error}")
+            return False
+        return True
 
     def _request(self) -> bytes:
         body = json.dumps({"user": next(self.users), "items": self.items}).encode()
         head = f"POST /v1/rank HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
         head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode() + body
+
+
+class _Line:
+    """A keep-alive connection, opened when it is needed."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.host, self.port = host, port
+        self._reader = asyncio.StreamReader()
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer."""
+        if self._writer is None or self._reader.at_eof():  # the server may close one that is idle
+            self._reader, self._writer = await asyncio.open_connection(self.host, self.port)
+        self._writer.write(request)
+        status, body, stays = await _answer(self._reader)
+        if not stays:
+            self.close()
+        return status, body
+
+    def close(self) -> None:
+        """Close it; it can be used again."""
+        if self._writer is not None:
+            self._writer.close()
+        self._writer = None
 
 
 class _Response:

@@ -75,6 +75,7 @@ class Recommender:
         self._stages, self._columns, self._popularity = stages, columns, popularity
         self._total = int(popularity.sum(dtype=np.int64))
         self._filters, self._pace, self._vectors = Filters(columns), Pace(), vectors
+        self._retrieval_s = 0.0
 
     @classmethod
     def open(cls, path: Path, scores: Scores, popularity: Array, threads: int) -> Recommender:
@@ -117,6 +118,11 @@ class Recommender:
                     found[place] = answer
         return found  # type: ignore[return-value]
 
+    def retrieval_s(self) -> float:
+        """Seconds that finding candidates took since this was last asked."""
+        found, self._retrieval_s = self._retrieval_s, 0.0
+        return found
+
     def similar(self, row: int, k: int) -> Found:
         """The k nearest items to one, by cosine; popular ones, with score 0, for row 0."""
         if row:
@@ -141,7 +147,9 @@ class Recommender:
         if step == POPULAR:
             pools = [EMPTY] * len(plans)
         else:
+            start = time.perf_counter()
             pools = self._stages.pools(plans, step)
+            self._retrieval_s += time.perf_counter() - start
             extras = [self._extra(*pair) for pair in zip(plans, pools, strict=True)]
             pools = [p.join(more) for p, more in zip(pools, self._ranked(plans, extras), strict=True)]
         found = [self._choose(*pair) for pair in zip(plans, pools, strict=True)]

@@ -100,6 +100,10 @@ class Ranker:
         """Quality and size as measured at export."""
         return self.artifact.figures
 
+    def retrieval_s(self) -> float:
+        """Seconds that finding candidates for recommendations took since this was last asked."""
+        return self._recommender.retrieval_s()
+
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         """Raise RequestError if a request cannot be answered; `rank` and the others do so too."""
         if isinstance(request, RankRequest):

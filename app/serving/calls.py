@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,8 +12,10 @@ from typing import Any
 
 import msgspec
 
+from app.bundle.pace import POPULAR
 from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
 from app.bundle.runtime import Question
+from app.serving.cache import Answers
 from app.serving.guard import JSON
 from app.serving.metrics import Metrics
 from app.serving.problems import CONTENT_TYPE, from_error
@@ -22,6 +25,7 @@ from app.serving.variants import Variant, Variants
 from app.serving.wire import Reply
 
 ALL_ITEMS = 256  # candidates that a recommendation counts for, which scores every item
+CACHED = "cached answer"  # of before the user's last events, or of a while ago
 UNINFORMED = "without stored events: their store does not answer"
 _encode = msgspec.json.Encoder().encode
 _HEADERS = {"content-type": JSON}
@@ -36,12 +40,20 @@ class Call:
         request_id: named by problem documents and the log.
         reply: where the answer goes.
         closed: told once it is answered, with the status.
+        body: by which equal calls are known; empty: it is like no other.
     """
 
-    __slots__ = ("_closed", "_reply", "path", "request_id", "started", "variant")
+    __slots__ = ("_closed", "_reply", "body", "path", "request_id", "started", "variant")
 
-    def __init__(self, path: str, request_id: str, reply: Reply, closed: Callable[[Call, int], None]) -> None:
-        self.path, self.request_id, self.started = path, request_id, time.perf_counter()
+    def __init__(
+        self,
+        path: str,
+        request_id: str,
+        reply: Reply,
+        closed: Callable[[Call, int], None],
+        body: bytes = b"",
+    ) -> None:
+        self.path, self.request_id, self.started, self.body = path, request_id, time.perf_counter(), body
         self._reply, self._closed = reply, closed
         self.variant: Variant | None = None  # that the user meets
 
@@ -67,6 +79,9 @@ class _Batch:
     calls: list[Call]
     questions: list[Question]
     stored: list[list[HistoryEvent]]
+    places: dict[bytes, int] = field(default_factory=dict)  # of calls, by body
+    joined: list[tuple[Call, int]] = field(default_factory=list)  # equal to the call at a place
+    stale: dict[int, bytes] = field(default_factory=dict)  # older answers, for calls without time
     answers: list[Answer | Exception] = field(default_factory=list)
     contents: list[bytes] = field(default_factory=list)  # the answers as JSON
     cold: int = 0
@@ -75,7 +90,7 @@ class _Batch:
 
 
 class Scoring:
-    """Scores the calls of one path in batches.
+    """Scores the calls of one path in batches. Equal calls that meet in a batch are scored once.
 
     Args:
         variants: the versions of the model; a call names its own.
@@ -84,6 +99,7 @@ class Scoring:
         path: of the calls.
         limit: candidates of a batch.
         executor: a thread for batches that take long; else they are scored on the loop.
+        known: answers that may be given again; None: none.
     """
 
     def __init__(
@@ -94,8 +110,10 @@ class Scoring:
         path: str,
         limit: int,
         executor: Executor | None = None,
+        known: Answers | None = None,
     ) -> None:
         self.variants, self.recent, self.metrics, self.path = variants, recent, metrics, path
+        self.known = known
         self._ticks: Ticks[tuple[Call, RankRequest | RecommendRequest], _Batch] = Ticks(
             self._begin, self._work, self._finish, cost=_cost, limit=limit, executor=executor
         )
@@ -109,21 +127,47 @@ class Scoring:
         self.recent.refresh()
         for call, request in entries:
             try:
-                stored = self.recent.of(request.user)
-                call.variant = self.variants.of(request.user)
-                batch.questions.append(call.variant.ranker.read(request, stored, call.started))
-                batch.stored.append(stored)
-                batch.calls.append(call)
+                self._read(batch, call, request)
             except Exception as error:
                 call.fail(error)
         batch.informed = self.recent.answers
         self.metrics.batches[self.path].observe(len(entries))
+        self.metrics.stages["parse"].observe(self.metrics.parse_s)
+        self.metrics.parse_s = 0.0
         self.metrics.stages["features"].observe(time.perf_counter() - start)
         return batch if batch.calls else None
+
+    def _read(self, batch: _Batch, call: Call, request: RankRequest | RecommendRequest) -> None:
+        """Answer a call from what is known, join it to an equal one, or put it into the batch."""
+        place = batch.places.get(call.body)
+        if place is not None:
+            call.variant = batch.calls[place].variant
+            batch.joined.append((call, place))
+            return
+        stored = self.recent.of(request.user)
+        call.variant = variant = self.variants.of(request.user)
+        if self.known is not None and call.body:
+            content = self.known.find(call.body, variant.digest, stored)
+            if content is not None:
+                self.variants.met(request.user, variant)
+                call.answer_json(content)
+                return
+        question = variant.ranker.read(request, stored, call.started)
+        if call.body:
+            batch.places[call.body] = len(batch.calls)
+            if self.known is not None and question.deadline < math.inf:
+                older = self.known.stale(call.body, variant.digest)
+                if older is not None:
+                    batch.stale[len(batch.calls)] = older
+        batch.questions.append(question)
+        batch.stored.append(stored)
+        batch.calls.append(call)
 
     def _work(self, batch: _Batch) -> None:
         start = time.perf_counter()
         batch.answers = _answers(batch)
+        for place, content in batch.stale.items():
+            batch.answers[place] = _better(batch, place, content)
         answers = [answer for answer in batch.answers if isinstance(answer, Answer)]
         if not batch.informed:
             answers = [msgspec.structs.replace(answer, degraded=UNINFORMED) for answer in answers]
@@ -131,23 +175,67 @@ class Scoring:
         batch.contents = [_encode(answer) for answer in answers]
         batch.degraded = Counter(answer.degraded for answer in answers if answer.degraded)
         batch.cold = sum(answer.cold_start for answer in answers)
-        self.metrics.stages["score"].observe(scored - start)
+        retrieved = 0.0
+        if self.known is not None:  # recommendations
+            retrieved = sum(variant.ranker.retrieval_s() for variant in _variants(batch))
+            self.metrics.stages["retrieval"].observe(retrieved)
+        self.metrics.stages["score"].observe(scored - start - retrieved)
         self.metrics.stages["encode"].observe(time.perf_counter() - scored)
 
     def _finish(self, batch: _Batch, error: Exception | None) -> None:
         if error is not None:
-            for call in batch.calls:
+            for call in (*batch.calls, *(call for call, _ in batch.joined)):
                 call.fail(error)
             return
         self.metrics.cold_starts += batch.cold
         self.metrics.degraded += batch.degraded
+        self.metrics.joined += len(batch.joined)
         contents = iter(batch.contents)
-        for call, answer in zip(batch.calls, batch.answers, strict=True):
-            if isinstance(answer, Exception):
-                call.fail(answer)
-            else:
-                call.answer_json(next(contents))
+        found = [one if isinstance(one, Exception) else next(contents) for one in batch.answers]
+        for place, call in enumerate(batch.calls):
+            self._answer(call, found[place])
+        for call, place in batch.joined:
+            self._answer(call, found[place])
+        if self.known is not None:
+            self._keep(self.known, batch, found)
         self.variants.note(batch.calls, batch.questions, batch.stored, batch.answers)
+
+    def _answer(self, call: Call, found: bytes | Exception) -> None:
+        if isinstance(found, Exception):
+            call.fail(found)
+        else:
+            call.answer_json(found)
+
+    def _keep(self, known: Answers, batch: _Batch, found: list[bytes | Exception]) -> None:
+        """Keep what is whole."""
+        if not batch.informed:
+            return
+        for place, (call, content) in enumerate(zip(batch.calls, found, strict=True)):
+            answer = batch.answers[place]
+            if (
+                isinstance(content, bytes)
+                and isinstance(answer, Answer)
+                and not answer.degraded
+                and call.body
+            ):
+                assert call.variant is not None
+                known.keep(call.body, call.variant.digest, batch.stored[place], content)
+
+
+def _variants(batch: _Batch) -> set[Variant]:
+    return {call.variant for call in batch.calls if call.variant is not None}
+
+
+def _better(batch: _Batch, place: int, older: bytes) -> Answer | Exception:
+    """An answer or, where it is popular items for want of time, the last one without what must not come."""
+    answer, question, variant = batch.answers[place], batch.questions[place], batch.calls[place].variant
+    assert variant is not None
+    if isinstance(answer, Exception) or answer.degraded != POPULAR:
+        return answer
+    names, out = variant.ranker.items, set(question.asked.rows.tolist())
+    found = msgspec.json.decode(older, type=Answer)
+    items = [one for one in found.items if names.find(one.item) not in out]
+    return msgspec.structs.replace(found, items=items, degraded=CACHED) if items else answer
 
 
 def _answers(batch: _Batch) -> list[Answer | Exception]:

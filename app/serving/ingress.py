@@ -32,6 +32,7 @@ from app.events import Event
 from app.recipe import Serve
 from app.serving import bulk, metrics, pages, wire
 from app.serving.board import Board
+from app.serving.cache import Answers
 from app.serving.calls import Call, Scoring
 from app.serving.checks import check_feedback
 from app.serving.guard import JSON, check_content, check_key, key_holds, read_body, request_id, response_of
@@ -83,9 +84,12 @@ class Ingress:
         self.writer = Writer(self.store, self.capacity)
         # Scoring candidates takes less time than a change of threads; scoring all items does not.
         threads = {"/v1/rank": None, "/v1/recommend": ThreadPoolExecutor(1)}
+        # For the same reason known recommendations are worth keeping, and known rankings are not.
+        known = Answers(int(settings.cache_mb * 2**20), settings.cache_s)
         recent, limit = Recent(self.store), settings.max_batch_candidates
+        self.metrics.caches = {"recommendations": known, "events": recent}
         self.scoring = {
-            path: Scoring(self.variants, recent, self.metrics, path, limit, thread)
+            path: Scoring(self.variants, recent, self.metrics, path, limit, thread, known if thread else None)
             for path, thread in threads.items()
         }
         self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key
@@ -153,12 +157,14 @@ class Ingress:
 
     def take(self, path: str, body: bytes, request_id: str, reply: wire.Reply) -> None:
         """See Desk: hold a bounded number of calls, refuse the rest at once."""
-        call = Call(path, request_id, reply, self._closed)
+        call = Call(path, request_id, reply, self._closed, body)
         self.held += 1
         try:
             if self.held > self.capacity:
                 raise Problem(429, "over capacity; wait as Retry-After says", headers={"Retry-After": "1"})
-            self._start(call, self.decoders[path].decode(body))
+            content = self.decoders[path].decode(body)
+            self.metrics.parse_s += time.perf_counter() - call.started
+            self._start(call, content)
         except Exception as error:
             call.fail(error)
 

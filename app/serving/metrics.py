@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from app.serving.tally import Tally
 
@@ -48,6 +48,18 @@ class Served(NamedTuple):
     tally: Tally
 
 
+class Cache(Protocol):
+    """Something that keeps what it found."""
+
+    hits: int
+    misses: int
+
+    @property
+    def bytes(self) -> int:
+        """That it takes, about."""
+        ...
+
+
 class Metrics:
     """What a replica has done since it started; used from its event loop alone.
 
@@ -63,7 +75,9 @@ class Metrics:
         self.stages: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.degraded: Counter[str] = Counter()
         self.bulk_lines: Counter[int] = Counter()  # by status
-        self.cold_starts = self.events = 0
+        self.cold_starts = self.events = self.joined = 0
+        self.parse_s = 0.0  # of requests that no batch has met yet
+        self.caches: Mapping[str, Cache] = {}
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer. `route` must be one of a fixed set: each makes a series."""
@@ -87,6 +101,13 @@ class Metrics:
                 "Answers for a user or items unknown to training.",
                 [(self.labels, self.cold_starts)],
             ),
+            *_family(
+                "rayrec_joined_total",
+                "counter",
+                "Calls answered with an equal one.",
+                [(self.labels, self.joined)],
+            ),
+            *self._caches(),
             *_family(
                 "rayrec_degraded_total",
                 "counter",
@@ -125,6 +146,14 @@ class Metrics:
             ),
         ):
             yield from _family(name, kind, text, list(zip(names, values, strict=True)))
+
+    def _caches(self) -> Iterator[str]:
+        found = {name: {**self.labels, "cache": name} for name in self.caches}
+        for kind, each in (("hits", "Found."), ("misses", "Not found.")):
+            counts = [(labels, getattr(self.caches[name], kind)) for name, labels in found.items()]
+            yield from _family(f"rayrec_cache_{kind}_total", "counter", each, counts)
+        sizes = [(labels, self.caches[name].bytes) for name, labels in found.items()]
+        yield from _family("rayrec_cache_bytes", "gauge", "Kept now, about.", sizes)
 
     def _histograms(
         self, name: str, text: str, found: Mapping[str, Histogram], label: str = "route"

@@ -74,6 +74,11 @@ class Recent:
         return found
 
     @property
+    def bytes(self) -> int:
+        """That the events in memory take, about."""
+        return 200 * self._size
+
+    @property
     def answers(self) -> bool:
         """Whether the store answered when it was last asked."""
         return time.monotonic() >= self._rests_until

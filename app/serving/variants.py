@@ -94,11 +94,15 @@ class Variants:
                 continue
             if answer.items:
                 variant.noted(answer.items[0].score)
-            if self.exposures is not None and self.shared:
-                self.exposures.note(self.salt, question.request.user, variant.label)
+            self.met(question.request.user, variant)
             if self.trial is not None and variant is self.main:
                 new = self.trial
                 self.shadow.offer(variant.ranker, new.ranker, new.compared, question.request, events)
+
+    def met(self, user: str, variant: Variant) -> None:
+        """Note who met which version while users are shared."""
+        if self.exposures is not None and self.shared:
+            self.exposures.note(self.salt, user, variant.label)
 
     def served(self) -> list[Variant]:
         """The versions that some user meets."""

@@ -12,36 +12,51 @@ import os
 import platform
 import signal
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 
-from tests.bench import faults_change
+from tests.bench import faults_change, faults_kill, faults_load, fuzz
 
 OUT = Path("runs/bench")
-AT_MOST = ("_failed", "_s")  # ends of the names of bars that are upper limits
+AT_MOST = (
+    "_failed",
+    "_s",
+    "_ms",
+    "_growth",
+    "_private_share",
+)  # ends of the names of bars that are upper limits
 
 
 def measure(short: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """All parts: their bars and figures."""
     bars: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"short": short}
+
+    def add(name: str, found: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+        bars.extend(found[0])
+        figures[name] = found[1]
+
     with faults_change.serving() as site:
-        for name, part in (
-            ("change", lambda: faults_change.change(site, 1000 if short else 10_000)),
-            ("damage", lambda: faults_change.damage(site, 30 if short else 1000)),
-            ("canary", lambda: faults_change.canary(site)),
-        ):
-            found, figures[name] = part()
-            bars += found
+        add("change", faults_change.change(site, 1000 if short else 10_000))
+        add("damage", faults_change.damage(site, 30 if short else 1000))
+        add("canary", faults_change.canary(site))
+        add("kill", faults_kill.replica(site, *((2000, 1) if short else (20_000, 3))))
+        add("fuzz", fuzz.fuzz(site, 2000 if short else 100_000))
+    with tempfile.TemporaryDirectory(prefix="rayrec-faults-") as folder:
+        add("overload", faults_load.overload(Path(folder, "overload"), 3 if short else 30))
+        add("feedback", faults_kill.feedback(Path(folder, "overload", "bundle"), 1 if short else 20))
+        add("tables", faults_load.tables(Path(folder), 0.05 if short else 1.0))
     return bars, figures
 
 
-def result_of(bars: list[dict[str, Any]], figures: dict[str, Any]) -> dict[str, Any]:
+def result_of(name: str, bars: list[dict[str, Any]], figures: dict[str, Any]) -> dict[str, Any]:
+    """What is written."""
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {
-        "name": "faults",
+        "name": name,
         "machine": {"cores": os.cpu_count(), "memory_gib": memory, "python": platform.python_version()},
         "versions": {n: importlib.metadata.version(n) for n in ("ray", "onnxruntime", "numpy")},
         "ratios": {},
@@ -52,7 +67,7 @@ def result_of(bars: list[dict[str, Any]], figures: dict[str, Any]) -> dict[str, 
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of bars, and the figures behind them."""
-    lines = ["# faults", "", "| bar | value | need | holds |", "|---|---|---|---|"]
+    lines = [f"# {result['name']}", "", "| bar | value | need | holds |", "|---|---|---|---|"]
     for bar in result["bars"]:
         need = f"{'at most' if bar['name'].endswith(AT_MOST) else 'at least'} {bar['need']:g}"
         lines.append(f"| {bar['name']} | {bar['value']:g} | {need} | {'yes' if bar['holds'] else 'no'} |")
@@ -65,11 +80,15 @@ def main() -> None:
     parser.add_argument("--short", action="store_true", help="a tenth of it, to see that all works")
     short = parser.parse_args().short
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no service is left behind
-    result = result_of(*measure(short))
+    publish(result_of("faults", *measure(short)))
+
+
+def publish(result: dict[str, Any]) -> NoReturn:
+    """Write and print a result, and end with 1 where a bar does not hold."""
     OUT.mkdir(parents=True, exist_ok=True)
-    (OUT / "faults.json").write_text(json.dumps(result, indent=1) + "\n")
+    (OUT / f"{result['name']}.json").write_text(json.dumps(result, indent=1) + "\n")
     text = markdown(result)
-    (OUT / "faults.md").write_text(text)
+    (OUT / f"{result['name']}.md").write_text(text)
     print(text, end="")
     raise SystemExit(0 if all(bar["holds"] for bar in result["bars"]) else 1)
 

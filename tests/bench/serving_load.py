@@ -41,12 +41,22 @@ class Target(NamedTuple):
     opening: str = ""
     closing: str = ""
 
+    def requests(self) -> Iterator[bytes]:
+        """`bodies` as HTTP."""
+        return (post(self.path, body) for body in self.bodies())
+
     def bodies(self) -> Iterator[bytes]:
         """Bodies without end, ever new."""
         users, lists = self.users.read_text().split("\n"), self.lists.read_text().split("\n")
         form = f'{self.opening}{{"user":"%s","items":%s}}{self.closing}'
         places = count(next(_places))
         return ((form % (users[p % len(users)], lists[p % len(lists)])).encode() for p in places)
+
+
+def post(path: str, body: bytes) -> bytes:
+    """A request as it goes over the wire."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def wrk(target: Target, connections: int, seconds: float) -> Figures:
@@ -73,8 +83,7 @@ def wrk(target: Target, connections: int, seconds: float) -> Figures:
 
 def poisson(target: Target, rate: float, seconds: float, seed: int = 0) -> Figures:
     """As `arrivals`, at random moments, `rate` of them a second."""
-    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
-    return {"rate": rate, **arrivals(target, gaps.cumsum().tolist())}
+    return {"rate": rate, **arrivals(target, moments(rate, seconds, seed))}
 
 
 def arrivals(target: Target, due: list[float]) -> Figures:
@@ -84,12 +93,46 @@ def arrivals(target: Target, due: list[float]) -> Figures:
         p50_ms, p95_ms, p99_ms; failed, requests without a good answer; late_ms, how late this
         program itself sent at its 99th percentile, which the latencies include.
     """
-    return _Arrivals(target).run(due)
+    run = _Arrivals(target.port, target.requests(), CONNECTIONS)
+    answers = run.run(due)
+    latencies = [one.seconds for one in answers if one.status]
+    if not latencies:
+        raise SystemExit(f"{target.path}: no request was answered")
+    p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) * 1000
+    late = float(np.percentile(run.late, 99)) * 1000
+    failed = sum(one.status != 200 for one in answers)
+    return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "failed": failed, "late_ms": late}
+
+
+def answered(port: int, requests: Iterator[bytes], due: list[float], connections: int) -> list[Answered]:
+    """What became of requests that are due at so many seconds from now, in order of their answers.
+
+    Args:
+        port: of a server at loopback.
+        requests: as they go over the wire, as many as are due at least.
+        due: ascending.
+        connections: at most; what exceeds them waits.
+    """
+    return _Arrivals(port, requests, connections).run(due)
+
+
+def moments(rate: float, seconds: float, seed: int = 0) -> list[float]:
+    """Random moments, `rate` of them a second."""
+    gaps = np.random.default_rng(seed).exponential(1 / rate, max(1, round(rate * seconds)))
+    return gaps.cumsum().tolist()  # type: ignore[no-any-return]
+
+
+class Answered(NamedTuple):
+    """A request: when it was due, how long its answer took from then, and its status, 0 for none."""
+
+    due: float
+    seconds: float
+    status: int
 
 
 class _Sent(NamedTuple):
     due: float  # by the clock
-    body: bytes
+    request: bytes
 
 
 class _Connection:
@@ -103,10 +146,10 @@ class _Connection:
         self.answered = 0  # requests
         self.complete = self.stays = False
 
-    def ask(self, sent: _Sent, head: bytes) -> None:
+    def ask(self, sent: _Sent) -> None:
         self.asked, self.complete = sent, False
         with suppress(ConnectionError):  # seen when the answer is awaited
-            self.socket.sendall(head % len(sent.body) + sent.body)
+            self.socket.sendall(sent.request)
 
     def receive(self) -> bool:
         """Read what has come; False where the server has closed the connection."""
@@ -125,50 +168,45 @@ class _Connection:
 
 
 class _Arrivals:
-    """One loop over select, whose timeout is exact to microseconds and which costs less than asyncio."""
+    """One loop that costs less than asyncio; its timeouts are exact to microseconds."""
 
-    def __init__(self, target: Target) -> None:
-        self.target = target
-        self.head = (
-            f"POST {target.path} HTTP/1.1\r\nHost: 127.0.0.1:{target.port}\r\n"
-            "Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-        ).encode()
-        self.free = deque(_Connection(target.port) for _ in range(OPENED_BEFORE))
+    def __init__(self, port: int, requests: Iterator[bytes], connections: int) -> None:
+        self.port, self.requests, self.connections = port, requests, connections
+        self.free = deque(_Connection(port) for _ in range(OPENED_BEFORE))
         self.busy: dict[int, _Connection] = {}  # by file number
+        self.poll = select.epoll()  # of those, however many
         self.waiting: deque[_Sent] = deque()
-        self.latencies: list[float] = []
+        self.answers: list[Answered] = []
         self.late: list[float] = []
-        self.failed = 0
+        self.start = 0.0
 
-    def run(self, due: list[float]) -> Figures:
-        bodies, start = self.target.bodies(), time.perf_counter()
-        todo = deque(due)
-        deadline = start + due[-1] + PATIENCE_S
-        while todo or self.busy:
-            now = time.perf_counter()
-            while todo and start + todo[0] <= now:
-                moment = start + todo.popleft()
+    def run(self, due: list[float]) -> list[Answered]:
+        todo, self.start = deque(due), time.perf_counter()
+        deadline = self.start + due[-1] + PATIENCE_S
+        while (todo or self.busy) and (now := time.perf_counter()) <= deadline:
+            while todo and self.start + todo[0] <= now:
+                moment = self.start + todo.popleft()
                 self.late.append(now - moment)
-                self._send(_Sent(moment, next(bodies)))
-            if now > deadline:
-                break
-            wait = start + todo[0] - time.perf_counter() if todo else 0.1
-            ready, _, _ = select.select(self.busy, (), (), max(0.0, wait))
-            for number in ready:
+                self._send(_Sent(moment, next(self.requests)))
+            wait = self.start + todo[0] - time.perf_counter() if todo else 0.1
+            ready, _, _ = select.select([self.poll], (), (), max(0.0, wait))  # epoll's own are coarse
+            for number, _ in self.poll.poll(0) if ready else ():
                 self._receive(number)
         self._close()
-        return self._figures()
+        return self.answers
 
     def _send(self, sent: _Sent) -> None:
         if self.free:
             connection = self.free.popleft()
-        elif len(self.busy) < CONNECTIONS:
-            connection = _Connection(self.target.port)
+        elif len(self.busy) < self.connections:
+            connection = _Connection(self.port)
         else:
             self.waiting.append(sent)
             return
-        connection.ask(sent, self.head)
-        self.busy[connection.socket.fileno()] = connection
+        connection.ask(sent)
+        number = connection.socket.fileno()
+        self.busy[number] = connection
+        self.poll.register(number, select.EPOLLIN)
 
     def _receive(self, number: int) -> None:
         connection = self.busy[number]
@@ -176,12 +214,13 @@ class _Arrivals:
         if open_ and not connection.complete:
             return
         del self.busy[number]
+        self.poll.unregister(number)
         if connection.complete:
-            self._answered(connection.asked, connection.parser.get_status_code() == 200)
+            self._answered(connection.asked, connection.parser.get_status_code())
         elif connection.answered:  # closed while it was idle, so the request was not looked at
             self.waiting.appendleft(connection.asked)
         else:
-            self._answered(connection.asked, False)
+            self._answered(connection.asked, 0)
         if open_ and connection.stays:
             self.free.append(connection)
         else:
@@ -189,18 +228,13 @@ class _Arrivals:
         if self.waiting:
             self._send(self.waiting.popleft())
 
-    def _answered(self, sent: _Sent, well: bool) -> None:
-        self.latencies.append(time.perf_counter() - sent.due)
-        self.failed += not well
+    def _answered(self, sent: _Sent, status: int) -> None:
+        seconds = time.perf_counter() - sent.due
+        self.answers.append(Answered(sent.due - self.start, seconds, status))
 
     def _close(self) -> None:
-        self.failed += len(self.busy) + len(self.waiting)  # what was not answered in time
+        for sent in (*(one.asked for one in self.busy.values()), *self.waiting):
+            self._answered(sent, 0)  # not in time
         for connection in (*self.free, *self.busy.values()):
             connection.socket.close()
-
-    def _figures(self) -> Figures:
-        if not self.latencies:
-            raise SystemExit(f"{self.target.path}: no request was answered")
-        p50, p95, p99 = np.percentile(self.latencies, [50, 95, 99]) * 1000
-        late = float(np.percentile(self.late, 99)) * 1000
-        return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "failed": self.failed, "late_ms": late}
+        self.poll.close()

@@ -48,11 +48,14 @@ class System:
     closing: str = ""
 
 
+def _ours(replicas: int) -> System:
+    fixed = f"--set serve.min_replicas={replicas} --set serve.max_replicas={replicas}"
+    return System(f"-m app serve {{bundle}} --port {{port}} {fixed}", paths=("/v1/rank",))
+
+
 SYSTEMS = {
-    "ours": System(
-        "-m app serve {bundle} --port {port} --set serve.min_replicas=1 --set serve.max_replicas=1",
-        paths=("/v1/rank",),
-    ),
+    "ours": _ours(1),
+    "ours2": _ours(2),
     "fastapi": System(f"{UVICORN} --port {{port}}", "fastapi", ("/rank", "/batched")),
     "fastapi2": System(f"{UVICORN} --port {{port}} --workers 2", "fastapi", ("/rank", "/batched")),
     "litserve": System(f"-m {PEERS}.with_litserve {{port}}", "litserve"),

@@ -273,7 +273,8 @@ def test_metrics_count_answers_cold_starts_and_events(replica: Ingress) -> None:
 
 
 def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(replica: Ingress) -> None:
-    bodies: list[dict[str, Any]] = [RANK] * 5 + [{**RANK, "history": [{"item": "a"}]}] + [RANK] * 4
+    bodies: list[dict[str, Any]] = [{**RANK, "user": f"u{n}"} for n in range(10)]
+    bodies[5]["history"] = [{"item": "a"}]
     answers = together(replica, *({"method": "POST", "url": "/v1/rank", "json": body} for body in bodies))
     assert [answer.status_code for answer in answers] == [200] * 5 + [422] + [200] * 4
     assert max(replica.ranker.batches) > 1  # type: ignore[attr-defined]

@@ -1,0 +1,191 @@
+"""Sudden death: of a replica under load, and of the whole service while it takes feedback."""
+
+from __future__ import annotations
+
+import http.client
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from app import processes
+from app.console import say
+from app.serving import control
+from app.serving.board import Board
+from app.serving.release import Snapshot
+from app.serving.store import FILE
+from tests.bench.faults_change import Bars, Site
+
+UNRETRIED, CAPACITY_S = 0.999, 15.0
+FEEDERS, START_S = 4, 60.0
+
+
+def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, Any]]:
+    """Kill one of two replicas, several times, under at least so many requests in all."""
+    control.scale(site.service, 2)
+    board = Board(Path(site.service.store))
+    _until(lambda: len(_working(board)) == 2, 60)
+    sent, failed, lost = site.traffic.total, site.traffic.failed, site.traffic.lost
+    seconds = []
+    for count in range(kills):
+        site.traffic.until(sent + requests * count // kills)
+        victim = _working(board)[0]
+        start = time.monotonic()
+        os.kill(victim.pid, signal.SIGKILL)
+        _until(lambda: not processes.run_mark(victim.pid), 10)  # noqa: B023  it is used at once
+        _until(lambda: len([one for one in _working(board) if one.replica != victim.replica]) == 2, 120)  # noqa: B023
+        seconds.append(round(time.monotonic() - start, 1))
+        say(f"replica {count + 1} of {kills} killed: two work again after {seconds[-1]} s")
+    site.traffic.until(sent + requests)
+    sent, failed = site.traffic.total - sent, site.traffic.failed - failed
+    lost, share = site.traffic.lost - lost, 1 - failed / sent
+    control.scale(site.service, 0)
+    return [
+        {"name": "kill_answered_at_once", "value": share, "need": UNRETRIED, "holds": share >= UNRETRIED},
+        {"name": "kill_retried_failed", "value": lost, "need": 0, "holds": lost == 0},
+        {
+            "name": "kill_capacity_s",
+            "value": max(seconds),
+            "need": CAPACITY_S,
+            "holds": max(seconds) <= CAPACITY_S,
+        },
+    ], {"requests": sent, "failed": failed, "seconds": seconds, "failures": site.traffic.failures}
+
+
+def _working(board: Board) -> list[Snapshot]:
+    """Replicas that live and answered requests just now."""
+    return [
+        one
+        for one in board.snapshots()
+        if processes.run_mark(one.pid) and any(state.recent.requests for state in one.versions.values())
+    ]
+
+
+def _until(holds: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"did not happen within {seconds:g} s")
+        time.sleep(0.05)
+
+
+def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
+    """Kill all processes of a service that takes feedback, many times; acknowledged events must stay."""
+    store = bundle.with_name("killed.store")
+    draw, counter = random.Random(0), itertools.count(1)
+    acknowledged: list[int] = []
+    lost: set[int] = set()
+    starts, killed, changed = [], [], 0
+    for count in range(rounds):
+        began = time.monotonic()
+        with _service(bundle, store) as (driver, port):
+            starts.append(round(time.monotonic() - began, 1))
+            changed += _answer_changes(port, f"u{count % 400 + 1}")
+            ended = threading.Event()
+            feeders = [
+                threading.Thread(target=_feed, args=(port, counter, acknowledged, ended))
+                for _ in range(FEEDERS)
+            ]
+            for feeder in feeders:
+                feeder.start()
+            time.sleep(draw.uniform(0.2, 1.5))
+            killed.append(_kill(driver))
+            ended.set()
+            for feeder in feeders:
+                feeder.join()
+        lost = set(acknowledged) - _stored(store)
+        say(f"service {count + 1} of {rounds} killed: {len(acknowledged)} events, {len(lost)} lost")
+    return [
+        {"name": "feedback_changed", "value": changed, "need": rounds, "holds": changed == rounds},
+        {"name": "feedback_lost_failed", "value": len(lost), "need": 0, "holds": not lost},
+    ], {"acknowledged": len(acknowledged), "seconds_to_start": starts, "processes_killed": killed}
+
+
+@contextmanager
+def _service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`rayrec serve` as a user starts it, once it answers; whatever was killed before is its own affair."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port)]
+    command += ["--set", f"serve.store={json.dumps(str(store))}"]
+    driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        _until(lambda: _ready(port) or driver.poll() is not None, START_S)
+        if driver.poll() is not None:
+            raise SystemExit(f"the service ended with {driver.returncode} instead of starting")
+        yield driver, port
+    finally:
+        _kill(driver)
+
+
+def _ready(port: int) -> bool:
+    try:
+        return _post(port, "GET", "/v2/health/ready")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
+def _kill(driver: subprocess.Popen[bytes]) -> int:
+    """Kill a service with all its processes at once; returns how many these were."""
+    pids = [*processes.of_run(processes.run_mark(driver.pid)), driver.pid] if driver.poll() is None else []
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    driver.wait()
+    return len(pids)
+
+
+def _feed(port: int, counter: Iterator[int], acknowledged: list[int], ended: threading.Event) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    while not ended.is_set():
+        number = next(counter)
+        event = {"user": f"u{number % 400 + 1}", "item": f"i{number % 100 + 1}", "event": "view"}
+        body = json.dumps({"events": [event | {"value": number}]})
+        try:
+            connection.request("POST", "/v1/feedback", body, {"Content-Type": "application/json"})
+            answer = connection.getresponse()
+            answer.read()
+        except (OSError, http.client.HTTPException):
+            break  # killed
+        if answer.status == 202:
+            acknowledged.append(number)
+    connection.close()
+
+
+def _answer_changes(port: int, user: str) -> bool:
+    """Whether an event changes the very next answer."""
+    ask = {"user": user, "items": [f"i{row}" for row in range(1, 101)]}
+    before = _post(port, "POST", "/v1/rank", ask)[1]
+    told = {"events": [{"user": user, "item": "i7", "event": "view", "value": 0}]}
+    status = _post(port, "POST", "/v1/feedback", told)[0]
+    after = _post(port, "POST", "/v1/rank", ask)[1]
+    return status == 202 and json.loads(before)["items"] != json.loads(after)["items"]
+
+
+def _post(port: int, method: str, path: str, content: object = None) -> tuple[int, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        body = None if content is None else json.dumps(content)
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        answer = connection.getresponse()
+        return answer.status, answer.read()
+    finally:
+        connection.close()
+
+
+def _stored(store: Path) -> set[int]:
+    """Values of the events that are on disk."""
+    with sqlite3.connect(store / FILE) as database:
+        return {int(row[0]) for row in database.execute("SELECT value FROM events WHERE value > 0")}
