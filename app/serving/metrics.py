@@ -150,9 +150,9 @@ class Metrics:
     def _caches(self) -> Iterator[str]:
         found = {name: {**self.labels, "cache": name} for name in self.caches}
         for kind, each in (("hits", "Found."), ("misses", "Not found.")):
-            counts = [(labels, getattr(self.caches[name], kind)) for name, labels in found.items()]
+            counts = [(labels, float(getattr(self.caches[name], kind))) for name, labels in found.items()]
             yield from _family(f"rayrec_cache_{kind}_total", "counter", each, counts)
-        sizes = [(labels, self.caches[name].bytes) for name, labels in found.items()]
+        sizes = [(labels, float(self.caches[name].bytes)) for name, labels in found.items()]
         yield from _family("rayrec_cache_bytes", "gauge", "Kept now, about.", sizes)
 
     def _histograms(
