@@ -10,7 +10,9 @@ Figures = dict[str, float]
 CONNECTIONS = (1, 16, 64)
 LOADS = (50, 80)  # per cent of the capacity
 PEERS = ("fastapi", "fastapi2", "litserve", "bentoml", "ray_serve", "limit")
-OURS = {"fastapi2": "ours2"}  # what a peer with so many processes is compared with; else "ours"
+# Replicas of ours that a peer is compared with, where not one: as many as it has processes.
+# LitServe takes HTTP in one and scores in another.
+OURS = {"fastapi2": "ours2", "litserve": "ours2"}
 P50 = "p50_ratio_fastapi_1"
 NEED = {
     **{f"fastapi_{c}": 2.0 for c in (16, 64)},
