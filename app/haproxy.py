@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 # Short, because a socket's path may have 107 characters and Ray adds 57 for its node.
@@ -38,6 +39,14 @@ _FRONTEND = """\
     http-request wait-for-body time 10s if METH_POST !{ path /v1/batch_rank }
     http-request disable-l7-retry if { path /v1/feedback /v1/batch_rank }
 """
+# What exceeds the replicas' queues is refused here, because a replica that is busy accepts one
+# connection at a time: those that it would refuse then wait before it learns of them.
+_REFUSAL = """\
+    http-request return status 429 content-type application/problem+json hdr Retry-After 1 \
+string '{"title":"Too Many Requests","status":429,"detail":"over capacity; wait as Retry-After says"}' \
+if METH_POST { nbsrv(%(backend)s) gt 0 } { be_conn_free(%(backend)s) le 0 }
+"""
+_LIMIT = "limit"  # a file: requests that a replica may hold
 
 
 def environment() -> dict[str, str]:
@@ -65,6 +74,13 @@ def environment() -> dict[str, str]:
     }
 
 
+def limit(requests: int) -> None:
+    """Have each replica of the HAProxy that this process starts next hold at most so many requests."""
+    folder = FOLDER / str(os.getpid())
+    with suppress(FileNotFoundError):  # joined a cluster, whose HAProxy is not ours
+        (folder / _LIMIT).write_text(str(requests))
+
+
 def forget() -> None:
     """Remove this process's files."""
     shutil.rmtree(FOLDER / str(os.getpid()), ignore_errors=True)
@@ -90,8 +106,14 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def harden(configuration: str, folder: Path) -> str:
-    """The configuration with its side doors closed, guards added, and faults answered from `folder`."""
+def harden(configuration: str, folder: Path, limit: int = 0) -> str:
+    """The configuration with its side doors closed, guards added, and faults answered from `folder`.
+
+    Args:
+        configuration: as Serve writes it.
+        folder: of the answers to faults, STATUS.http.
+        limit: requests that a replica may hold; 0: HAProxy refuses none.
+    """
     found = _LOG_LINES.sub("", _SIDE_DOORS.sub("", configuration))
     found = re.sub(r"^[ \t]+errorfile 50[234] .*\n", "", found, flags=re.MULTILINE)
     files = "".join(f"    errorfile {status} {folder / f'{status}.http'}\n" for status in _FAULTS)
@@ -99,8 +121,16 @@ def harden(configuration: str, folder: Path) -> str:
     found = re.sub(
         r"^defaults\n[ \t]+mode http\n", rf"\g<0>{_DEFAULTS}{files}{gone}", found, count=1, flags=re.MULTILINE
     )
+    guards, backend = _FRONTEND, re.search(r"^backend (http-\S+)$", found, re.MULTILINE)
+    if limit and backend:
+        guards += _REFUSAL % {"backend": backend[1]}
+        found = found.replace("default-server ", f"default-server maxconn {limit} ")
     return re.sub(
-        r"^frontend http_frontend\n[ \t]+bind .*\n", rf"\g<0>{_FRONTEND}", found, count=1, flags=re.MULTILINE
+        r"^(frontend http_frontend\n[ \t]+bind .*\n)",
+        lambda match: match[1] + guards,
+        found,
+        count=1,
+        flags=re.MULTILINE,
     )
 
 
@@ -133,7 +163,11 @@ def _launch(arguments: list[str]) -> None:
     configuration = Path(arguments[arguments.index("-f") + 1])
     for status in _FAULTS:
         configuration.with_name(f"{status}.http").write_bytes(_fault(status))
-    configuration.write_text(harden(configuration.read_text(), configuration.parent))
+    held = 0
+    for folder in configuration.parents[:2]:
+        with suppress(OSError, ValueError):
+            held = int((folder / _LIMIT).read_text())
+    configuration.write_text(harden(configuration.read_text(), configuration.parent, held))
     os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
 
 

@@ -21,6 +21,7 @@ from app.errors import RecipeError
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # stands in a path
 
 
 class Section(BaseModel):
@@ -260,11 +261,12 @@ class Serve(Section):
     port: int = Field(8000, ge=1, le=65535)
     min_replicas: Positive = 1
     max_replicas: Positive = 2
+    cpus: Positive = Field(1, description="cores that a replica owns, and threads of one call")
     target_ongoing_requests: Positive = 8
     scale_up_s: float = Field(10.0, ge=0, description="the load asks for more replicas for so long first")
     scale_down_s: float = Field(120.0, ge=0, description="or for fewer")
     max_ongoing_requests: Positive = 64
-    max_queued_requests: Positive = 256
+    max_queued_requests: Positive = Field(128, description="of a replica; what exceeds them gets a 429")
     max_batch_candidates: Positive = Field(2048, description="candidates scored in one go")
     request_timeout_s: float = Field(10.0, gt=0)
     max_body_bytes: Positive = 1 << 20
@@ -278,6 +280,14 @@ class Serve(Section):
     store: str = Field(
         "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
     )
+    models: dict[ModelName, str] = Field(
+        {}, description='further bundles, {news = "runs/news/bundle"}: /v1/models/news/rank'
+    )
+    models_mb: float = Field(
+        1024.0, gt=0, description="of further bundles loaded at a time in a replica; the least used go"
+    )
+    cache_dir: str = Field("", description="copies of bundles from s3:// and the like; empty: in ~/.cache")
+    cache_gb: float = Field(20.0, gt=0, description="of these copies; the least used go")
     rollout: Rollout = Rollout()
 
     @model_validator(mode="after")
@@ -285,6 +295,9 @@ class Serve(Section):
         if self.min_replicas > self.max_replicas:
             raise ValueError(f"min_replicas {self.min_replicas} exceeds max_replicas {self.max_replicas}")
         return self
+
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 class Tune(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from tests.traffic import Traffic
 
 TIMES, CONNECTIONS = 3, 2000
 IN_TIME_S, REFUSED_MS, NORMAL_S, GROWTH = 1.0, 50.0, 10.0, 1.05
-ITEMS, USERS, LISTS, CANDIDATES = 1500, 500, 499, 1000
+ITEMS, USERS, LISTS, CANDIDATES = 3000, 500, 499, 1000
 GIB = 1 << 30
 
 
@@ -43,10 +44,12 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
         capacity = wrk(target, 64, max(3.0, seconds / 3))["requests_per_s"]
         say(f"capacity: {capacity:,.0f} requests/s")
         calm = _arrived(target, capacity / 2, NORMAL_S)
-        before = private(pid)
+        filled: list[int] = []  # once queues and caches are full
+        timer = threading.Timer(seconds / 3, lambda: filled.append(private(pid)))
+        timer.start()
         found = _arrived(target, TIMES * capacity, seconds)
+        growth = private(pid) / filled[0]
         after = _arrived(target, capacity / 2, 2 * NORMAL_S)
-        growth = private(pid) / before
     statuses = Counter(one.status for one in found)
     say(f"at {TIMES} x capacity: {dict(statuses)}")
     in_time = sum(one.status == 200 and one.seconds <= IN_TIME_S for one in found) / seconds
@@ -117,10 +120,11 @@ def _replicas(bundle: Path, settings: Serve) -> list[int]:
 
 
 def _target(folder: Path, port: int) -> Target:
-    rng = np.random.default_rng(0)
-    drawn = (rng.choice(ITEMS, CANDIDATES, replace=False) + 1 for _ in range(LISTS))
+    """Users and items with ids of one length, as wrk wants them."""
+    rng, items = np.random.default_rng(0), np.arange(1000, ITEMS)
+    drawn = (rng.choice(items, CANDIDATES, replace=False) for _ in range(LISTS))
     (folder / "lists").write_text("\n".join(json.dumps([f"i{row}" for row in rows]) for rows in drawn))
-    (folder / "users").write_text("\n".join(f"u{row}" for row in range(1, USERS + 1)))
+    (folder / "users").write_text("\n".join(f"u{row}" for row in range(100, USERS)))
     return Target(port, "/v1/rank", folder / "users", folder / "lists")
 
 

@@ -11,7 +11,7 @@ CONNECTIONS = (1, 16, 64)
 LOADS = (50, 80)  # per cent of the capacity
 PEERS = ("fastapi", "fastapi2", "litserve", "bentoml", "ray_serve", "limit")
 # Replicas of ours that a peer is compared with, where not one: as many as it has processes.
-# LitServe takes HTTP in one and scores in another.
+# LitServe takes HTTP in two and scores in a third.
 OURS = {"fastapi2": "ours2", "litserve": "ours2"}
 P50 = "p50_ratio_fastapi_1"
 NEED = {

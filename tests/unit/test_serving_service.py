@@ -125,6 +125,14 @@ def test_serves_own_configuration_is_hardened() -> None:
     assert len(missing) == 9, missing
 
 
+def test_what_exceeds_the_replicas_queues_is_refused_by_haproxy() -> None:
+    plain = "frontend http_frontend\n    bind :1\nbackend http-app\n    default-server inter 5s check\n"
+    assert "429" not in haproxy.harden(plain, Path("/run"))
+    limited = haproxy.harden(plain, Path("/run"), 192)
+    assert "default-server maxconn 192 inter 5s check" in limited
+    assert "if METH_POST { nbsrv(http-app) gt 0 } { be_conn_free(http-app) le 0 }" in limited
+
+
 def test_haproxy_takes_the_hardened_configuration_and_answers_faults_as_problems(tmp_path: Path) -> None:
     binary = haproxy.environment()[haproxy.BINARY]
     plain = """global
@@ -137,11 +145,13 @@ defaults
     option httplog
 frontend http_frontend
     bind 127.0.0.1:1
-    default_backend nobody
-backend nobody
+    default_backend http-app
+backend http-app
     log global
+    default-server inter 5s
     server none 127.0.0.1:9 check
 """
+    (tmp_path / "limit").write_text("192")
     configuration = tmp_path / "haproxy.cfg"
     configuration.write_text(plain)
     environment = {haproxy.BINARY: binary, "PATH": ""}
@@ -153,6 +163,7 @@ backend nobody
     )
     assert said.returncode == 0, said.stderr
     assert "WARNING" not in said.stderr
+    assert "default-server maxconn 192 inter 5s" in configuration.read_text()
     for status in (400, 408, 503):
         head, _, body = (tmp_path / f"{status}.http").read_bytes().partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 %d " % status)
