@@ -30,10 +30,18 @@ class Asked:
 
 
 class Reader:
-    """Turns requests into rows."""
+    """Turns requests into rows.
 
-    def __init__(self, info: Info, users: Ids, items: Ids, histories: Histories) -> None:
+    Args:
+        info, users, items, histories: of the bundle.
+        scores_history: whether scores depend on what a user did, or when; else rankings go without it.
+    """
+
+    def __init__(
+        self, info: Info, users: Ids, items: Ids, histories: Histories, *, scores_history: bool
+    ) -> None:
         self._info, self._users, self._items, self._histories = info, users, items, histories
+        self._scores_history = scores_history
 
     def read(
         self, request: RankRequest | RecommendRequest, rows: Array, stored: Sequence[HistoryEvent] | None
@@ -51,6 +59,8 @@ class Reader:
         now = time.time_ns() // 1000 if given is None else moment(given, "context.timestamp")
         if request.history is not None:
             history = self._events(request.history, now, strict=True)
+        elif isinstance(request, RankRequest) and not self._scores_history:
+            history = NONE
         else:
             history = self._histories.of(user) if user else NONE
             if stored:

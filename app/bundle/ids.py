@@ -134,9 +134,13 @@ class _Table:
     def find(self, hashes: Array) -> Array:
         """Rows (N,) int64 of hashes (N,), 0 where there is none."""
         found = self._buckets.take(hashes & self._last, 0)
-        low = (found ^ hashes.view(np.uint64)[:, None]) <= self._low
-        rows: Array = ((found & self._low) * low).max(1, initial=0).view(np.int64)
-        return rows
+        alike = (found ^ hashes.view(np.uint64)[:, None]) <= self._low
+        places = np.flatnonzero(alike)
+        if len(places) == len(hashes):  # one in each bucket, most often
+            rows: Array = found.ravel().take(places) & self._low
+        else:
+            rows = np.bitwise_or.reduce((found & self._low) * alike, axis=1)
+        return rows.view(np.int64)
 
 
 def _hash(name: str) -> int:

@@ -72,8 +72,9 @@ class Ranker:
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
         self._popularity = load_array(path / "popularity.npy")
-        self._reader = Reader(self.info, self.users, self.items, Histories.open(path / "history"))
         self._scores = Scores(path, self.info, threads)
+        histories, scores_history = Histories.open(path / "history"), self._scores.take_history
+        self._reader = Reader(self.info, self.users, self.items, histories, scores_history=scores_history)
         self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
 
     @classmethod
@@ -144,7 +145,7 @@ class Ranker:
             rows = self.items.remembered(items)
         except TypeError:  # not even hashable
             items, rows = names, np.zeros(len(names), np.int64)
-        if not rows.all():  # an id that is remembered is well-formed
+        if np.count_nonzero(rows) < len(rows):  # an id that is remembered is well-formed
             check.check_ids(items, "items")
             for place in np.flatnonzero(rows == 0).tolist():
                 rows[place] = self.items.find(items[place])
@@ -208,7 +209,7 @@ class Ranker:
     def _ranked(self, question: Question, scores: Array) -> Answer:
         request, items, asked = question.request, question.items, question.asked
         assert isinstance(request, RankRequest)
-        known = asked.rows.all()
+        known = np.count_nonzero(asked.rows) == len(asked.rows)
         if not known:  # one row, though not bit for bit one score: that depends on its place in the batch
             scores[asked.rows == 0] = scores[asked.rows == 0][0]
         order = np.argsort(-scores, kind="stable")[: request.k]

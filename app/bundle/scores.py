@@ -60,6 +60,11 @@ class Scores:
         return inputs
 
     @property
+    def take_history(self) -> bool:
+        """Whether a score depends on what a user did, or on when that was."""
+        return any(name == "context" or name.startswith("history") for name in self._model.inputs)
+
+    @property
     def retrieves(self) -> bool:
         """Whether a score is the inner product of a user state and an item row."""
         return self._user is not None
