@@ -43,13 +43,13 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
         wrk(target, 64, 3)
         capacity = wrk(target, 64, max(3.0, seconds / 3))["requests_per_s"]
         say(f"capacity: {capacity:,.0f} requests/s")
-        calm = _arrived(target, capacity / 2, NORMAL_S)
+        calm = _arrived(target, capacity / 2, min(NORMAL_S, seconds))
         filled: list[int] = []  # once queues and caches are full
         timer = threading.Timer(seconds / 3, lambda: filled.append(private(pid)))
         timer.start()
         found = _arrived(target, TIMES * capacity, seconds)
         growth = private(pid) / filled[0]
-        after = _arrived(target, capacity / 2, 2 * NORMAL_S)
+        after = _arrived(target, capacity / 2, 1.5 * NORMAL_S)
     statuses = Counter(one.status for one in found)
     say(f"at {TIMES} x capacity: {dict(statuses)}")
     in_time = sum(one.status == 200 and one.seconds <= IN_TIME_S for one in found) / seconds
@@ -136,7 +136,7 @@ def _normal_after(calm: Sequence[Answered], after: Sequence[Answered]) -> float:
     """Seconds until a second is as good as those before: no refusal, and a p95 of at most twice theirs."""
     usual = 2 * float(np.percentile([one.seconds for one in calm], 95))
     bad = 0
-    for second in range(int(2 * NORMAL_S)):
+    for second in range(int(1.5 * NORMAL_S)):
         some = [one for one in after if second <= one.due < second + 1]
         if any(one.status != 200 for one in some) or np.percentile([one.seconds for one in some], 95) > usual:
             bad = second + 1
