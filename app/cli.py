@@ -18,7 +18,7 @@ import typer
 
 from app import summary
 from app.console import say, table
-from app.errors import RayRecError
+from app.errors import RayRecError, RecipeError
 
 if TYPE_CHECKING:
     from app.recipe import Recipe
@@ -33,6 +33,10 @@ app = typer.Typer(
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]
 BundleFolder = Annotated[Path, typer.Argument(help="The bundle, a folder that `export` or `run` made.")]
+BundlePlace = Annotated[
+    str,
+    typer.Argument(help="The bundle, a folder that `export` or `run` made, or its URI (s3://, gs://...)."),
+]
 Out = Annotated[Path, typer.Option("--out", help="Folder of the artefacts; unchanged ones are kept.")]
 Sets = Annotated[
     list[str] | None, typer.Option("--set", help="Override a key, e.g. --set train.epochs=3 (repeatable).")
@@ -135,10 +139,18 @@ def tune(
 
 @app.command()
 def serve(
-    bundle: BundleFolder,
+    bundle: BundlePlace,
     set: Sets = None,
     port: Annotated[
         int | None, typer.Option(help="Port, on loopback unless serve.host says otherwise.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(help="So many, whatever the load; else as it asks.", min=1)
+    ] = None,
+    cpus: Annotated[int | None, typer.Option(help="Cores that a replica owns.", min=1)] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME=BUNDLE", help="A further model, at /v1/models/NAME/rank."),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -148,9 +160,18 @@ def serve(
     from app.serving.service import serve as serve_bundle
 
     changes = dict(parse_override(text) for text in set or ())
-    if port is not None:
-        changes["serve.port"] = port
-    serve_bundle(bundle.absolute(), parse({}, "--set").override(changes).serve, verbose=verbose)
+    given = {"port": port, "cpus": cpus, "min_replicas": replicas, "max_replicas": replicas}
+    changes |= {f"serve.{key}": value for key, value in given.items() if value is not None}
+    if model:
+        changes["serve.models"] = dict(_named(text) for text in model)
+    serve_bundle(bundle, parse({}, "--set").override(changes).serve, verbose=verbose)
+
+
+def _named(text: str) -> tuple[str, str]:
+    name, equals, place = text.partition("=")
+    if not equals or not place:
+        raise RecipeError(f"{text!r} names no bundle", where="--model", remedy="write NAME=BUNDLE")
+    return name, place
 
 
 Store = Annotated[str, typer.Option("--store", help="The service with this store folder.")]
@@ -159,7 +180,7 @@ Port = Annotated[int, typer.Option("--port", help="The service at this port; els
 
 @app.command()
 def deploy(
-    bundle: BundleFolder,
+    bundle: BundlePlace,
     canary: Annotated[
         float,
         typer.Option("--canary", "--share", help="Per cent of the users who meet it first.", min=0, max=99),
@@ -173,10 +194,11 @@ def deploy(
 ) -> None:
     """Have a bundle take over a service that runs: verify, load, compare, shift; or back by itself."""
     from app.serving import control, place
+    from app.serving.copies import absolute
     from app.serving.release import Wish
 
     limits = control.limits(set or ())
-    wish = Wish("deploy", str(bundle.absolute()), canary, keep, now, limits=limits)
+    wish = Wish("deploy", absolute(bundle), canary, keep, now, limits=limits)
     _print(control.deploy(place.find(store, port), wish), json)
 
 

@@ -13,6 +13,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 import msgspec
@@ -21,9 +22,12 @@ from app.bundle.requests import (
     Accepted,
     Answer,
     FeedbackRequest,
+    ItemAnswer,
+    ItemRequest,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
+    Value,
 )
 from app.errors import MachineError, RayRecError, RequestError
 from app.events import Event
@@ -84,6 +88,15 @@ def _feedback(base: _Base, events: Sequence[Event]) -> Steps[int]:
     body = FeedbackRequest(list(events))
     accepted = yield from _exchange(base, "POST", "/v1/feedback", body, Accepted)
     return accepted.accepted
+
+
+def _put_item(base: _Base, item: str, /, **columns: Value) -> Steps[ItemAnswer]:
+    """Say all that is known of an item, new or changed; the next ranking knows it.
+
+    A client for this call needs the service's RAYREC_ADMIN_KEY, if it has one.
+    """
+    path = f"/v1/items/{quote(item, safe='')}"
+    return (yield from _exchange(base, "PUT", path, ItemRequest(columns), ItemAnswer))
 
 
 def _ready(base: _Base) -> Steps[dict[str, Any]]:
@@ -208,6 +221,7 @@ class Client(_Base):
     recommend = _call(_recommend)
     similar = _call(_similar)
     feedback = _call(_feedback)
+    put_item = _call(_put_item)
     ready = _call(_ready)
 
 
@@ -273,6 +287,7 @@ class AsyncClient(_Base):
     recommend = _call(_recommend)
     similar = _call(_similar)
     feedback = _call(_feedback)
+    put_item = _call(_put_item)
     ready = _call(_ready)
 
 

@@ -17,8 +17,9 @@ from app.console import say
 # default); a busy machine needs more than 5 s to start HAProxy, whose line per request nobody
 # reads; a client that is silent for long is let go, and a request whose replica died is sent to
 # another; replicas tell their load every 10 s by default, too late for a rush; Ray lowers its
-# workers' priority, which starves a replica beside any other load; the rest keeps Ray's chatter
-# out of the user's terminal.
+# workers' priority, which starves a replica beside any other load; malloc gives each of a
+# replica's many threads an arena that grows on its own; the rest keeps Ray's chatter out of the
+# user's terminal.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -35,8 +36,10 @@ ENVIRONMENT = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     "RAY_worker_niceness": "0",
+    "MALLOC_ARENA_MAX": "2",
     "RAY_TQDM": "0",
 }
 OBJECT_STORE_BYTES = 512 << 20

@@ -259,14 +259,14 @@ class Serve(Section):
 
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=1, le=65535)
-    min_replicas: Positive = 1
+    min_replicas: Count = Field(1, description="0: none while nobody calls; a first call waits for one")
     max_replicas: Positive = 2
     cpus: Positive = Field(1, description="cores that a replica owns, and threads of one call")
     target_ongoing_requests: Positive = 8
     scale_up_s: float = Field(10.0, ge=0, description="the load asks for more replicas for so long first")
     scale_down_s: float = Field(120.0, ge=0, description="or for fewer")
     max_ongoing_requests: Positive = 64
-    max_queued_requests: Positive = Field(128, description="of a replica; what exceeds them gets a 429")
+    max_queued_requests: Positive = Field(256, description="of a replica; what exceeds them gets a 429")
     max_batch_candidates: Positive = Field(2048, description="candidates scored in one go")
     request_timeout_s: float = Field(10.0, gt=0)
     max_body_bytes: Positive = 1 << 20
@@ -276,10 +276,12 @@ class Serve(Section):
     max_bulk_streams: Positive = Field(8, description="of /v1/batch_rank at a time in a replica")
     budget_ms: float = Field(0.0, ge=0, description="of a recommendation, then it degrades; 0: none")
     cache_mb: float = Field(64.0, ge=0, description="recommendations kept in a replica; 0: none")
-    cache_s: float = Field(10.0, ge=0, description="given again for so long; never after a new event")
+    states_mb: float = Field(16.0, ge=0, description="user vectors kept in a replica; 0: none")
+    cache_s: float = Field(10.0, ge=0, description="both serve for so long; never after a new event")
     store: str = Field(
         "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
     )
+    max_new_items: Count = Field(10_000, description="that may come or change between two trainings")
     models: dict[ModelName, str] = Field(
         {}, description='further bundles, {news = "runs/news/bundle"}: /v1/models/news/rank'
     )

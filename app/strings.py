@@ -31,12 +31,18 @@ class Strings:
     @staticmethod
     def save(folder: Path, values: Iterable[str]) -> None:
         """Write strings as `offsets.npy` and `bytes.npy`."""
-        encoded = [value.encode() for value in values]
         folder.mkdir(parents=True, exist_ok=True)
+        made = Strings.of(values)
+        np.save(folder / "offsets.npy", made.offsets)
+        np.save(folder / "bytes.npy", made.data)
+
+    @classmethod
+    def of(cls, values: Iterable[str]) -> Strings:
+        """Strings in memory."""
+        encoded = [value.encode() for value in values]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(e) for e in encoded], out=offsets[1:])
-        np.save(folder / "offsets.npy", offsets)
-        np.save(folder / "bytes.npy", np.frombuffer(b"".join(encoded), np.uint8))
+        return cls(offsets, np.frombuffer(b"".join(encoded), np.uint8))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

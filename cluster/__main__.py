@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     submit.add_argument("arguments", nargs="+", metavar="ARG", help="after --: verb and arguments of rayrec")
     config = verbs.add_parser("serve-config", help="print a configuration for `serve deploy`")
-    config.add_argument("bundle", type=Path, help="folder of the bundle, readable by every node")
+    config.add_argument("bundle", help="folder of the bundle, readable by every node, or its URI")
     config.add_argument("--port", type=int, default=8000)
     return parser
 

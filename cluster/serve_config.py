@@ -30,15 +30,18 @@ applications:
 """
 
 
-def serve_config(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000) -> str:
-    """YAML for `serve deploy`.
+def serve_config(bundle: Path | str, *, host: str = "127.0.0.1", port: int = 8000) -> str:
+    """YAML for `serve deploy`; `bundle` is a folder, or a URI of which each node fetches a copy.
 
     Raises:
         ClusterError: `bundle` is not a bundle's folder.
     """
-    if not (bundle / "manifest.json").is_file():
-        raise ClusterError(f"{bundle} is not a bundle", "name the folder that `rayrec export` wrote")
-    return TEMPLATE.format(host=host, port=port, bundle=_quoted(str(bundle.absolute())))
+    place = str(bundle)
+    if "://" not in place:
+        if not (Path(place) / "manifest.json").is_file():
+            raise ClusterError(f"{place} is not a bundle", "name the folder that `rayrec export` wrote")
+        place = str(Path(place).absolute())
+    return TEMPLATE.format(host=host, port=port, bundle=_quoted(place))
 
 
 def _quoted(text: str) -> str:

@@ -42,10 +42,29 @@ class FakeRanker:
     name, version, figures = "fake", "v1", {"ndcg@10": 0.5}
 
     users = items = ("", "a", "bb", "ccc")  # by row
-    artifact = SimpleNamespace(digest="d1")
+    artifact, edition = SimpleNamespace(digest="d1"), 0
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.put: dict[str, Any] = {}
+
+    def check_item(self, name: str, columns: dict[str, Any]) -> None:
+        check.check_ids([name], "item")
+        if columns.keys() - {"kind", "price"}:
+            raise RequestError("no such column", where="columns.colour", remedy="the columns are kind, price")
+
+    def has_room_for(self, name: str) -> bool:
+        return name in self.put or len(self.put) < 3
+
+    def basis_of(self, name: str) -> str:
+        return "training" if self.trained_on(name) else "content"
+
+    def trained_on(self, name: str) -> bool:
+        return name in self.items
+
+    def put_items(self, items: dict[str, Any]) -> int:
+        self.put |= items
+        return 0
 
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         if isinstance(request, RankRequest):

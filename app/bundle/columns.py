@@ -49,6 +49,13 @@ class Numbers:
         low, high = (int(np.searchsorted(self._values, value, side)) for side in ("left", "right"))
         return _compared(sign, low, high, len(self.rows))
 
+    @classmethod
+    def made_of(cls, values: Sequence[float | None]) -> Numbers:
+        """A column in memory of the values (N,) of rows 1 to N."""
+        given = np.array([np.nan if value is None else value for value in values], np.float64)
+        order = np.argsort(given, kind="stable")[: int(np.count_nonzero(~np.isnan(given)))]
+        return cls(order + 1, given[order])
+
     def by_row(self, items: int) -> Array:
         """(items,) values, NaN where there is none."""
         values = np.full(items, np.nan)
@@ -75,6 +82,25 @@ class Texts:
             if fits and len(codes) == items
             else _unfit(folder)
         )
+
+    @classmethod
+    def made_of(cls, values: Sequence[str | None]) -> Texts:
+        """A column in memory of the values (N,) of rows 1 to N."""
+        texts = sorted({value for value in values if value is not None})
+        places = {text: code for code, text in enumerate(texts, 1)}
+        codes = np.array([0, *(places.get(value or "", 0) for value in values)], np.int64)
+        rows = np.argsort(codes, kind="stable")[np.count_nonzero(codes == 0) :]
+        return cls(rows, Strings.of(texts), np.searchsorted(codes[rows], np.arange(1, len(texts) + 2)), codes)
+
+    def code(self, text: str) -> int:
+        """The code of a text, 0 where no item has it."""
+        place = bisect_left(self._texts, text)
+        return place + 1 if place < len(self._texts) and self._texts[place] == text else 0
+
+    @property
+    def count(self) -> int:
+        """Of the distinct texts."""
+        return len(self._texts)
 
     def spans(self, sign: str, value: str) -> Spans:
         """Of the items whose text compares so."""
@@ -145,6 +171,10 @@ class Columns:
 
     def __getitem__(self, name: str) -> Column:
         return self._columns[name]
+
+    def codes(self, name: str, field: str) -> Array:
+        """(items,) what tells the values of a column of texts apart; 0: none. Raises as `texts`."""
+        return self.texts(name, field).codes
 
     def texts(self, name: str, field: str) -> Texts:
         """A column of texts.

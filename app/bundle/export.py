@@ -11,6 +11,7 @@ import numpy as np
 
 from app.artifact import Artifact, Draft, open_artifact, publish
 from app.bundle.card import card
+from app.bundle.item_graph import write_item_graph
 from app.bundle.layout import ROWS, Info
 from app.bundle.onnx import OPSET, write_graphs
 from app.bundle.pack import write_features, write_histories, write_ids, write_popularity
@@ -81,6 +82,7 @@ def export(
         rows = _write_rows(recipe, checkpoint, draft.path / "rows")
         int8 = recipe.compress.dense == "int8"
         dense = write_graphs(checkpoint.model, rows, draft.path, int8=int8)
+        dense["dense_float32_bytes"] += write_item_graph(checkpoint.model, draft.path)
         write_ids(dataset, draft.path)
         write_popularity(dataset, draft.path)
         write_features(recipe, dataset, draft.path)

@@ -37,6 +37,7 @@ class Ids:
         self.strings = strings
         self._hashes, self._order = hashes, order
         self._known: dict[str, int] = {}
+        self._count, self._added, self._more = len(strings), dict[str, int](), list[str]()
         self._table = _Table(np.zeros(0, np.int64))
 
     @staticmethod
@@ -68,10 +69,16 @@ class Ids:
         return cls(Strings(offsets, data), hashes, rows)
 
     def __len__(self) -> int:
-        return len(self.strings)
+        return self._count + len(self._more)
 
     def __getitem__(self, row: int) -> str:
-        return self.strings[row]
+        return self.strings[row] if row < self._count else self._more[row - self._count]
+
+    def add(self, name: str) -> int:
+        """Give an unknown id the next row, in memory alone; returns it."""
+        self._more.append(name)
+        row = self._added[name] = len(self) - 1
+        return row
 
     def remember(self) -> None:
         """Read ids ahead, as many as are remembered, so that looking up many at once is quick."""
@@ -95,6 +102,8 @@ class Ids:
         return self._table.find(np.fromiter(map(hash, names), np.int64, len(names)))
 
     def _search(self, name: str) -> int:
+        if row := self._added.get(name, 0):
+            return row
         wanted = np.uint64(_hash(name))
         place = int(np.searchsorted(self._hashes, wanted))
         while place < len(self._hashes) and self._hashes[place] == wanted:

@@ -61,6 +61,11 @@ class Blocks:
             yield start, self.rows.block(start, stop) if matrix is None else matrix[start:stop]
 
     @cached_property
+    def norms(self) -> Array:
+        """(items,) length of each row."""
+        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self])
+
+    @cached_property
     def _matrix(self) -> Array | None:
         return self.rows.all() if len(self.rows) * self.rows.width * 4 <= MATRIX_BYTES else None
 

@@ -6,6 +6,8 @@ bundle/
   model.onnx          gathered rows, history and context -> logits (B, C)
   user.onnx           the same inputs without candidates -> user state (B, Q); only where
                       a score is the inner product of user state and item row
+  item.onnx           content features of a new item -> its rows "item" and "history" side by
+                      side (1, R + Dh); only where they depend on the content
   rows/               Rows named user, history, item: what can be evaluated in advance
   users/ items/       Ids: strings, row 0 is "" (unknown), and their sorted hashes
   history/            Histories: the last events of known users
@@ -31,6 +33,7 @@ from app.errors import ArtifactError
 
 Array = npt.NDArray[Any]
 ROWS = ("user", "history", "item")
+ITEM_GRAPH = "item.onnx"
 # The inputs of model.onnx; those that a model does not use are left out of its graph.
 INPUTS = ("user", "history", "history_mask", "history_event", "history_age", "context", "items")
 

@@ -10,6 +10,7 @@ items, so that k items come wherever k are allowed.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections import defaultdict
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from app.bundle.added import Patch, PatchedColumns, PatchedFilters
 from app.bundle.asked import Asked
 from app.bundle.columns import Columns
 from app.bundle.filter import Filters
@@ -73,7 +75,7 @@ class Recommender:
 
     def __init__(self, stages: Stages, columns: Columns, popularity: Array, *, vectors: bool) -> None:
         self._stages, self._columns, self._popularity = stages, columns, popularity
-        self._total = int(popularity.sum(dtype=np.int64))
+        self._smoothed = int(popularity.sum(dtype=np.int64)) + len(popularity)
         self._filters, self._pace, self._vectors = Filters(columns), Pace(), vectors
         self._retrieval_s = 0.0
 
@@ -91,6 +93,30 @@ class Recommender:
         stages = Stages(scores, popularity, index, sources, retrieval.candidates)
         vectors = retrieval.vectors and scores.rows["item"].width > 1
         return cls(stages, columns, popularity, vectors=vectors)
+
+    def grown(self, scores: Scores, patch: Patch, fresh: Array) -> Recommender:
+        """What this one, of a bundle alone, becomes where there are new items.
+
+        Args:
+            scores: over them, too.
+            patch: their columns, and those that changed.
+            fresh: (N,) their rows, the latest first.
+        """
+        new, other = scores.items - scores.info.items, copy.copy(self)
+        other._popularity = np.concatenate([self._popularity, np.zeros(new, self._popularity.dtype)])
+        order = self._stages.sources.order
+        order = np.concatenate([order, np.arange(scores.info.items, scores.items, dtype=np.int64)])
+        sources = self._stages.sources.grown(order, fresh)
+        other._stages = self._stages.grown(scores, other._popularity, sources)
+        other._columns = PatchedColumns(self._columns, patch)
+        other._filters = PatchedFilters(self._filters, other._columns, patch)
+        other._retrieval_s = 0.0
+        return other
+
+    @property
+    def columns(self) -> Columns:
+        """Of the items."""
+        return self._columns
 
     def check(self, request: RecommendRequest) -> None:
         """Raise RequestError for rules that the bundle cannot keep; names the field."""
@@ -128,19 +154,19 @@ class Recommender:
         if row:
             pool = self._stages.similar(row, k)
             return Found(pool.rows, pool.scores)
-        rows = self._stages.sources.popular(Allowed(self._columns.items, np.zeros(1, np.int64)), k)
+        rows = self._stages.sources.popular(Allowed(self._stages.scores.items, np.zeros(1, np.int64)), k)
         return Found(rows, np.zeros(len(rows), np.float32))
 
     def _plan(self, wish: Wish) -> Plan:
         request = wish.request
         match = self._filters.match(request.filter) if request.filter else None
         rules = Rules(
-            caps=[Cap(self._columns.texts(name, "caps").codes, most) for name, most in request.caps.items()],
+            caps=[Cap(self._columns.codes(name, "caps"), most) for name, most in request.caps.items()],
             diversity=request.diversity,
             boosts=[(self._filters.match(one.filter), one.add) for one in request.boost],
             floor=math.ceil(request.explore * request.k - 1e-9),
         )
-        allowed = Allowed(self._stages.scores.info.items, np.unique(wish.asked.rows), match)
+        allowed = Allowed(self._stages.scores.items, np.unique(wish.asked.rows), match)
         return Plan(request, wish.asked, allowed, rules)
 
     def _find(self, plans: Sequence[Plan], step: str) -> list[Found]:
@@ -219,7 +245,7 @@ class Recommender:
 
     def _share(self, rows: Array) -> Array:
         """Logarithm of the items' share of all events, as the popularity model scores."""
-        return np.log((self._popularity[rows] + 1.0) / (self._total + len(self._popularity)))
+        return np.log((self._popularity[rows] + 1.0) / self._smoothed)
 
 
 def _sources(folder: Path, retrieval: Retrieval, columns: Columns, popularity: Array) -> Sources:
@@ -235,4 +261,4 @@ def _index(folder: Path, retrieval: Retrieval, scores: Scores, threads: int) -> 
         return None
     if retrieval.index is None:
         return Exact(scores.blocks)
-    return Approximate(folder / "faiss.index", retrieval.index, scores.rows["item"], threads)
+    return Approximate(folder / "faiss.index", retrieval.index, scores.stored["item"], threads)

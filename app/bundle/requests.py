@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -17,6 +17,8 @@ BUDGET_MS = 60_000.0
 Filter = Annotated[
     str, Meta(max_length=FILTER_CHARS, description="e.g. price < 20 and category in ['a', 'b']")
 ]
+Value = str | int | float | bool | None | list[str | int | float]  # of a column of an item
+Basis = Literal["content", "training", "nothing"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -86,6 +88,19 @@ class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What users did, to be stored and used at once."""
 
     events: list[Event]
+
+
+class ItemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """All that is known of an item: its columns as the catalogue names them."""
+
+    columns: dict[str, Value]
+
+
+class ItemAnswer(msgspec.Struct, frozen=True):
+    """The item is stored. `ranked_by` its "content", what "training" learned, or "nothing" of its own."""
+
+    item: str
+    ranked_by: Basis
 
 
 class Scored(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):

@@ -55,7 +55,7 @@ def write_retrieval(
         chunks = [asked[start : start + 256] for start in range(0, len(asked), 256)]
         states = np.concatenate([scores.states(chunk) for chunk in chunks])
         path = folder / "index" / "faiss.index"
-        index, found = build(kind, scores.rows["item"], states, export.recall, path)
+        index, found = build(kind, scores.stored["item"], states, export.recall, path)
         retrieval = msgspec.structs.replace(retrieval, index=index)
         figures |= {"recall@20": found, "reach": index.reach, "bytes": index.bytes}
     elif bounded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,20 @@ from app.bundle.explain import explain
 from app.bundle.histories import Histories
 from app.bundle.ids import Ids
 from app.bundle.layout import Array, load_array, read_info
+from app.bundle.newcomers import Newcomers
 from app.bundle.recommend import Recommender, Wish
-from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, Scored, SimilarRequest
+from app.bundle.requests import (
+    Answer,
+    Basis,
+    HistoryEvent,
+    RankRequest,
+    RecommendRequest,
+    Scored,
+    SimilarRequest,
+    Value,
+)
 from app.bundle.scores import Scores
+from app.bundle.states import States
 from app.errors import RequestError
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
@@ -44,7 +55,8 @@ class Question:
 class Ranker:
     """A bundle, ready to rank. Safe to use from several threads.
 
-    `users` and `items` are the known ids by row, row 0 "".
+    `users` and `items` are the known ids by row, row 0 "". `edition` counts the changes of the catalogue.
+    `newcomers` are the items that came or changed after training.
 
     Args:
         artifact: the opened bundle.
@@ -52,6 +64,8 @@ class Ranker:
         max_candidates: ids that a request may name.
         max_k: items that recommend and similar may return.
         budget_ms: of a recommendation that names none; 0: it takes as long as it takes.
+        states: keeps user vectors, of this and of other rankers; None: they are made each time.
+        max_new_items: items that may come or change after training.
     """
 
     def __init__(
@@ -62,20 +76,25 @@ class Ranker:
         max_candidates: int = 1000,
         max_k: int = 100,
         budget_ms: float = 0.0,
+        states: States | None = None,
+        max_new_items: int = 10_000,
     ) -> None:
         path = artifact.path
         self.artifact, self.max_candidates, self.max_k = artifact, max_candidates, max_k
-        self.budget_ms = budget_ms
+        self.budget_ms, self.edition = budget_ms, 0
         self.info = read_info(path / "bundle.json")
         self.name = self.info.name
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
         self._popularity = load_array(path / "popularity.npy")
-        self._scores = Scores(path, self.info, threads)
+        self._scores = Scores(path, self.info, threads, states)
         histories, scores_history = Histories.open(path / "history"), self._scores.take_history
         self._reader = Reader(self.info, self.users, self.items, histories, scores_history=scores_history)
         self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
+        self._trained = self._scores, self._recommender  # without new items
+        columns = self._recommender.columns
+        self.newcomers = Newcomers(path, self._scores.stored, columns, max_new_items)
 
     @classmethod
     def open(
@@ -87,6 +106,8 @@ class Ranker:
         max_candidates: int = 1000,
         max_k: int = 100,
         budget_ms: float = 0.0,
+        states: States | None = None,
+        max_new_items: int = 10_000,
     ) -> Ranker:
         """Open the bundle at `path`; `verify` compares every file with its SHA-256 first.
 
@@ -94,7 +115,15 @@ class Ranker:
             ArtifactError: names the file that is missing, damaged, truncated or too new.
         """
         artifact = open_artifact(Path(path), "bundle", verify=verify)
-        return cls(artifact, threads=threads, max_candidates=max_candidates, max_k=max_k, budget_ms=budget_ms)
+        return cls(
+            artifact,
+            threads=threads,
+            max_candidates=max_candidates,
+            max_k=max_k,
+            budget_ms=budget_ms,
+            states=states,
+            max_new_items=max_new_items,
+        )
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -114,6 +143,56 @@ class Ranker:
             self._recommender.check(request)
         else:
             check.check_similar(request, self.max_k)
+
+    def check_item(self, name: str, columns: Mapping[str, Value]) -> None:
+        """Raise RequestError if an item's id or columns cannot be used; names the field."""
+        check.check_ids([name], "item")
+        self.newcomers.check(columns)
+
+    def has_room_for(self, name: str) -> bool:
+        """Whether an item can be put."""
+        return self.newcomers.room > 0 or self.newcomers.holds(self.items.find(name))
+
+    def basis_of(self, name: str) -> Basis:
+        """What an item is, or would be, ranked by."""
+        return "training" if self.trained_on(name) else self.newcomers.basis
+
+    def trained_on(self, name: str) -> bool:
+        """Whether training knew an item."""
+        return 0 < self.items.find(name) < self.info.items
+
+    def put_items(self, items: Mapping[str, Mapping[str, Value]]) -> int:
+        """Take in items that came or changed after training; requests read from now on know them.
+
+        A known item keeps what training learned of it, and its columns change. Columns that
+        the bundle does not know are left aside. Requests may be answered meanwhile; items are
+        put by one thread.
+
+        Args:
+            items: by id, with all their columns.
+
+        Returns:
+            How many were left aside for want of room.
+        """
+        rows: dict[str, int] = {}
+        room, following = self.newcomers.room, len(self.items)
+        for name in items:
+            row = self.items.find(name)
+            if not self.newcomers.holds(row):
+                if not room:
+                    continue
+                room -= 1
+            rows[name] = row or following
+            following += not row
+        self.newcomers.put({row: items[name] for name, row in rows.items()})
+        scores, recommender = self._trained
+        self._scores = scores.grown(self.newcomers.rows)
+        self._recommender = recommender.grown(self._scores, self.newcomers.patch(), self.newcomers.fresh())
+        for name, row in rows.items():  # last: whoever finds an id finds its row
+            if row >= len(self.items):
+                self.items.add(name)
+        self.edition += 1  # after all: an answer of before it may know the items, none of after it may not
+        return len(items) - len(rows)
 
     def read(
         self,
@@ -212,6 +291,8 @@ class Ranker:
         known = np.count_nonzero(asked.rows) == len(asked.rows)
         if not known:  # one row, though not bit for bit one score: that depends on its place in the batch
             scores[asked.rows == 0] = scores[asked.rows == 0][0]
+        elif len(self._scores.added):
+            known = int(asked.rows.max()) < self.info.items
         order = np.argsort(-scores, kind="stable")[: request.k]
         names, values = map(items.__getitem__, order.tolist()), scores[order].tolist()
         cold = asked.user == 0 or not known

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from app.bundle.added import GrownRows
 from app.bundle.asked import Asked, model_inputs
 from app.bundle.graph import Graph
 from app.bundle.index import Blocks
 from app.bundle.layout import ROWS, Array, Info
+from app.bundle.states import States
 from app.tables.rows import Rows
 
 BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
+_editions = itertools.count()  # of models with their rows, each of its own
 
 
 class Scores:
-    """The model of a bundle over its rows. Safe to use from several threads."""
+    """The model of a bundle over its rows. Safe to use from several threads.
 
-    def __init__(self, path: Path, info: Info, threads: int) -> None:
-        self.info = info
-        self.rows = {name: Rows.open(path / "rows", name) for name in ROWS}
+    Args:
+        path: of the bundle.
+        info: of the bundle.
+        threads: of one call into the model.
+        states: keeps user states; None: they are made each time.
+    """
+
+    def __init__(self, path: Path, info: Info, threads: int, states: States | None = None) -> None:
+        self.info, self._states, self._edition = info, states, next(_editions)
+        self.stored = {name: Rows.open(path / "rows", name) for name in ROWS}
+        self.rows: dict[str, Rows | GrownRows] = {**self.stored}
         self._model = Graph(path / "model.onnx", threads)
         self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
-        self.blocks = Blocks(self.rows["item"])
+        self.blocks = Blocks(self.stored["item"])  # of the bundle alone
+        self.added: Array = np.zeros((0, self.stored["item"].width), np.float32)
+
+    def grown(self, added: Mapping[str, Array]) -> Scores:
+        """The same with the rows "item" (N, R) and "history" (N, Dh) of new items behind the bundle's."""
+        other = copy.copy(self)
+        other._edition = next(_editions)
+        other.added = added["item"]
+        grown = {name: GrownRows(self.stored[name], values) for name, values in added.items()}
+        other.rows = {**self.stored, **grown}
+        return other
+
+    @property
+    def items(self) -> int:
+        """Rows in all, row 0 and new items counted."""
+        return self.info.items + len(self.added)
 
     def candidates(self, asked: Sequence[Asked]) -> list[Array]:
         """Logits (C,) of the candidates of each request.
@@ -71,14 +98,19 @@ class Scores:
 
     def states(self, asked: Sequence[Asked]) -> Array:
         """User states (B, Q); only where the model retrieves."""
+        if self._states is None:
+            return self._made(asked)
+        return self._states.of(self._edition, self.info.history, asked, self._made)
+
+    def _made(self, asked: Sequence[Asked]) -> Array:
         assert self._user is not None
         return self._user.run(self._feeds(self._user, asked))
 
     def all(self, asked: Sequence[Asked]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
-        scores = np.empty((len(asked), self.info.items), np.float32)
+        scores = np.empty((len(asked), self.items), np.float32)
         feeds = self._feeds(self._model, asked)
-        for start, block in self.blocks:
+        for start, block in self._all_blocks():
             for place in range(len(asked)):
                 one = {name: value[place : place + 1] for name, value in feeds.items()}
                 found = self._model.run(one | {"items": block[None]})[0]
@@ -88,8 +120,11 @@ class Scores:
     def cosines(self, row: int) -> Array:
         """(items,) cosine of the rows of every item and of one."""
         wanted = self.rows["item"].gather(np.array(row))
-        products = np.concatenate([block @ wanted for _, block in self.blocks])
-        lengths = np.maximum(self._norms * self._norms[row], np.finfo(np.float32).tiny)
+        products = np.concatenate([block @ wanted for _, block in self._all_blocks()])
+        norms = self.blocks.norms
+        if len(self.added):
+            norms = np.concatenate([norms, np.linalg.norm(self.added, axis=1)])
+        lengths = np.maximum(norms * norms[row], np.finfo(np.float32).tiny)
         return np.asarray(products / lengths)
 
     def directions(self, rows: Array) -> Array:
@@ -98,6 +133,7 @@ class Scores:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
-    @cached_property
-    def _norms(self) -> Array:
-        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self.blocks])
+    def _all_blocks(self) -> Iterator[tuple[int, Array]]:
+        yield from self.blocks
+        if len(self.added):
+            yield self.info.items, self.added

@@ -83,6 +83,7 @@ class Sources:
         if "neighbour" not in self._arrays or not len(history):
             return NONE
         last = history[-EVENTS:]
+        last = last[last < len(self._arrays["neighbour"])]  # what came after training has none
         weight = 0.5 ** (np.arange(len(last) - 1, -1, -1) / HALF_LIFE)
         rows = self._arrays["neighbour"].take(last, 0).ravel()
         similarity = self._arrays["similarity"].take(last, 0).astype(np.float32) * weight[:, None]
@@ -96,7 +97,7 @@ class Sources:
         """Popular items of the category that the history met most."""
         if self._segment is None:
             return NONE
-        met = self._segment.codes[history]
+        met = self._segment.codes[history[history < len(self._segment.codes)]]
         met = met[met > 0]
         if not len(met):
             return NONE
@@ -114,6 +115,16 @@ class Sources:
             return NONE
         digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
         return first(np.roll(rows, int.from_bytes(digest, "little") % len(rows)), allowed, count)
+
+    def grown(self, popular: Array, added: Array) -> Sources:
+        """The same with items that came after training: the freshest, and the least popular.
+
+        Args:
+            popular: all rows by popularity.
+            added: their rows, the latest first.
+        """
+        fresh = np.concatenate([added, self._arrays["fresh"]])
+        return Sources({**self._arrays, "popular": popular, "fresh": fresh}, self._segment)
 
     @property
     def explored(self) -> Array:

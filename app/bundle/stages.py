@@ -62,6 +62,10 @@ class Stages:
         self.scores, self.sources, self._index = scores, sources, index
         self._popularity, self._candidates = popularity, candidates
 
+    def grown(self, scores: Scores, popularity: Array, sources: Sources) -> Stages:
+        """The same where there are new items."""
+        return Stages(scores, popularity, self._index, sources, self._candidates)
+
     def pools(self, plans: Sequence[Plan], step: str) -> list[Pool]:
         """Of each plan all allowed items, or at least the best of them that are wanted and found."""
         pools: list[Pool | None] = [None] * len(plans)
@@ -88,12 +92,14 @@ class Stages:
 
     def similar(self, row: int, k: int) -> Pool:
         """The k other items with the highest cosine to the row of one, best first."""
-        allowed, rows = Allowed(self.scores.info.items, np.array([0, row])), self.scores.rows["item"]
+        allowed, rows = Allowed(self.scores.items, np.array([0, row])), self.scores.rows["item"]
         if isinstance(self._index, Approximate):
             state = rows.gather(np.array([row]))
             (pool,) = self._index.search(state, max(POOL, 4 * k), [allowed])
-            near = self.scores.directions(pool.rows) @ self.scores.directions(np.array([row]))[0]
-            return self.best(Pool(pool.rows, near), k)
+            new = allowed.of(np.arange(self.scores.info.items, self.scores.items))
+            found = np.concatenate([pool.rows, new])
+            near = self.scores.directions(found) @ self.scores.directions(np.array([row]))[0]
+            return self.best(Pool(found, near), k)
         cosines = self.scores.cosines(row)
         cosines[allowed.left_out] = -np.inf
         chosen = best(cosines, k, self._popularity)
@@ -123,10 +129,25 @@ class Stages:
         assert self._index is not None
         states = self.scores.states([plan.asked for plan in plans])
         effort = 1 / LESS if step == FEWER else 1.0
-        return self._index.search(states, count, [plan.allowed for plan in plans], effort)
+        pools = self._index.search(states, count, [plan.allowed for plan in plans], effort)
+        if not len(self.scores.added):
+            return pools
+        new = states @ self.scores.added.T
+        return [
+            pool.join(self._new(plan.allowed, scores, count))
+            for plan, pool, scores in zip(plans, pools, new, strict=True)
+        ]
+
+    def _new(self, allowed: Allowed, scores: Array, count: int) -> Pool:
+        """The best `count` allowed new items, which no index knows, by their scores (N,)."""
+        rows = np.arange(self.scores.info.items, self.scores.items)
+        kept = allowed.keeps(rows)
+        rows, scores = rows[kept], scores[kept]
+        chosen = np.sort(best(scores, count, np.zeros(len(rows), np.int64)))
+        return Pool(rows[chosen], scores[chosen])
 
     def _all(self, plans: Sequence[Plan]) -> list[Pool]:
-        pools, at_once = [], max(1, SCORES_AT_ONCE // self.scores.info.items)
+        pools, at_once = [], max(1, SCORES_AT_ONCE // self.scores.items)
         for start in range(0, len(plans), at_once):
             chunk = plans[start : start + at_once]
             for plan, scores in zip(chunk, self.scores.all([p.asked for p in chunk]), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 
 from app.data.clean import MISSING_EVENT
 from app.data.text import as_number
-from app.features.columns import FittedColumns, fit_columns
+from app.features.columns import FILLS, FittedColumns, fit_columns
 from app.recipe import AttributeFeature, NumberFeature
 
 Array = npt.NDArray[Any]
@@ -39,9 +40,11 @@ def write_features(
         train: (N,) bool, ids that occur in training.
         missing: `data.missing`.
     """
-    values = {c: _filled(columns[c], train, missing.get(c, "")) for c in columns.columns}
+    fills = {c: _fill(columns[c], train, missing.get(c, "")) for c in columns.columns}
+    values = {c: _filled(columns[c], fills[c]) for c in columns.columns}
     fitted = fit_columns(specs, values, train)
     fitted.save(folder, name)
+    (folder / name / FILLS).write_text(json.dumps({c: fill for c, fill in fills.items() if fill}) + "\n")
     dense = _new(folder / f"{name}_dense.npy", np.float32, (len(train) + 1, fitted.dense_width))
     category = _new(folder / f"{name}_category.npy", np.int32, (len(train) + 1, len(fitted.categories)))
     for start in range(0, len(train) if specs else 0, _BLOCK):
@@ -58,15 +61,22 @@ def _new(path: Path, kind: type, shape: tuple[int, int]) -> Array:
     return np.zeros(shape, kind)
 
 
-def _filled(column: pl.Series, train: Array, policy: str) -> Array:
-    """Values as objects, None where missing, with the policy of `data.missing` applied."""
+def _fill(column: pl.Series, train: Array, policy: str) -> str:
+    """What the policy of `data.missing` puts where a value is missing; "": nothing."""
     if policy == "category":
-        column = column.fill_null(MISSING_EVENT)
-    elif policy == "median":
+        return MISSING_EVENT
+    if policy == "median":
         frame = column.to_frame("x")
         numbers = frame.select(as_number("x", frame.schema)).to_series()
         median = numbers.filter(pl.Series(train)).median()
-        column = column if median is None else column.fill_null(str(median))
+        return "" if median is None else str(median)
+    return ""
+
+
+def _filled(column: pl.Series, fill: str) -> Array:
+    """Values as objects, None where missing and not filled."""
+    if fill:
+        column = column.fill_null(fill)
     return (
         column.to_numpy().astype(object) if column.dtype != pl.String else np.array(column.to_list(), object)
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # the serving runtime loads features without pydantic
     from app.recipe import AttributeFeature
 
 _KINDS: dict[str, Any] = {kind.kind: kind for kind in (Number, Category, Text)}
+FILLS = "fills.json"  # beside a saved state: what was put where a column had no value, by column
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import socket
 from app.errors import MachineError, RecipeError
 from app.recipe import Serve
 
+ADMIN_KEY = "RAYREC_ADMIN_KEY"  # the same, for calls that change what is served; else the API key
 API_KEY = "RAYREC_API_KEY"  # environment variable; also read by the replicas of a cluster
 
 

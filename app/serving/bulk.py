@@ -94,7 +94,9 @@ class Window:
             self.scoring[path].add(line, request)
         # Others have their turn even where all lines were broken.
         await (self._all_answered.wait() if self._left else asyncio.sleep(0))
-        return b"".join(line.content + b"\n" for line in self.lines)
+        content = b"".join(line.content + b"\n" for line in self.lines)
+        self.lines, self._asked = [], []  # a line and its window name each other: neither would go
+        return content
 
     def closed(self, call: Call, status: int) -> None:
         """See Call."""
@@ -134,7 +136,7 @@ class Bulk:
             raise Problem(415, f"send plain JSON lines with the header Content-Type: {NDJSON}")
         if self.streams >= self.settings.max_bulk_streams:
             text = f"{self.streams} batches are under way here; wait as Retry-After says"
-            raise Problem(429, text, headers={"Retry-After": "1"})
+            raise Problem(429, text, headers={"Retry-After": "1", "Connection": "close"})  # nobody reads it
         return _Duplex(self, request)
 
     async def lines(self, request: Request) -> AsyncIterator[bytes]:
@@ -168,11 +170,14 @@ class Bulk:
     async def _piece(self, stream: AsyncIterator[bytes], last: float) -> bytes | None:
         """What comes next, or None at the end. Bytes that make no line do not keep the batch alive."""
         limit = self.settings.request_timeout_s
+        late = Problem(408, f"no whole line came for {limit:g} s")
+        if asyncio.get_running_loop().time() > last + limit:
+            raise late  # a time-out alone would not meet one who sends so fast that nothing is waited for
         try:
             async with asyncio.timeout_at(last + limit):
                 return await anext(stream, None)
         except TimeoutError:
-            raise Problem(408, f"no whole line came for {limit:g} s") from None
+            raise late from None
 
     def _windows(self, found: Iterable[tuple[int, bytes | None]], name: str) -> Iterator[Window]:
         window = Window(self.scoring, self.metrics)

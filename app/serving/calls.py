@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -40,7 +39,7 @@ class Call:
         request_id: named by problem documents and the log.
         reply: where the answer goes.
         closed: told once it is answered, with the status.
-        body: by which equal calls are known; empty: it is like no other.
+        body: of the call; empty: it is like no other.
     """
 
     __slots__ = ("_closed", "_reply", "body", "path", "request_id", "started", "variant")
@@ -76,21 +75,25 @@ class Call:
 
 @dataclass
 class _Batch:
-    calls: list[Call]
-    questions: list[Question]
-    stored: list[list[HistoryEvent]]
-    places: dict[bytes, int] = field(default_factory=dict)  # of calls, by body
+    calls: list[Call] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    editions: list[int] = field(default_factory=list)  # of the catalogue when it was read
+    questions: list[Question] = field(default_factory=list)
+    stored: list[list[HistoryEvent]] = field(default_factory=list)
+    places: dict[bytes, int] = field(default_factory=dict)  # of calls, by key
     joined: list[tuple[Call, int]] = field(default_factory=list)  # equal to the call at a place
     stale: dict[int, bytes] = field(default_factory=dict)  # older answers, for calls without time
     answers: list[Answer | Exception] = field(default_factory=list)
-    contents: list[bytes] = field(default_factory=list)  # the answers as JSON
-    cold: int = 0
-    degraded: Counter[str] = field(default_factory=Counter)
+    contents: list[bytes | Exception] = field(default_factory=list)  # the answers as JSON
+    stages: dict[str, float] = field(default_factory=dict)  # seconds in each
     informed: bool = True  # of stored events
 
 
 class Scoring:
     """Scores the calls of one path in batches. Equal calls that meet in a batch are scored once.
+
+    One that comes while its like is being scored waits, as every call does, for the batch to
+    end, and finds its answer among those that are known.
 
     Args:
         variants: the versions of the model; a call names its own.
@@ -113,17 +116,18 @@ class Scoring:
         known: Answers | None = None,
     ) -> None:
         self.variants, self.recent, self.metrics, self.path = variants, recent, metrics, path
-        self.known = known
+        self.known, self._long = known, executor is not None
         self._ticks: Ticks[tuple[Call, RankRequest | RecommendRequest], _Batch] = Ticks(
             self._begin, self._work, self._finish, cost=_cost, limit=limit, executor=executor
         )
+        metrics.queues[path] = self._ticks.queue
 
     def add(self, call: Call, request: RankRequest | RecommendRequest) -> None:
         """Have a call scored with the next batch."""
         self._ticks.add((call, request))
 
     def _begin(self, entries: list[tuple[Call, RankRequest | RecommendRequest]]) -> _Batch | None:
-        start, batch = time.perf_counter(), _Batch([], [], [])
+        start, batch = time.perf_counter(), _Batch()
         self.recent.refresh()
         for call, request in entries:
             try:
@@ -131,34 +135,43 @@ class Scoring:
             except Exception as error:
                 call.fail(error)
         batch.informed = self.recent.answers
-        self.metrics.batches[self.path].observe(len(entries))
         self.metrics.stages["parse"].observe(self.metrics.parse_s)
         self.metrics.parse_s = 0.0
         self.metrics.stages["features"].observe(time.perf_counter() - start)
-        return batch if batch.calls else None
+        if not batch.calls:
+            return None
+        self.metrics.batches[self.path].observe(len(batch.calls))
+        return batch
 
     def _read(self, batch: _Batch, call: Call, request: RankRequest | RecommendRequest) -> None:
         """Answer a call from what is known, join it to an equal one, or put it into the batch."""
-        place = batch.places.get(call.body)
+        key = call.body
+        if key and self.known is not None:
+            key = _encode(request)  # however it was written
+        place = batch.places.get(key)
         if place is not None:
             call.variant = batch.calls[place].variant
             batch.joined.append((call, place))
             return
         stored = self.recent.of(request.user)
         call.variant = variant = self.variants.of(request.user)
-        if self.known is not None and call.body:
-            content = self.known.find(call.body, variant.digest, stored)
-            if content is not None:
+        edition = variant.ranker.edition
+        if self.known is not None and key:
+            kept = self.known.find(key, variant.digest, edition, stored)
+            if kept is not None:
                 self.variants.met(request.user, variant)
-                call.answer_json(content)
+                self.metrics.cold_starts += kept.cold
+                call.answer_json(kept.content)
                 return
         question = variant.ranker.read(request, stored, call.started)
-        if call.body:
-            batch.places[call.body] = len(batch.calls)
+        if key:
+            batch.places[key] = len(batch.calls)
             if self.known is not None and question.deadline < math.inf:
-                older = self.known.stale(call.body, variant.digest)
+                older = self.known.stale(key, variant.digest)
                 if older is not None:
                     batch.stale[len(batch.calls)] = older
+        batch.keys.append(key)
+        batch.editions.append(edition)
         batch.questions.append(question)
         batch.stored.append(stored)
         batch.calls.append(call)
@@ -168,58 +181,52 @@ class Scoring:
         batch.answers = _answers(batch)
         for place, content in batch.stale.items():
             batch.answers[place] = _better(batch, place, content)
-        answers = [answer for answer in batch.answers if isinstance(answer, Answer)]
         if not batch.informed:
-            answers = [msgspec.structs.replace(answer, degraded=UNINFORMED) for answer in answers]
+            batch.answers = [_uninformed(answer) for answer in batch.answers]
         scored = time.perf_counter()
-        batch.contents = [_encode(answer) for answer in answers]
-        batch.degraded = Counter(answer.degraded for answer in answers if answer.degraded)
-        batch.cold = sum(answer.cold_start for answer in answers)
-        retrieved = 0.0
-        if self.known is not None:  # recommendations
+        batch.contents = [one if isinstance(one, Exception) else _encode(one) for one in batch.answers]
+        batch.stages = {"score": scored - start, "encode": time.perf_counter() - scored}
+        if self._long:  # recommendations
             retrieved = sum(variant.ranker.retrieval_s() for variant in _variants(batch))
-            self.metrics.stages["retrieval"].observe(retrieved)
-        self.metrics.stages["score"].observe(scored - start - retrieved)
-        self.metrics.stages["encode"].observe(time.perf_counter() - scored)
+            batch.stages |= {"retrieval": retrieved, "score": max(0.0, scored - start - retrieved)}
 
     def _finish(self, batch: _Batch, error: Exception | None) -> None:
         if error is not None:
             for call in (*batch.calls, *(call for call, _ in batch.joined)):
                 call.fail(error)
             return
-        self.metrics.cold_starts += batch.cold
-        self.metrics.degraded += batch.degraded
+        for stage, seconds in batch.stages.items():
+            self.metrics.stages[stage].observe(seconds)
         self.metrics.joined += len(batch.joined)
-        contents = iter(batch.contents)
-        found = [one if isinstance(one, Exception) else next(contents) for one in batch.answers]
         for place, call in enumerate(batch.calls):
-            self._answer(call, found[place])
+            self._answer(call, batch, place)
         for call, place in batch.joined:
-            self._answer(call, found[place])
+            self._answer(call, batch, place)
         if self.known is not None:
-            self._keep(self.known, batch, found)
+            self._keep(self.known, batch)
         self.variants.note(batch.calls, batch.questions, batch.stored, batch.answers)
 
-    def _answer(self, call: Call, found: bytes | Exception) -> None:
-        if isinstance(found, Exception):
-            call.fail(found)
-        else:
-            call.answer_json(found)
-
-    def _keep(self, known: Answers, batch: _Batch, found: list[bytes | Exception]) -> None:
-        """Keep what is whole."""
-        if not batch.informed:
+    def _answer(self, call: Call, batch: _Batch, place: int) -> None:
+        answer, content = batch.answers[place], batch.contents[place]
+        if isinstance(content, Exception):
+            call.fail(content)
             return
-        for place, (call, content) in enumerate(zip(batch.calls, found, strict=True)):
-            answer = batch.answers[place]
-            if (
-                isinstance(content, bytes)
-                and isinstance(answer, Answer)
-                and not answer.degraded
-                and call.body
-            ):
-                assert call.variant is not None
-                known.keep(call.body, call.variant.digest, batch.stored[place], content)
+        assert isinstance(answer, Answer)
+        self.metrics.cold_starts += answer.cold_start
+        if answer.degraded:
+            self.metrics.degraded[answer.degraded] += 1
+        call.answer_json(content)
+
+    def _keep(self, known: Answers, batch: _Batch) -> None:
+        """Keep what is whole."""
+        for place, (key, answer, content) in enumerate(
+            zip(batch.keys, batch.answers, batch.contents, strict=True)
+        ):
+            if isinstance(answer, Answer) and isinstance(content, bytes) and key and not answer.degraded:
+                variant = batch.calls[place].variant
+                assert variant is not None
+                edition, stored = batch.editions[place], batch.stored[place]
+                known.keep(key, variant.digest, edition, stored, content, cold=answer.cold_start)
 
 
 def _variants(batch: _Batch) -> set[Variant]:
@@ -236,6 +243,13 @@ def _better(batch: _Batch, place: int, older: bytes) -> Answer | Exception:
     found = msgspec.json.decode(older, type=Answer)
     items = [one for one in found.items if names.find(one.item) not in out]
     return msgspec.structs.replace(found, items=items, degraded=CACHED) if items else answer
+
+
+def _uninformed(answer: Answer | Exception) -> Answer | Exception:
+    if isinstance(answer, Exception):
+        return answer
+    also = f"{answer.degraded}; {UNINFORMED}" if answer.degraded else UNINFORMED
+    return msgspec.structs.replace(answer, degraded=also)
 
 
 def _answers(batch: _Batch) -> list[Answer | Exception]:

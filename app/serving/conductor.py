@@ -17,6 +17,9 @@ from app.console import say
 from app.errors import RayRecError, RecipeError
 from app.recipe import Serve
 from app.serving.board import Board
+from app.serving.copies import held
+from app.serving.memory import check_room, free_bytes
+from app.serving.models import check_names
 from app.serving.release import KEPT_OUTCOMES, Experiment, Outcome, Release, Version, Wish
 from app.serving.rollout import Rollout
 
@@ -135,8 +138,12 @@ class Conductor:
                 f"version {self.release.versions[-1].label} is on trial",
                 remedy="wait, or end it with `rayrec rollback`",
             )
-        limits = self.settings.rollout.model_copy(update=wish.limits)
-        version, main = version_of(Path(wish.bundle)), self.release.main
+        with held(wish.bundle, self.settings) as folder:
+            self._take_on(wish, folder, now)
+
+    def _take_on(self, wish: Wish, folder: Path, now: float) -> None:
+        """Put the bundle in a folder on trial."""
+        version, main = version_of(folder), self.release.main
         if version.digest == main.digest:
             raise RecipeError(
                 "this bundle is served already", where=wish.bundle, remedy="nothing is to be done"
@@ -147,8 +154,13 @@ class Conductor:
                 where=wish.bundle,
                 remedy="export it with another export.version, so that answers tell them apart",
             )
-        version = replace(version, bundle=str(self.board.keep(Path(wish.bundle), version.digest)))
+        check_names(self.settings, read_info(folder / "bundle.json").name)
+        # Replicas load it beside what they have. That of before is dropped, but not at once.
+        replicas = max(1, len(self.board.snapshots(now)))
+        check_room(open_artifact(folder, "bundle", verify=False), replicas, free_bytes)
+        version = replace(version, bundle=str(self.board.keep(folder, version.digest)))
         self._before = self.release.previous
+        limits = self.settings.rollout.model_copy(update=wish.limits)
         self.rollout = Rollout(main.digest, version.digest, limits, now, wish.keep, wish.now)
         self._wish = wish.id
         self._percent = wish.percent or limits.canary_percent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from hashlib import sha256
 
@@ -11,6 +12,8 @@ from starlette.responses import Response
 from app.serving.problems import CONTENT_TYPE, Problem
 
 JSON = "application/json"
+BODY_S = 10.0  # for a body to arrive
+UNREAD = frozenset((401, 404, 405, 408, 413, 415))  # statuses of a request whose body was not read to its end
 
 
 def key_digest(key: str) -> bytes:
@@ -26,16 +29,20 @@ def check_content(request: Request) -> None:
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """The body, refused (413) as soon as it is known to be longer than `limit` bytes."""
+    """The body, refused (413) once it is known to be longer than `limit` bytes, and (408) when late."""
     too_long = Problem(413, f"the body may have at most {limit} bytes; split the request")
     if int(request.headers.get("content-length", 0)) > limit:
         raise too_long
     parts, length = [], 0
-    async for part in request.stream():
-        length += len(part)
-        if length > limit:
-            raise too_long
-        parts.append(part)
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for part in request.stream():
+                length += len(part)
+                if length > limit:
+                    raise too_long
+                parts.append(part)
+    except TimeoutError:
+        raise Problem(408, "the body took too long to arrive; send it at once") from None
     return b"".join(parts)
 
 
@@ -69,7 +76,8 @@ def request_id(request: Request) -> str:
 def response_of(problem: Problem, request: Request) -> Response:
     """A problem as an answer to the request."""
     headers = problem.headers
-    if "transfer-encoding" in request.headers or problem.status == 413:
+    body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    if body and problem.status in UNREAD:
         # Whoever sends without end goes on until the connection is closed.
         headers = {**headers, "Connection": "close"}
     return Response(problem.document(request_id(request)), problem.status, headers, media_type=CONTENT_TYPE)

@@ -12,6 +12,7 @@ import gc
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ from app.bundle.requests import (
     SimilarRequest,
 )
 from app.bundle.runtime import Ranker
+from app.bundle.states import States
 from app.events import Event
 from app.recipe import Serve
-from app.serving import bulk, metrics, pages, wire
+from app.serving import bulk, items, metrics, models, pages, wire
 from app.serving.board import Board
 from app.serving.cache import Answers
 from app.serving.calls import Call, Scoring
 from app.serving.checks import check_feedback
+from app.serving.copies import copy_of
 from app.serving.guard import JSON, check_content, check_key, key_holds, read_body, request_id, response_of
 from app.serving.problems import Problem, from_error
 from app.serving.recent import Recent
@@ -62,15 +65,24 @@ class Ingress:
         key: digest of the API key; None asks for no key.
         folder: what the service keeps on this machine, with its board; None: it has none, and
             serves the bundle alone.
+        admin: digest of the key for calls that change what is served; None: the API key does.
     """
 
     def __init__(
-        self, bundle: str, store: str, settings: Serve, key: bytes | None, folder: str | None = None
+        self,
+        bundle: str,
+        store: str,
+        settings: Serve,
+        key: bytes | None,
+        folder: str | None = None,
+        admin: bytes | None = None,
     ) -> None:
         self.settings, self.key = settings, key
-        self.store = store_at(store)
+        self.admin, self.store = admin or key, store_at(store)
+        self.items = items.Items(self.store)
         replica = serve.get_replica_context().replica_id.unique_id
         board = Board(Path(folder)) if folder else None
+        self.states = States(int(settings.states_mb * 2**20), settings.cache_s)
         self.watch = Watch(board, replica, bundle, self._open, settings.rollout.shadow_every)
         self.variants = self.watch.variants
         self.metrics = metrics.Metrics(replica)
@@ -86,8 +98,9 @@ class Ingress:
         threads = {"/v1/rank": None, "/v1/recommend": ThreadPoolExecutor(1)}
         # For the same reason known recommendations are worth keeping, and known rankings are not.
         known = Answers(int(settings.cache_mb * 2**20), settings.cache_s)
-        recent, limit = Recent(self.store), settings.max_batch_candidates
-        self.metrics.caches = {"recommendations": known, "events": recent}
+        self.recent = recent = Recent(self.store, items=self.items)
+        limit = settings.max_batch_candidates
+        self.metrics.caches = {"recommendations": known, "users": self.states, "events": recent}
         self.scoring = {
             path: Scoring(self.variants, recent, self.metrics, path, limit, thread, known if thread else None)
             for path, thread in threads.items()
@@ -95,28 +108,50 @@ class Ingress:
         self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key
             "/v2/health/live": (self._live, False),
             "/v2/health/ready": (self._ready, False),
-            f"/v2/models/{self.ranker.name}": (self._model, True),
             "/metrics": (self._metrics, True),
             "/openapi.json": (self._openapi, False),
             "/docs": (self._docs, False),
             "/": (self._page, False),
         }
         self.bulk = bulk.Bulk(self.scoring, self.metrics, settings)
-        self.paths: Collection[bytes] = frozenset(path.encode() for path in CALLS)
+        shelf = models.Shelf(recent, self.metrics, settings, threads["/v1/recommend"])
+        self.models = models.Models(settings, self._open, shelf)
+        self._name_models()
+        self.paths: Collection[bytes] = frozenset(path.encode() for path in self.decoders)
         self.streams: Collection[bytes] = frozenset((bulk.PATH.encode(),))
         wire.install(self, settings.max_body_bytes)
         # What is here now stays: the collector need not look at it again while requests wait.
         gc.collect()
         gc.freeze()
 
+    def _name_models(self) -> None:
+        """Every model has its own paths; the main one has them beside the plain ones."""
+        models.check_names(self.settings, self.ranker.name)
+        self._names = self.ranker.name, *self.models.named
+        for name in self._names:
+            for kind, body in models.KINDS.items():
+                self.decoders[models.path_of(name, kind)] = msgspec.json.Decoder(body)
+            self.pages[f"/v2/models/{name}"] = (partial(self._model, name), True)
+            self.pages[f"/v2/models/{name}/ready"] = (partial(self._model_ready, name), True)
+        for kind in ("rank", "recommend"):
+            self.scoring[models.path_of(self.ranker.name, kind)] = self.scoring[f"/v1/{kind}"]
+        self._main_similar = models.path_of(self.ranker.name, "similar")
+
     def _open(self, bundle: str) -> Ranker:
         settings = self.settings
-        return Ranker.open(
-            Path(bundle),
+        copy = copy_of(bundle, settings)
+        ranker = Ranker.open(
+            copy.path,
+            threads=settings.cpus,
             max_candidates=settings.max_candidates,
             max_k=settings.max_k,
             budget_ms=settings.budget_ms,
+            states=self.states,
+            max_new_items=settings.max_new_items,
         )
+        copy.stay_for(ranker)
+        self.items.introduce(ranker)
+        return ranker
 
     @property
     def ranker(self) -> Ranker:
@@ -135,8 +170,7 @@ class Ingress:
     async def __call__(self, request: Request) -> Response:
         """Answer one request that did not come by the wire; every error is a problem document."""
         try:
-            async with asyncio.timeout(self.settings.request_timeout_s):
-                return await self._route(request)
+            return await self._route(request)
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
@@ -145,8 +179,8 @@ class Ingress:
         except Exception as error:
             problem = from_error(error, request_id(request))
         path = request.url.path
-        known = path if path in CALLS or path in self.pages or path == bulk.PATH else "other"
-        self.metrics.answered(known, problem.status, 0.0)
+        known = path if path in self.decoders or path in self.pages or path == bulk.PATH else "other"
+        self.metrics.answered(items.PREFIX if path.startswith(items.PREFIX) else known, problem.status, 0.0)
         return response_of(problem, request)
 
     def admits(self, headers: wire.Headers) -> bool:
@@ -177,12 +211,16 @@ class Ingress:
             call.variant.tally.answered(seconds, status >= 500)
 
     def _start(self, call: Call, content: Any) -> None:
-        if isinstance(content, RankRequest | RecommendRequest):
-            self.scoring[call.path].add(call, content)
+        scoring = self.scoring.get(call.path)
+        if scoring is not None:
+            scoring.add(call, content)
         elif isinstance(content, FeedbackRequest):
             self._feedback(call, content)
-        else:
+        elif call.path in ("/v1/similar", self._main_similar):
+            self.recent.refresh()  # it may be about a new item
             call.answer(self.variants.main.ranker.similar([content])[0])
+        else:
+            self.models.take(call, content)
 
     def _feedback(self, call: Call, content: FeedbackRequest) -> None:
         check_feedback(content, self.settings)
@@ -212,21 +250,39 @@ class Ingress:
 
     async def _route(self, request: Request) -> Response:
         path = request.url.path
-        if path in CALLS or path == bulk.PATH:
+        if path in self.decoders or path == bulk.PATH:
             self._check_method(request, "POST")
             if self.key is not None:
                 check_key(request, self.key)
-            return await self._taken(path, request) if path in CALLS else self.bulk.response(request)
+            return await self._taken(path, request) if path in self.decoders else self.bulk.response(request)
+        if path.startswith(items.PREFIX):
+            return await self._item(request)
         if path not in self.pages:
+            if path.startswith((models.PREFIX, "/v2/models/")):
+                if self.key is not None:
+                    check_key(request, self.key)
+                raise models.unknown(self._names)
             raise Problem(404, "no such path; /docs lists all calls")
         handler, guarded = self.pages[path]
         self._check_method(request, "GET")
         if guarded and self.key is not None:
             check_key(request, self.key)
         start = time.perf_counter()
-        response = await handler(request)
+        async with asyncio.timeout(self.settings.request_timeout_s):
+            response = await handler(request)
         self.metrics.answered(path, response.status_code, time.perf_counter() - start)
         return response
+
+    async def _item(self, request: Request) -> Response:
+        """Take in a new or changed item; from its answer on every replica's next batch knows it."""
+        self._check_method(request, "PUT")
+        if self.admin is not None:
+            check_key(request, self.admin)
+        start = time.perf_counter()
+        answer = await items.put(request, self.items, self.ranker, self.settings.max_body_bytes)
+        self.recent.refresh()
+        self.metrics.answered(items.PREFIX, 200, time.perf_counter() - start)
+        return self._json(answer)
 
     async def _taken(self, path: str, request: Request) -> Response:
         check_content(request)
@@ -238,11 +294,12 @@ class Ingress:
                 found.set_result(Response(content, status, dict(headers)))
 
         self.take(path, body, request_id(request), reply)
-        return await found
+        async with asyncio.timeout(self.settings.request_timeout_s):
+            return await found
 
     def _check_method(self, request: Request, method: str) -> None:
         if request.method != method and not (method == "GET" and request.method == "HEAD"):
-            allowed = method if method == "POST" else "GET, HEAD"
+            allowed = "GET, HEAD" if method == "GET" else method
             raise Problem(405, f"use {method}", headers={"Allow": allowed})
 
     def _json(self, content: Any) -> Response:
@@ -254,7 +311,14 @@ class Ingress:
     async def _ready(self, request: Request) -> Response:
         return self._json({"ready": True, "model": self.ranker.name, "version": self.ranker.version})
 
-    async def _model(self, request: Request) -> Response:
+    async def _model_ready(self, name: str, request: Request) -> Response:
+        if name in self.models.named:
+            return self._json(self.models.readiness(name))
+        return self._json({"name": name, "ready": True, "state": "loaded"})
+
+    async def _model(self, name: str, request: Request) -> Response:
+        if name in self.models.named:
+            return self._json(self.models.described(name))
         return self._json(
             {
                 "name": self.ranker.name,
@@ -263,6 +327,7 @@ class Ingress:
                 "inputs": [],
                 "outputs": [],
                 "figures": self.ranker.figures,
+                "state": "loaded",
             }
         )
 
@@ -276,6 +341,7 @@ class Ingress:
             metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.tally)
             for one in self.variants.served()
         ]
+        served += self.models.served()
         return self.load.mean, self.metrics.render(self.held, served)
 
     async def _openapi(self, request: Request) -> Response:

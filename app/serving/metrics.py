@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import NamedTuple, Protocol
 
 from app.serving.tally import Tally
@@ -78,6 +78,7 @@ class Metrics:
         self.cold_starts = self.events = self.joined = 0
         self.parse_s = 0.0  # of requests that no batch has met yet
         self.caches: Mapping[str, Cache] = {}
+        self.queues: dict[str, Sized] = {}  # by route: what waits for a batch
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count one answer. `route` must be one of a fixed set: each makes a series."""
@@ -89,6 +90,12 @@ class Metrics:
         lines = [
             *self._versions(served),
             *_family("rayrec_in_flight", "gauge", "Requests held now.", [(self.labels, in_flight)]),
+            *_family(
+                "rayrec_queued",
+                "gauge",
+                "Requests that wait for a batch now.",
+                [({**self.labels, "route": route}, len(queue)) for route, queue in self.queues.items()],
+            ),
             *_family(
                 "rayrec_requests_total",
                 "counter",

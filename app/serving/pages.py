@@ -10,18 +10,30 @@ from typing import Any
 
 import msgspec
 
+from app.bundle.check import LATEST
 from app.bundle.requests import (
     Accepted,
     Answer,
     FeedbackRequest,
+    ItemAnswer,
+    ItemRequest,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
 )
 from app.events import ID_BYTES
 from app.recipe import Serve
-from app.serving import bulk
+from app.serving import bulk, items
+from app.serving.guard import JSON
+from app.serving.models import KINDS, path_of
 from app.serving.problems import CONTENT_TYPE, ProblemDocument
+
+
+def _fields(**kinds: str) -> dict[str, Any]:
+    """Schema of an object with these fields at least, each of a type of JSON."""
+    properties = {name: {"type": kind} for name, kind in kinds.items()}
+    return {"type": "object", "properties": properties, "required": list(kinds)}
+
 
 HOME = (Path(__file__).parent / "home.html").read_text()
 _STYLE = "body{font:15px system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}pre,td{vertical-align:top}"
@@ -39,15 +51,30 @@ _BULK = {
         "lines are read no faster than answers are taken."
     ),
 }
-_READS: dict[str, tuple[str, str]] = {  # path: summary, media type
-    "/v2/health/live": ("Whether the process answers", "application/json"),
-    "/v2/health/ready": ("Whether the model is loaded", "application/json"),
-    "/v2/models/{name}": ("Name, versions and figures of the model", "application/json"),
-    "/metrics": ("Counts and times for Prometheus", "text/plain"),
+_READS: dict[str, tuple[str, str, dict[str, Any]]] = {  # path: summary, media type, schema
+    "/v2/health/live": ("Whether the process answers", JSON, _fields(live="boolean")),
+    "/v2/health/ready": (
+        "Whether the model is loaded",
+        JSON,
+        _fields(ready="boolean", model="string", version="string"),
+    ),
+    "/v2/models/{name}": (
+        "Name, versions and figures of the model",
+        JSON,
+        _fields(name="string", versions="array", platform="string", figures="object", state="string"),
+    ),
+    "/v2/models/{name}/ready": (
+        "Whether calls of the model are answered; the first may have to load it",
+        JSON,
+        _fields(name="string", ready="boolean", state="string"),
+    ),
+    "/metrics": ("Counts and times for Prometheus", "text/plain", {"type": "string"}),
 }
 _REFUSALS = {
-    400: "The body is not JSON",
+    400: "The body is not JSON, or this is no HTTP request",
     401: "The API key is missing or wrong",
+    405: "The path takes another method",
+    408: "The request took too long to arrive",
     413: "The body is too long",
     415: "The body is not sent as the type named here",
     422: "A field is not as documented or breaks a limit",
@@ -60,15 +87,21 @@ _REFUSALS = {
 @cache
 def openapi(settings: Serve) -> bytes:
     """The OpenAPI 3.1 document, as JSON."""
-    kinds = {kind for body, answer, _, _ in _CALLS.values() for kind in (body, answer)} | {ProblemDocument}
+    kinds = {kind for body, answer, _, _ in _CALLS.values() for kind in (body, answer)} | {
+        ItemAnswer,
+        ItemRequest,
+        ProblemDocument,
+    }
     _, schemas = msgspec.json.schema_components(
         sorted(kinds, key=lambda kind: kind.__name__), ref_template="#/components/schemas/{name}"
     )
+    _limit(schemas, settings)
     document = {
         "openapi": "3.1.0",
         "info": {"title": "RayRec", "version": "1", "description": limits(settings)},
         "paths": {path: _write(*call) for path, call in _CALLS.items()}
-        | {bulk.PATH: _stream()}
+        | {path_of("{name}", kind): _of_model(_write(*_CALLS[f"/v1/{kind}"])) for kind in KINDS}
+        | {bulk.PATH: _stream(), f"{items.PREFIX}{{id}}": _put_item()}
         | {path: _read(path, *call) for path, call in _READS.items()},
         "components": {
             "schemas": schemas,
@@ -80,6 +113,33 @@ def openapi(settings: Serve) -> bytes:
         "security": [{}, {"bearer": []}, {"key": []}],
     }
     return json.dumps(document).encode()
+
+
+def _limit(schemas: dict[str, Any], settings: Serve) -> None:
+    """What is checked beyond the types: lengths, counts, and the range of k."""
+    text = {"minLength": 1, "maxLength": ID_BYTES}  # characters, of which one may take four bytes
+    ids, many = {"type": "string", **text}, {"maxItems": settings.max_candidates}
+    by_name: dict[str, dict[str, dict[str, Any]]] = {
+        "RankRequest": {"user": ids, "items": {"type": "array", "items": ids, "minItems": 1, **many}},
+        "RecommendRequest": {"user": ids, "exclude": {"type": "array", "items": ids, **many}},
+        "SimilarRequest": {"item": ids},
+        "FeedbackRequest": {"events": {"minItems": 1, **many}},
+        "Event": {
+            "user": ids,
+            "item": ids,
+            **{name: {"maxLength": ID_BYTES} for name in ("event", "variant")},
+        },
+    }
+    for name, fields in by_name.items():
+        for field, limit in fields.items():
+            schemas[name]["properties"][field] |= limit
+    for name in ("RecommendRequest", "SimilarRequest"):
+        schemas[name]["properties"]["k"] |= {"minimum": 1, "maximum": settings.max_k}
+    schemas["RankRequest"]["properties"]["k"]["anyOf"][0]["minimum"] = 1
+    for name in ("Event", "HistoryEvent", "Context"):
+        number, moment, _ = schemas[name]["properties"]["timestamp"]["anyOf"]
+        number |= {"minimum": 0, "exclusiveMaximum": LATEST}
+        moment["format"] = "date-time"
 
 
 def limits(settings: Serve) -> str:
@@ -128,13 +188,32 @@ def _write(body: type, answer: type, status: int, summary: str) -> dict[str, Any
     return {
         "post": {
             "summary": summary,
-            "requestBody": {"required": True, "content": _content("application/json", _ref(body))},
+            "requestBody": {"required": True, "content": _content(JSON, _ref(body))},
             "responses": {
-                str(status): {"description": "Done", "content": _content("application/json", _ref(answer))},
+                str(status): {"description": "Done", "content": _content(JSON, _ref(answer))},
                 **_problems(*_REFUSALS),
             },
         }
     }
+
+
+def _put_item() -> dict[str, Any]:
+    """The call for new items, which takes the administrator's key where there is one."""
+    call = _write(ItemRequest, ItemAnswer, 200, "Say all that is known of an item, new or changed")["post"]
+    call["description"] = (
+        "The next request knows it: a new item is ranked by its content, a known one by what training "
+        "learned. Takes RAYREC_ADMIN_KEY, where the service has one, in the place of its API key."
+    )
+    call["parameters"] = [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "schema": {"type": "string", "minLength": 1, "maxLength": ID_BYTES},
+        }
+    ]
+    call["responses"] |= _problems(507)
+    return {"put": call}
 
 
 def _stream() -> dict[str, Any]:
@@ -149,25 +228,34 @@ def _stream() -> dict[str, Any]:
             "requestBody": {"required": True, "content": lines},
             "responses": {
                 "200": {"description": "A line for each line", "content": answers},
-                **_problems(401, 415, 429, 500, 503),
+                **_problems(401, 405, 408, 415, 429, 500, 503),
             },
         }
     }
 
 
-def _read(path: str, summary: str, media: str) -> dict[str, Any]:
+def _read(path: str, summary: str, media: str, schema: dict[str, Any]) -> dict[str, Any]:
     call: dict[str, Any] = {
         "summary": summary,
-        "responses": {"200": {"description": "Done", "content": {media: {}}}, **_problems(401, 500, 503)},
+        "responses": {
+            "200": {"description": "Done", "content": _content(media, schema)},
+            **_problems(400, 401, 405, 408, 500, 503),
+        },
     }
-    if "{name}" in path:
+    return _of_model({"get": call}) if "{name}" in path else {"get": call}
+
+
+def _of_model(calls: dict[str, Any]) -> dict[str, Any]:
+    """The same for the model that is named in the path."""
+    for call in calls.values():
         call["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
         call["responses"] |= _problems(404)
-    return {"get": call}
+    return calls
 
 
 def _problems(*statuses: int) -> dict[str, Any]:
-    texts = {**_REFUSALS, 404: "No such model"}
+    full = "There are as many new items as serve.max_new_items allows: train again, or raise it"
+    texts = {**_REFUSALS, 404: "No such model", 507: full}
     content = _content(CONTENT_TYPE, _ref(ProblemDocument))
     return {str(s): {"description": texts[s], "content": content} for s in statuses}
 

@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 from app.bundle.requests import HistoryEvent
 from app.errors import MachineError
+from app.serving.items import Items
 from app.serving.store import Store
 
 _log = logging.getLogger("ray.serve")
@@ -25,10 +26,15 @@ class Recent:
     """A cache of `Store.recent`; used from one thread.
 
     `hits` and `misses` count lookups.
+
+    Args:
+        store: of the events.
+        kept: events in memory.
+        items: told of new items whenever the store is asked; None: nobody is.
     """
 
-    def __init__(self, store: Store, kept: int = KEPT) -> None:
-        self.store, self.kept = store, kept
+    def __init__(self, store: Store, kept: int = KEPT, items: Items | None = None) -> None:
+        self.store, self.kept, self._items = store, kept, items
         self.hits = self.misses = 0
         self._rests_until = 0.0
         self._mark, _ = store.changes(None)
@@ -45,6 +51,8 @@ class Recent:
             return False
         try:
             self._mark, users = self.store.changes(self._mark)
+            if self._items is not None:
+                self._items.refresh()
         except MachineError as error:
             self._rest(error)
             return False

@@ -2,6 +2,9 @@
 
     {rayrec}:events      stream of all events, in the order of arrival: what training exports
     {rayrec}:u:USER      the last KEPT events of a user, a sorted set by time, then arrival
+    {rayrec}:items       what was said of items after training, a hash
+    {rayrec}:order       these items in the order of arrival, a sorted set; the last place is
+    {rayrec}:place       a counter
 
 A script appends to both at once. An acknowledged event is as durable as Redis is set to make
 it: `appendonly yes` and `appendfsync always` survive the loss of power, and a service says so
@@ -24,6 +27,7 @@ from app.errors import MachineError
 from app.events import Event, microseconds
 
 LOG, USER = "{rayrec}:events", "{rayrec}:u:"  # braces: one node of a Redis cluster has them all
+ITEMS, ORDER, PLACE = "{rayrec}:items", "{rayrec}:order", "{rayrec}:place"
 KEPT = 1000
 TIMEOUT_S = 0.25  # replicas wait for no longer; a ranking then goes without
 PAGE = 10_000
@@ -37,6 +41,10 @@ for i = 1, #ARGV, 3 do
     redis.call('ZADD', key, ARGV[i + 1], string.format('%015d%09d', ms, seq) .. ARGV[i + 2])
     redis.call('ZREMRANGEBYRANK', key, 0, -1 - tonumber(KEYS[3]))
 end
+"""
+_PUT = """
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[2], redis.call('INCR', KEYS[3]), ARGV[1])
 """
 _ORDER = 24  # characters of the padded id
 
@@ -75,6 +83,7 @@ class RedisStore:
                 remedy="write redis://HOST:PORT/0",
             ) from error
         self._append = self._redis.register_script(_APPEND)
+        self._put, self._place = self._redis.register_script(_PUT), 0
         self._decode = msgspec.json.Decoder(_Kept).decode
         self._try(self._redis.ping)
         self._warn()
@@ -103,15 +112,47 @@ class RedisStore:
         users: set[str] = set()
         while True:
             after = f"({mark}"
-            page = self._try(lambda after=after: self._redis.xrange(LOG, min=after, count=PAGE))  # type: ignore[misc]
+            page, place = self._try(lambda after=after: self._after(after))  # type: ignore[misc]
+            self._place = int(place or 0)
             users.update(fields["user"] for _, fields in page)
             mark = page[-1][0] if page else mark
             if len(page) < PAGE:
                 return mark, list(users)
 
+    def put_item(self, item: str, content: bytes) -> None:
+        """See Store."""
+        self._try(lambda: self._put(keys=[ITEMS, ORDER, PLACE], args=[item, content]))
+
+    def items(self, mark: int | None) -> tuple[int, list[tuple[str, bytes]]]:
+        """See Store."""
+        if mark is not None and self._place <= mark:
+            return mark, []
+        found: list[tuple[str, bytes]] = []
+        mark = mark or 0
+        while True:
+            after = f"({mark}"
+            page = self._try(
+                lambda after=after: self._redis.zrange(  # type: ignore[misc]
+                    ORDER, after, "+inf", byscore=True, withscores=True, offset=0, num=PAGE
+                )
+            )
+            if not page:
+                return mark, found
+            names = [name for name, _ in page]
+            contents = self._try(lambda names=names: self._redis.hmget(ITEMS, names))  # type: ignore[misc]
+            found += [(name, text.encode()) for name, text in zip(names, contents, strict=True) if text]
+            mark = int(page[-1][1])
+
     def close(self) -> None:
         """See Store."""
         self._redis.close()
+
+    def _after(self, mark: str) -> list[Any]:
+        """A page of the log after a mark, and the place of the last item, in one go."""
+        asking = self._redis.pipeline(transaction=False)
+        asking.xrange(LOG, min=mark, count=PAGE)
+        asking.get(PLACE)
+        return asking.execute()
 
     def _try(self, call: Callable[[], Any]) -> Any:
         try:

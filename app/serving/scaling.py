@@ -45,17 +45,19 @@ class Load:
 class Scale:
     """Serve's autoscaling policy of the ingress.
 
-    More replicas come once the load has asked for them through `up_s`, fewer after `down_s`.
+    More replicas come once the load has asked for them through `up_s`, fewer after `down_s`. The
+    first of a service that has none comes at once.
 
     Args:
         store: folder of the service with its board; empty: it has none.
         target: calls that a replica should hold.
         up_s, down_s: patience in seconds.
+        least: replicas of an idle service.
     """
 
-    def __init__(self, store: str, target: float, up_s: float, down_s: float) -> None:
+    def __init__(self, store: str, target: float, up_s: float, down_s: float, least: int = 1) -> None:
         self.board = Board(Path(store)) if store else None
-        self.target, self.up_s, self.down_s = target, up_s, down_s
+        self.target, self.up_s, self.down_s, self.least = target, up_s, down_s, least
         self._mark, self._wanted = (0, 0), 0
         self._since: float | None = None  # when the load began to ask for another number
         self._ups = True
@@ -66,10 +68,12 @@ class Scale:
         if wanted:
             return wanted, {}
         held = sum((context.aggregated_metrics or {}).get(HELD, {}).values())
+        if not self.least:  # Serve's proxy holds calls until the first replica is there
+            held += context.total_queued_requests
         return self.by_load(held, context.target_num_replicas, time.monotonic()), {}
 
     def asked(self) -> int:
-        """How many a person asked for; 0: nobody did."""
+        """How many a person asked for, or a deployment needs; 0: nobody did."""
         if self.board is None:
             return 0
         try:
@@ -77,6 +81,8 @@ class Scale:
             if mark != self._mark:
                 release = self.board.release()
                 self._mark, self._wanted = mark, release.replicas if release else 0
+                if release and release.phase != "steady" and not self.least:
+                    self._wanted = max(1, self._wanted)  # somebody must load the new version
         except RayRecError:  # as long as the board cannot be read, it is as it was
             pass
         return self._wanted
@@ -89,10 +95,10 @@ class Scale:
             current: replicas that there are to be so far.
             now: seconds on any clock.
         """
-        wanted = max(1, math.ceil(held / self.target))
-        if wanted == current:
+        wanted = max(self.least, math.ceil(held / self.target))
+        if wanted == current or not current:
             self._since = None
-            return current
+            return wanted
         ups = wanted > current
         if self._since is None or ups != self._ups:
             self._since, self._ups = now, ups

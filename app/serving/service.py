@@ -13,17 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app import processes
+from app import haproxy, processes
+from app.artifact import open_artifact
 from app.bundle.ids import Ids
 from app.bundle.runtime import Ranker
 from app.console import progress, say
 from app.engine import ray_session
-from app.errors import MachineError, RecipeError
+from app.errors import ArtifactError, MachineError, RecipeError
 from app.recipe import Serve, parse
-from app.serving.address import API_KEY, base_url, check_exposure, check_port, example
+from app.serving.address import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
 from app.serving.board import Board
 from app.serving.conductor import begin, conducting
-from app.serving.guard import key_digest
+from app.serving.copies import absolute, held, is_remote, state_folder
+from app.serving.guard import BODY_S, key_digest
+from app.serving.models import check_names
 from app.serving.place import announced, check_free
 from app.serving.release import Service, Version
 from app.serving.store import store_at
@@ -36,45 +39,51 @@ LOOK_BACK_S = 12.0  # the calls held are averaged over so long; Serve wants more
 
 
 @contextmanager
-def running(bundle: Path, settings: Serve, *, verbose: bool = False) -> Iterator[str]:
+def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> Iterator[str]:
     """Serve a bundle for the block; yields the base URL. Afterwards no process of it is left.
 
     Args:
-        bundle: folder of a bundle.
+        bundle: folder of a bundle, or its URI.
         settings: the recipe's [serve] section.
         verbose: show Ray's own log.
 
     Raises:
         ArtifactError: the bundle is damaged, before anything starts.
-        MachineError: the port is in use, or the store cannot be used.
+        MachineError: the port is in use, the store cannot be used, or there are too few cores.
         RecipeError: an address that others reach, without an API key.
     """
-    bundle = bundle.absolute()
+    place, settings = absolute(str(bundle)), _with_absolute_models(settings)
     key = os.environ.get(API_KEY, "")
     check_exposure(settings, key)
     processes.end_dead_runs()  # what a killed service left may hold the port
     check_port(settings)
-    ranker = Ranker.open(bundle)  # refuses a damaged bundle now and not in a replica's log
-    board, url = Board(store_folder(bundle, settings)), base_url(settings)
-    check_free(board)
-    store_at(store_location(bundle, settings)).close()  # the same for the store
-    begin(board, Version(ranker.version, str(bundle), ranker.artifact.digest))
+    board, url = Board(store_folder(place, settings)), base_url(settings)
+    with held(place, settings) as folder:
+        ranker = Ranker.open(folder)  # refuses a damaged bundle now and not in a replica's log
+        check_names(settings, ranker.name)
+        check_free(board)
+        store_at(store_location(place, settings)).close()  # the same for the store
+        begin(board, Version(ranker.version, str(folder), ranker.artifact.digest))
     with ray_session(verbose=verbose or None):
         try:
             with progress("start the service"):
-                _start(bundle, settings, key, verbose)
+                check_cores(settings)
+                _start(place, settings, key, verbose)
                 _wait_until_ready(url)
-            with conducting(board, settings), announced(_service(bundle, settings)):
+            with conducting(board, settings), announced(_service(place, settings)):
                 yield url
         finally:
             _stop()
 
 
-def serve(bundle: Path, settings: Serve, *, verbose: bool = False) -> None:
+def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None:
     """Serve a bundle in the foreground until SIGTERM (returns) or Ctrl-C (KeyboardInterrupt)."""
     with running(bundle, settings, verbose=verbose) as url:
         say(f"serving at {url} - a page to try it: {url}/ - end with Ctrl-C")
-        say(f"try: {example(url, Ids.open(bundle / 'users')[1], bool(os.environ.get(API_KEY)))}")
+        release = Board(store_folder(absolute(str(bundle)), settings)).release()
+        assert release is not None  # of a service that runs
+        user = Ids.open(Path(release.main.bundle) / "users")[1]
+        say(f"try: {example(url, user, bool(os.environ.get(API_KEY)))}")
         ended = threading.Event()
         before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
         try:
@@ -83,20 +92,59 @@ def serve(bundle: Path, settings: Serve, *, verbose: bool = False) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _service(bundle: Path, settings: Serve) -> Service:
+def _with_absolute_models(settings: Serve) -> Serve:
+    """The further models by places that replicas know; a wrong one is told of, and refused when called."""
+    models = {name: absolute(place) for name, place in settings.models.items()}
+    for name, place in models.items():
+        try:
+            if not is_remote(place):
+                open_artifact(Path(place), "bundle", verify=False)
+        except ArtifactError as error:
+            say(f"model {name}: {error}; its calls are refused meanwhile")
+    return settings.model_copy(update={"models": models})
+
+
+def check_cores(settings: Serve) -> None:
+    """Refuse what Ray would wait for without end: cores that its nodes do not have.
+
+    Raises:
+        MachineError: fewer replicas have room than there are to be.
+    """
+    import ray
+
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    room, wanted = sum(own // settings.cpus for own in cores), max(1, settings.min_replicas)
+    if room < wanted:
+        raise MachineError(
+            f"{wanted} replicas of {settings.cpus} cores each; there is room for {room} on "
+            f"{', '.join(map(str, cores))} cores",
+            where="serve.cpus",
+            remedy="ask for fewer with --replicas or --cpus, or add nodes",
+        )
+    if room < settings.max_replicas:
+        say(f"there are cores for {room} of at most {settings.max_replicas} replicas")
+
+
+def _service(bundle: str, settings: Serve) -> Service:
     store, pid = str(store_folder(bundle, settings)), os.getpid()
     return Service(base_url(settings), store, pid, processes.run_mark(pid), settings.max_replicas)
 
 
-def store_folder(bundle: Path, settings: Serve) -> Path:
-    """What a service keeps of its own on this machine: serve.store, or a folder beside the bundle."""
-    bundle = bundle.absolute()
-    if not settings.store or _is_redis(settings):
-        return bundle.with_name(f"{bundle.name}.store")
-    return Path(settings.store).absolute()
+def store_folder(bundle: Path | str, settings: Serve) -> Path:
+    """What a service keeps of its own on this machine: serve.store, or a folder beside the bundle.
+
+    Of a bundle at a URI it is a folder in the user's ~/.local/state.
+    """
+    if settings.store and not _is_redis(settings):
+        return Path(settings.store).absolute()
+    place = str(bundle)
+    if is_remote(place):
+        return state_folder(place)
+    path = Path(place).absolute()
+    return path.with_name(f"{path.name}.store")
 
 
-def store_location(bundle: Path, settings: Serve) -> str:
+def store_location(bundle: Path | str, settings: Serve) -> str:
     """Where the feedback log of a bundle lies: a Redis, or the store's folder."""
     return settings.store if _is_redis(settings) else str(store_folder(bundle, settings))
 
@@ -111,7 +159,7 @@ def build(args: Mapping[str, Any]) -> Any:
     The API key comes from the cluster's environment.
 
     Args:
-        args: `bundle`, its folder, and any keys of the recipe's [serve] section; host and port
+        args: `bundle`, its folder or URI, and any keys of the recipe's [serve] section; host and port
             say where the configuration's http_options listen.
 
     Raises:
@@ -124,10 +172,10 @@ def build(args: Mapping[str, Any]) -> Any:
     settings = parse({"serve": content}, "args").serve
     key = os.environ.get(API_KEY, "")
     check_exposure(settings, key)
-    return _application(Path(bundle), settings, key, LOG)
+    return _application(bundle, settings, key, LOG)
 
 
-def _start(bundle: Path, settings: Serve, key: str, verbose: bool) -> None:
+def _start(bundle: str, settings: Serve, key: str, verbose: bool) -> None:
     from ray import serve as ray_serve
     from ray.exceptions import RayError
     from ray.serve.config import HTTPOptions
@@ -136,20 +184,21 @@ def _start(bundle: Path, settings: Serve, key: str, verbose: bool) -> None:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
     log = {**LOG, "log_level": "INFO"} if verbose else LOG
     # Serve's own limit is the last resort: its answer is not a problem document.
-    late = settings.request_timeout_s + 5
+    late = BODY_S + settings.request_timeout_s + 5  # a replica answers by then
     http = HTTPOptions(host=settings.host, port=settings.port, request_timeout_s=late)
+    haproxy.limit(settings.max_ongoing_requests + settings.max_queued_requests)
     try:
         ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=dict(log))
         board = str(store_folder(bundle, settings))
         ray_serve.run(_application(bundle, settings, key, log, board), name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(
-            "the service did not start", where=str(bundle), remedy="run it with --verbose to see why"
+            "the service did not start", where=base_url(settings), remedy="run it with --verbose to see why"
         ) from error
 
 
 def _application(
-    bundle: Path, settings: Serve, key: str, log: Mapping[str, Any], folder: str | None = None
+    bundle: str, settings: Serve, key: str, log: Mapping[str, Any], folder: str | None = None
 ) -> Any:
     """The deployment, bound to its bundle; `folder` is where its board lies, if it has one.
 
@@ -164,7 +213,7 @@ def _application(
     held = settings.max_ongoing_requests + settings.max_queued_requests
     deployment = ray_serve.deployment(
         name="ingress",
-        ray_actor_options={"num_cpus": 1},
+        ray_actor_options={"num_cpus": settings.cpus},
         max_ongoing_requests=2 * held,
         max_queued_requests=settings.max_queued_requests,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
@@ -182,6 +231,7 @@ def _application(
                     "target": settings.target_ongoing_requests,
                     "up_s": settings.scale_up_s,
                     "down_s": settings.scale_down_s,
+                    "least": settings.min_replicas,
                 },
             ),
         ),
@@ -191,7 +241,12 @@ def _application(
         logging_config=dict(log),
     )(Ingress)
     store = store_location(bundle, settings)
-    return deployment.bind(str(bundle), store, settings, key_digest(key) if key else None, folder)
+    admin = _digest(os.environ.get(ADMIN_KEY, ""))
+    return deployment.bind(bundle, store, settings, _digest(key), folder, admin)
+
+
+def _digest(key: str) -> bytes | None:
+    return key_digest(key) if key else None
 
 
 def _wait_until_ready(url: str) -> None:

@@ -31,6 +31,12 @@ CREATE TABLE IF NOT EXISTS events (
     variant TEXT NOT NULL DEFAULT ''  -- the version of the model that the user met
 );
 CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, id);
+CREATE TABLE IF NOT EXISTS items (
+    id TEXT PRIMARY KEY,
+    content BLOB NOT NULL,
+    place INTEGER NOT NULL  -- in the order of arrival
+);
+CREATE INDEX IF NOT EXISTS items_by_place ON items (place);
 """
 
 
@@ -52,6 +58,23 @@ class Store(Protocol):
 
         Returns:
             The new mark, and the users. Quick where there is nothing new.
+        """
+
+    def put_item(self, item: str, content: bytes) -> None:
+        """Make what is said of an item durable, in the place of what was said before.
+
+        Raises:
+            MachineError: as for `append`.
+        """
+
+    def items(self, mark: Any) -> tuple[Any, list[tuple[str, bytes]]]:
+        """What is said of items that were put after `mark`, by whichever process; None: of all.
+
+        Sure to know what the last call of `changes` could know, and no later; so it costs
+        nothing where there is nothing new.
+
+        Returns:
+            The new mark, and items with their latest content, in the order of arrival.
         """
 
     def close(self) -> None:
@@ -97,6 +120,7 @@ class SqliteStore:
         self._writer, self._reader = self._connect(), self._connect()
         self._writing, self._reading = threading.Lock(), threading.Lock()
         self._version = -1  # of the database, as the reader last saw it
+        self._items_seen = (-2, -2)  # the version when it last looked for items, and the mark then
 
     def append(self, events: Sequence[Event]) -> None:
         """See Store."""
@@ -148,6 +172,35 @@ class SqliteStore:
         except sqlite3.Error as error:
             raise self._translate(error) from error
         return max((row[0] for row in rows), default=mark), list({row[1] for row in rows})
+
+    def put_item(self, item: str, content: bytes) -> None:
+        """See Store."""
+        try:
+            with self._writing, self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                self._writer.execute(
+                    "INSERT INTO items SELECT ?, ?, 1 + COALESCE(MAX(place), 0) FROM items WHERE true "
+                    "ON CONFLICT (id) DO UPDATE SET content = excluded.content, place = excluded.place",
+                    (item, content),
+                )
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    def items(self, mark: int | None) -> tuple[int, list[tuple[str, bytes]]]:
+        """See Store."""
+        if mark is not None and (self._version, mark) == self._items_seen:
+            return mark, []
+        try:
+            with self._reading:
+                version = self._version
+                rows = self._reader.execute(
+                    "SELECT place, id, content FROM items WHERE place > ? ORDER BY place", (mark or 0,)
+                ).fetchall()
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        last: int = rows[-1][0] if rows else mark or 0
+        self._items_seen = (version, last)
+        return last, [(item, content) for _, item, content in rows]
 
     def close(self) -> None:
         """See Store."""

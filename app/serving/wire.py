@@ -9,6 +9,7 @@ way. uvicorn parses, keeps connections alive and drains them as before.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import secrets
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
@@ -18,16 +19,25 @@ from typing import Any, Protocol
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.serving.guard import BODY_S
 from app.serving.problems import CONTENT_TYPE, Problem
 
 Reply = Callable[[int, bytes, Mapping[str, str]], None]
 Headers = dict[bytes, bytes]  # names in lower case
 
-BODY_S = 10.0  # for a body to arrive
-
 _NOT_PLAIN = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 _JSON = b"application/json"
+_names = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())  # of requests
+# What Serve goes by is for us to say; it also fails (500) where one of these is not UTF-8.
+_OF_SERVE = frozenset(
+    (
+        b"x-request-timeout-seconds",
+        b"x-request-disconnect-disabled",
+        b"serve-multiplexed-model-id",
+        b"x-session-id",
+    )
+)
 # A stream may take long, and is read no faster than it is answered. Serve else ends it after its
 # time-out, and reads all of it at once to learn of a disconnect.
 _STREAMED = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
@@ -101,16 +111,30 @@ class Wire(HttpToolsProtocol):
         if path in self.desk.paths and self._plain(headers) and self.desk.admits(headers):
             self._body = []
             given = headers.get(b"x-request-id", b"")[:64].decode("latin-1")
-            self._call = (path.decode(), given or secrets.token_hex(8))
+            self._call = (path.decode(), given or next(_names))
             self._last = not self.parser.should_keep_alive()
             return
         url, received = self.url, self.headers
         super().on_message_begin()
-        self.url, self.expect_100_continue = url, b"expect" in headers
-        self.headers.extend(received)
+        self.url = url
+        self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
+        self.headers.extend((name, value) for name, value in received if _passes(name, value))
         if path in self.desk.streams:
             self.headers.extend(_STREAMED)
         super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What cannot be parsed is answered, and the connection closed; the base does it in plain text."""
+        if self._waiting:  # for an answer, after which no more is read
+            self._last = True
+            self.flow.pause_reading()
+            return
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()  # within an answer no other can begin
+            return
+        self._body, self._last = None, True
+        request_id, problem = next(_names), Problem(400, "this is not an HTTP request")
+        self._reply(request_id, 400, problem.document(request_id), {"content-type": CONTENT_TYPE})
 
     def _plain(self, headers: Headers) -> bool:
         length = headers.get(b"content-length", b"")
@@ -173,3 +197,8 @@ class Wire(HttpToolsProtocol):
             self._last = True
         else:
             super().shutdown()
+
+
+def _passes(name: bytes, value: bytes) -> bool:
+    """Whether Serve may see a header of the caller. Of a strange request id it would fail."""
+    return name.replace(b"_", b"-") not in _OF_SERVE and (name != b"x-request-id" or value.isascii())

@@ -25,7 +25,7 @@ from tests.tiny import tiny_dataset
 from tests.traffic import Traffic
 
 TIMES, CONNECTIONS = 3, 2000
-IN_TIME_S, REFUSED_MS, NORMAL_S, GROWTH = 1.0, 50.0, 10.0, 1.05
+IN_TIME_S, REFUSED_MS, NORMAL_S, GROWTH = 2.0, 50.0, 10.0, 1.05
 ITEMS, USERS, LISTS, CANDIDATES = 3000, 500, 499, 1000
 GIB = 1 << 30
 

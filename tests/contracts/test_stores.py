@@ -135,3 +135,56 @@ def test_changes_name_those_with_new_events_whoever_stored_them(open_store: Call
     later, users = ours.changes(mark)
     assert sorted(users) == ["u", "v", "w"]
     assert ours.changes(later) == (later, [])
+
+
+def test_items_come_in_the_order_of_arrival_and_the_latest_word_holds(
+    open_store: Callable[[], Store],
+) -> None:
+    store, other = open_store(), open_store()
+    assert store.items(None)[1] == []
+    for item, content in (("a", b"1"), ("b é", b"2"), ("a", "3é".encode())):
+        store.put_item(item, content)
+    other.changes(None)
+    assert other.items(None)[1] == [("b é", b"2"), ("a", "3é".encode())]
+    assert open_store().items(None)[1] == [("b é", b"2"), ("a", "3é".encode())]
+
+
+def test_another_replica_learns_of_items_with_its_next_look_at_changes(
+    open_store: Callable[[], Store],
+) -> None:
+    store, other = open_store(), open_store()
+    mark, _ = other.changes(None)
+    place, _ = other.items(None)
+    for round in ("one", "two"):
+        store.put_item(round, b"{}")
+        store.append([Event("u", "x")])
+        mark, users = other.changes(mark)
+        place, found = other.items(place)
+        assert users == ["u"] and found == [(round, b"{}")]
+        mark, _ = other.changes(mark)
+        assert other.items(place) == (place, [])
+
+
+def test_a_replica_learns_of_the_items_that_it_put_itself(open_store: Callable[[], Store]) -> None:
+    store = open_store()
+    mark, place = store.changes(None)[0], store.items(None)[0]
+    store.put_item("a", b"{}")
+    store.changes(mark)
+    assert store.items(place)[1] == [("a", b"{}")]
+
+
+def test_items_are_put_by_many_at_once(open_store: Callable[[], Store]) -> None:
+    stores = [open_store() for _ in range(3)]
+
+    def put(number: int) -> None:
+        for n in range(10):
+            stores[number].put_item(f"{number}-{n}", b"{}")
+
+    threads = [threading.Thread(target=put, args=(number,)) for number in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(item for item, _ in open_store().items(None)[1]) == sorted(
+        f"{number}-{n}" for number in range(3) for n in range(10)
+    )

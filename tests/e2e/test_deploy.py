@@ -24,6 +24,8 @@ from app.serving import control, place
 from app.serving.release import Wish
 from app.serving.service import running, store_folder
 from tests import versions
+from tests.bench import faults_change
+from tests.bench.fuzz import fuzz
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 from tests.traffic import Traffic
@@ -136,3 +138,11 @@ def test_replicas_come_and_go(site: Site) -> None:
     assert len({line for line in scrape.splitlines() if line.startswith("rayrec_in_flight{")}) == 2
     assert site.verb("scale", "1") == {"replicas": 1}
     site.traffic.until(site.traffic.total + 300)
+
+
+def test_fuzzed_requests_are_answered_and_others_do_not_suffer(site: Site) -> None:
+    bars, figures = fuzz(faults_change.Site(site.folder, site.place, site.traffic), 2000)
+    # Two thousand are too few to tell growth of memory from what is filled once.
+    assert [bar["name"] for bar in bars if not bar["holds"] and "memory" not in bar["name"]] == [], figures
+    assert set(figures["statuses"]["slow"]) >= {200, 404, 408, 413, 415}
+    assert set(figures["statuses"]["structure"]) >= {200, 202, 400, 422}

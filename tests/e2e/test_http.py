@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import gzip
 import os
 import signal
 import socket
@@ -23,6 +24,7 @@ from app.events import Event
 from app.recipe import Serve
 from app.serving.address import API_KEY
 from app.serving.service import running, store_folder
+from tests import conformance
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 
@@ -77,13 +79,14 @@ def test_rank_gives_the_scores_of_the_bundle(service: Service, client: Client) -
 
 
 def test_a_batch(client: Client) -> None:
-    wanted = [RankRequest("u1", ITEMS), RankRequest("", ITEMS), RecommendRequest("u2", k=3)]
-    ranked, wrong, recommended = client.batch_rank(wanted)
+    wanted = [RankRequest("u1", ITEMS), RecommendRequest("u2", k=3), RankRequest("", ITEMS)]
+    ranked, recommended, wrong, last = client.batch_rank([*wanted, RankRequest("u2", ITEMS)])
     assert isinstance(ranked, Answer) and [s.item for s in ranked.items] == [
         s.item for s in client.rank(RankRequest("u1", ITEMS)).items
     ]
     assert isinstance(wrong, RequestError) and "user" in wrong.what
     assert isinstance(recommended, Answer) and len(recommended.items) == 3
+    assert isinstance(last, Answer) and len(last.items) == len(ITEMS)
 
 
 def test_recommend_and_similar(client: Client) -> None:
@@ -96,12 +99,25 @@ def test_recommend_and_similar(client: Client) -> None:
 
 def test_feedback_changes_the_next_answer_of_that_user_alone(client: Client) -> None:
     before, other = (client.rank(RankRequest(user, ITEMS)) for user in ("u5", "u6"))
+    wanted = RecommendRequest("u5", k=37)
+    assert client.recommend(wanted) == client.recommend(wanted)
     assert client.feedback([Event("u5", item, "view") for item in ("i30", "i31", "i32")]) == 3
     assert client.rank(RankRequest("u5", ITEMS)) != before
-    seen = client.recommend(RecommendRequest("u5", k=37)).items
+    seen = client.recommend(wanted).items
     assert not {"i30", "i31", "i32"} & {s.item for s in seen}
     again = client.rank(RankRequest("u6", ITEMS))
     assert [s.item for s in again.items] == [s.item for s in other.items]
+
+
+def test_a_new_item_is_known_at_once(service: Service, client: Client) -> None:
+    assert client.put_item("new/1").ranked_by in ("content", "nothing")
+    best = client.recommend(RecommendRequest("u5", k=41, exclude_seen=False)).items
+    (found,) = [one for one in best if one.item == "new/1"]
+    answer = client.rank(RankRequest("u5", ["new/1"]))
+    assert answer.cold_start and answer.items[0].score == pytest.approx(found.score, abs=1e-4)
+    assert client.similar(SimilarRequest("new/1", k=3)).cold_start is False
+    with Client(service.url, "wrong") as stranger, pytest.raises(RequestError, match="401"):
+        stranger.put_item("new/2")
 
 
 def test_many_at_once_are_answered_alike(client: Client) -> None:
@@ -115,35 +131,76 @@ def test_many_at_once_are_answered_alike(client: Client) -> None:
 
 
 JSON = {"Content-Type": "application/json", "X-API-Key": KEY}
-RANK_BODIES = {  # a body of /v1/rank and the status it gets
-    "not json": (400, b"user=u1"),
-    "nan": (400, b'{"user":"u1","items":["i1"],"k":NaN}'),
-    "lone surrogate": (400, b'{"user":"u1","items":["\\ud800"]}'),
-    "wrong type": (422, b'{"user":"u1","items":[1]}'),
-    "huge number": (422, b'{"user":"u1","items":["i1"],"context":{"timestamp":1e999}}'),
-    "too many": (422, b'{"user":"u1","items":["a"' + b',"a"' * 2000 + b"]}"),
-    "a million": (413, b'{"user":"u1","items":["a"' + b',"a"' * 999_999 + b"]}"),
-    "deep": (422, b'{"user":' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
+BOMB = gzip.compress(b" " * 10_000_000)  # 10 kB
+LINES = {**JSON, "Content-Type": "application/x-ndjson"}
+RANK_BODIES = {  # a body of /v1/rank, the status it gets and the field that is named
+    "empty": (400, b"", ""),
+    "not json": (400, b"user=u1", ""),
+    "nan": (400, b'{"user":"u1","items":["i1"],"k":NaN}', ""),
+    "lone surrogate": (400, b'{"user":"u1","items":["\\ud800"]}', ""),
+    "not utf-8": (400, b'{"user":"u1","items":["\xff\xfe"]}', ""),
+    "a control character": (400, b'{"user":"u\x001","items":["i1"]}', ""),
+    "null": (422, b"null", ""),
+    "an array": (422, b"[]", ""),
+    "wrong type": (422, b'{"user":"u1","items":[1]}', "items[0]"),
+    "k = 0": (422, b'{"user":"u1","items":["i1"],"k":0}', "k"),
+    "huge number": (422, b'{"user":"u1","items":["i1"],"context":{"timestamp":1e999}}', "context.timestamp"),
+    "1,001 candidates": (422, b'{"user":"u1","items":["a"' + b',"a"' * 1000 + b"]}", "items"),
+    "an id of 257 bytes": (422, b'{"user":"u1","items":["i1","' + b"a" * 257 + b'"]}', "items[1]"),
+    "ten megabytes": (413, b'{"user":"u1","items":["a"' + b',"a"' * 2_500_000 + b"]}", ""),
+    "deep": (422, b'{"user":' + b"[" * 50_000 + b"]" * 50_000 + b"}", "user"),
 }
-PROBLEMS: dict[str, tuple[int, str, str, bytes, dict[str, str]]] = {
-    **{name: (status, "POST", "/v1/rank", body, JSON) for name, (status, body) in RANK_BODIES.items()},
-    "wrong method": (405, "PUT", "/v1/rank", b"{}", JSON),
-    "wrong path": (404, "POST", "/v1/rnk", b"{}", JSON),
-    "no key": (401, "POST", "/v1/rank", b"{}", {"Content-Type": "application/json"}),
-    "wrong key": (401, "POST", "/v1/rank", b"{}", {**JSON, "X-API-Key": "sesam"}),
-    "plain text": (415, "POST", "/v1/rank", b"{}", {"X-API-Key": KEY}),
+FUTURE, PAST = (b'{"events":[{"user":"u1","item":"i1","timestamp":%s}]}' % t for t in (b"9e9", b"-9e9"))
+PROBLEMS: dict[str, tuple[int, str, str, bytes, dict[str, str], str]] = {
+    **{
+        n: (status, "POST", "/v1/rank", body, JSON, field) for n, (status, body, field) in RANK_BODIES.items()
+    },
+    "k = 10**9": (422, "POST", "/v1/recommend", b'{"user":"u1","k":1000000000}', JSON, "k"),
+    "a filter": (422, "POST", "/v1/recommend", b'{"user":"u1","filter":"nothing < 3"}', JSON, "filter"),
+    "the future": (422, "POST", "/v1/feedback", FUTURE, JSON, "events[0].timestamp"),
+    "the past": (422, "POST", "/v1/feedback", PAST, JSON, "events[0].timestamp"),
+    "wrong method": (405, "PUT", "/v1/rank", b"{}", JSON, ""),
+    "wrong path": (404, "POST", "/v1/rnk", b"{}", JSON, ""),
+    "no key": (401, "POST", "/v1/rank", b"{}", {"Content-Type": "application/json"}, ""),
+    "wrong key": (401, "POST", "/v1/rank", b"{}", {**JSON, "X-API-Key": "sesam"}, ""),
+    "plain text": (415, "POST", "/v1/rank", b"{}", {"X-API-Key": KEY}, ""),
+    "a gzip bomb": (415, "POST", "/v1/rank", BOMB, {**JSON, "Content-Encoding": "gzip"}, ""),
+    "a bomb in a batch": (415, "POST", "/v1/batch_rank", BOMB, {**LINES, "Content-Encoding": "gzip"}, ""),
 }
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_bad_input_is_a_problem_document(service: Service, name: str) -> None:
-    status, method, path, body, headers = PROBLEMS[name]
+    status, method, path, body, headers, field = PROBLEMS[name]
     answer = httpx.request(method, service.url + path, content=body, headers=headers)
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
-    assert answer.json()["status"] == status
+    document = answer.json()
+    assert document["status"] == status
+    assert document["detail"]
+    if status == 422:
+        (finding,) = document["errors"]
+        assert finding["field"] == field
+        assert finding["detail"]
     assert len(answer.content) < 2048
     assert "Traceback" not in answer.text
+
+
+def test_what_is_odd_but_harmless_is_answered(service: Service, client: Client) -> None:
+    ids = ["i1", "\x1b[2J", "a\0b", "\U0001f600" * 64]
+    answer = client.rank(RankRequest("\n", [*ids, *ids, "i1"], k=10**9))
+    assert sorted(scored.item for scored in answer.items) == sorted(ids)  # each once
+    assert answer.cold_start
+    twice = b'{"user":"u2","items":["i1"],"user":"u1","items":["i2","i3"]}'
+    found = httpx.post(f"{service.url}/v1/rank", content=twice, headers=JSON)
+    assert {scored["item"] for scored in found.json()["items"]} == {"i2", "i3"}  # the last one counts
+
+
+def test_it_keeps_to_its_openapi_document(service: Service) -> None:
+    found = conformance.check(service.url, {"X-API-Key": KEY}, examples=20)
+    for path in ("/v1/rank", "/v1/recommend", "/v1/similar", "/v1/feedback"):
+        assert found[path, 202 if path == "/v1/feedback" else 200], "good ones were sent"
+        assert found[path, 422], "and bad ones"
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/rank", 413), ("/v1/nothing", 404)])
@@ -183,6 +240,7 @@ def test_health_model_metrics_and_pages(service: Service, client: Client) -> Non
         text = http.get("/metrics", headers=JSON).text
     assert 'route="/v1/rank",status="200"' in text
     assert "rayrec_batch_size_bucket" in text
+    assert 'cache="users"' in text and 'cache="recommendations"' in text
 
 
 def test_a_request_id_comes_back(service: Service) -> None:

@@ -56,6 +56,10 @@ def test_init_writes_a_recipe_with_every_default(capsys: pytest.CaptureFixture[s
         (["rank", "absent", "--user", "u"], "no such folder"),
         (["serve", "absent"], "no such folder"),
         (["bench", "absent"], "no such folder"),
+        (["serve", "bogus://bucket/bundle"], "check the address"),
+        (["serve", "absent", "--model", "news"], "NAME=BUNDLE"),
+        (["serve", "absent", "--model", "a/b=c"], "serve.models"),
+        (["serve", "absent", "--set", "serve.cpus=0"], "serve.cpus"),
     ],
 )
 def test_mistakes_exit_1_with_one_message(

@@ -99,6 +99,11 @@ def test_the_configuration_of_a_bundle_names_it(tmp_path: Path) -> None:
     assert config["http_options"]["port"] == 8123
 
 
+def test_a_bundle_may_lie_in_storage() -> None:
+    config = validated(serve_config("s3://shop/bundle?region=eu-west-1"))
+    assert config["applications"][0]["args"]["bundle"] == "s3://shop/bundle?region=eu-west-1"
+
+
 def test_a_folder_without_a_bundle_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match="is not a bundle"):
         serve_config(tmp_path)

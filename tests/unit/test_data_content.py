@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,10 @@ def test_history_reads_what_prepare_wrote(tmp_path: Path) -> None:
     assert time[0].tolist() == [10**6, 2 * 10**6, 3 * 10**6]
     assert event[0].tolist() == [1, 1, 1]
     assert dataset.schema.end_time == 2 * 10**6
+
+
+def test_what_fills_a_missing_value_is_kept_for_items_that_come_later(tmp_path: Path) -> None:
+    features = {"item": [{"column": "price"}]}
+    dataset = run(tmp_path, LOG, features=features, data={"missing": {"price": "median"}})
+    # x = 2 and y = 4 train.
+    assert json.loads((dataset.path / "features" / "item" / "fills.json").read_text()) == {"price": "3.0"}

@@ -10,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.features.base import Array
 from app.features.category import Category
 from app.features.number import Number
-from app.features.text import Text
+from app.features.text import FEW, Text
 
 
 def cells(*values: Any) -> Array:
@@ -132,3 +134,16 @@ def test_tfidf_is_scikit_learns_on_the_training_part() -> None:
     expected = TfidfVectorizer().fit(train).transform(query).toarray()
     for row, wanted in zip(made, expected, strict=True):
         assert sorted(row[row > 0]) == pytest.approx(sorted(wanted[wanted > 0]), abs=1e-6)
+
+
+@given(
+    texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=30), min_size=1, max_size=4),
+    weighting=st.sampled_from(["count", "tfidf"]),
+    ngrams=st.integers(1, 3),
+)
+def test_a_few_texts_are_hashed_as_many_are(texts: list[str], weighting: str, ngrams: int) -> None:
+    feature = Text("c", buckets=32, weighting=weighting, ngrams=ngrams)
+    many = cells(*texts, *["red shoe"] * FEW)
+    state = feature.fit(many)
+    found = np.concatenate([feature.transform(cells(text), state) for text in texts])
+    np.testing.assert_array_equal(found, feature.transform(many, state)[: len(texts)])

@@ -11,7 +11,7 @@ import pytest
 from app import processes
 from app.errors import ArtifactError, MachineError, RecipeError
 from app.recipe import Serve
-from app.serving import control, place
+from app.serving import conductor, control, place
 from app.serving.board import FRESH_S, Board
 from app.serving.conductor import Conductor, begin, version_of
 from app.serving.release import Release, Service, Snapshot, Version, VersionState, Wish
@@ -93,6 +93,41 @@ def test_a_damaged_board_names_the_file(board: Board) -> None:
     (board.folder / "release.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"release\.json"):
         board.release()
+
+
+def test_a_version_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
+    board: Board, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conductor, "free_bytes", lambda: 1 << 20)
+    run = Run(board, bundles["a"])
+    wish = run.wish("deploy", bundles["b"])
+    release = run.step()
+    outcome = release.outcome(wish)
+    assert outcome is not None and outcome.state == "refused"
+    assert "1 MiB are free" in outcome.reason
+    assert release.phase == "steady" and len(release.versions) == 1
+
+
+def test_a_version_may_not_have_the_name_of_a_further_model(board: Board, bundles: dict[str, Path]) -> None:
+    run = Run(board, bundles["a"], models={"tiny": "/data/other"})
+    wish = run.wish("deploy", bundles["b"])
+    outcome = run.step().outcome(wish)
+    assert outcome is not None and outcome.state == "refused" and "'tiny'" in outcome.reason
+
+
+def test_a_version_is_deployed_from_an_address(
+    board: Board, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    run = Run(board, bundles["a"], cache_dir=str(tmp_path / "cache"))
+    board.wish(Wish("deploy", bundles["b"].as_uri()))
+    release = run.step()
+    assert [one.digest for one in release.versions] == [version_of(bundles[name]).digest for name in "ab"]
+    assert all(Path(one.bundle).parent == board.folder / "bundles" for one in release.versions)
+    wish = run.wish("rollback")
+    board.wish(Wish("deploy", (tmp_path / "nothing").as_uri()))
+    refusal = run.step().outcomes[-1]
+    assert run.step().outcome(wish) is not None
+    assert "no whole bundle" in refusal.reason
 
 
 def test_a_bundle_on_the_board_outlives_its_folder(

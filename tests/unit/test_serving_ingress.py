@@ -15,7 +15,7 @@ import pytest
 from app.errors import MachineError
 from app.recipe import Serve
 from app.serving import bulk
-from app.serving.ingress import CALLS, Ingress
+from app.serving.ingress import Ingress
 from tests.fakes import fake_ingress, transport
 
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
@@ -318,8 +318,8 @@ def test_pages_need_nothing_from_elsewhere(replica: Ingress) -> None:
 def test_openapi_describes_every_call(replica: Ingress) -> None:
     document = call(replica, "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    served = {path.replace("/fake", "/{name}") for path in [*CALLS, *replica.pages]}
-    served = served - {"/", "/docs", "/openapi.json"} | {bulk.PATH}
+    served = {path.replace("/fake", "/{name}") for path in [*replica.decoders, *replica.pages]}
+    served = served - {"/", "/docs", "/openapi.json"} | {bulk.PATH, "/v1/items/{id}"}
     assert set(document["paths"]) == served
     schemas = document["components"]["schemas"]
     assert schemas["RankRequest"]["required"] == ["user", "items"]

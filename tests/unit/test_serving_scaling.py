@@ -34,6 +34,26 @@ def test_an_idle_service_keeps_one_replica() -> None:
     assert Scale("", target=10, up_s=0, down_s=0).by_load(0, 1, now=0) == 1
 
 
+def test_a_service_that_may_have_none_wakes_at_once() -> None:
+    scale = Scale("", target=10, up_s=5, down_s=60, least=0)
+    assert [scale.by_load(0, 1, now=now) for now in (0, 59, 60)] == [1, 1, 0]
+    assert scale.by_load(0, 0, now=61) == 0
+    waiting = SimpleNamespace(aggregated_metrics={}, target_num_replicas=0, total_queued_requests=3.0)
+    assert scale(waiting)[0] == 1  # type: ignore[arg-type]
+    waiting.target_num_replicas, scale.down_s = 1, 0  # that one starts: calls wait for it still
+    assert scale(waiting)[0] == 1  # type: ignore[arg-type]
+    idle = SimpleNamespace(aggregated_metrics={}, target_num_replicas=0, total_queued_requests=0.0)
+    assert scale(idle)[0] == 0  # type: ignore[arg-type]
+
+
+def test_a_deployment_needs_a_replica(tmp_path: Path) -> None:
+    board = Board(tmp_path)
+    scale = Scale(str(tmp_path), target=10, up_s=0, down_s=0, least=0)
+    for phase, wanted in (("loading", 1), ("canary", 1), ("steady", 0)):
+        board.publish(Release([], phase=phase))  # type: ignore[arg-type]
+        assert scale.asked() == wanted
+
+
 def test_the_mean_of_the_calls_held_is_by_littles_law(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(scaling.time, "perf_counter", lambda: now[0])

@@ -19,7 +19,7 @@ from app import haproxy, processes
 from app.errors import MachineError, RecipeError
 from app.recipe import Serve
 from app.serving.address import base_url, check_exposure, check_port, example
-from app.serving.service import build, store_folder
+from app.serving.service import build, check_cores, store_folder
 
 
 @pytest.fixture
@@ -92,6 +92,33 @@ def test_the_example_is_a_command_line() -> None:
 def test_the_store_lies_beside_the_bundle_unless_told(tmp_path: Path) -> None:
     assert store_folder(tmp_path / "bundle", Serve()) == tmp_path / "bundle.store"
     assert store_folder(tmp_path / "bundle", Serve(store="/data/log")) == Path("/data/log")
+
+
+def test_a_bundle_at_an_address_keeps_its_store_in_the_users_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/state")
+    a, b = (store_folder(f"s3://{bucket}/shop/", Serve()) for bucket in "ab")
+    assert a != b
+    assert a.parent == Path("/state/rayrec/stores")
+    assert a.name.startswith("shop-")
+    assert store_folder("s3://a/shop", Serve(store="/data/log")) == Path("/data/log")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "replicas", "cpus", "fits"),
+    [([4], 4, 1, True), ([4], 5, 1, False), ([3, 3], 2, 2, True), ([3, 3], 3, 2, False), ([2], 1, 3, False)],
+)
+def test_replicas_need_cores_on_one_node_each(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[int], replicas: int, cpus: int, fits: bool
+) -> None:
+    found = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
+    dead = {"Alive": False, "Resources": {"CPU": 100.0}}
+    monkeypatch.setattr("ray.nodes", lambda: [*found, dead])
+    settings = Serve(min_replicas=replicas, max_replicas=replicas, cpus=cpus)
+    if fits:
+        check_cores(settings)
+    else:
+        with pytest.raises(MachineError, match=f"{replicas} replicas of {cpus} cores"):
+            check_cores(settings)
 
 
 def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -211,7 +212,7 @@ def test_an_answer_to_one_who_left_is_dropped(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_serve_neither_ends_a_stream_nor_reads_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own headers tell it so; whatever the caller says, the last one counts."""
+    """Its own headers tell it so, and the caller's never reach it: of some it would fail."""
     scopes: list[dict[bytes, bytes]] = []
 
     async def noting(scope: Any, receive: Any, send: Any) -> None:
@@ -223,13 +224,15 @@ def test_serve_neither_ends_a_stream_nor_reads_ahead(monkeypatch: pytest.MonkeyP
 
     async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
         for path in (b"/v1/stream?a", b"/v1/other"):
-            own = b"X-Request-Timeout-Seconds: 7\r\nContent-Length: 1\r\n\r\nx"
+            own = b"X-Request-Timeout-Seconds: 7\r\nX-Request-Disconnect-Disabled: \xff\r\n"
+            own += b"Serve_Multiplexed_Model_Id: \xff\r\nX-Request-ID: \xff\r\nContent-Length: 1\r\n\r\nx"
             writer.write(HOT.replace(b"/v1/rank", path) + own)
             assert (await answer(reader))[1] == b"usual POST x"
 
     talk(monkeypatch, said)
     names = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
-    assert [[scope.get(name) for name in names] for scope in scopes] == [[b"0", b"?1"], [b"7", None]]
+    assert [[scope.get(name) for name in names] for scope in scopes] == [[b"0", b"?1"], [None, None]]
+    assert not {b"serve_multiplexed_model_id", b"x-request-id"} & {name for scope in scopes for name in scope}
 
 
 def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,5 +246,37 @@ def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPat
         assert b"took too long" in body
         assert await reader.read() == b""
         assert desk.taken == []
+
+    talk(monkeypatch, said)
+
+
+@pytest.mark.parametrize("before", [b"", hot(b"good"), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"])
+def test_what_is_not_http_gets_a_problem_document_and_the_connection_closed(
+    monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+        if before:
+            writer.write(before)
+            await answer(reader)
+        writer.write(b"NONSENSE\r\n\r\n")
+        head, body = await answer(reader)
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert b"content-type: application/problem+json" in head
+        assert json.loads(body)["status"] == 400
+        assert await reader.read() == b""
+
+    talk(monkeypatch, said)
+
+
+def test_nonsense_after_a_call_does_not_cost_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+        desk.held = []
+        writer.write(hot(b"first") + b"\x00\x01\r\n\r\n")
+        while not desk.held:
+            await asyncio.sleep(0)
+        desk.held[0](200, b"of the first", {})
+        head, body = await answer(reader)
+        assert (head.split(b" ")[1], body) == (b"200", b"of the first")
+        assert await reader.read() == b""
 
     talk(monkeypatch, said)

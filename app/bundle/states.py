@@ -1,0 +1,100 @@
+"""User vectors that are kept for a while: what a model that retrieves makes of a user."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from app.bundle.asked import Asked
+from app.bundle.layout import Array
+
+OVERHEAD = 500  # bytes of an entry beside its key and its vector
+Key = tuple[int, int, bytes]
+
+
+class Kept(NamedTuple):
+    """A vector and the moment, in microseconds, that it was made for."""
+
+    vector: Array
+    moment: int
+
+
+class States:
+    """User vectors by model, user and last events; safe to use from several threads.
+
+    A vector depends on the user, on the events that the model looks at, and on the moment (its
+    hour, the age of events). The first two are the key, so that a fresh event never meets an
+    older vector; of another moment a vector serves for so many seconds.
+
+    `hits` and `misses` count users; `bytes` is what is kept now.
+
+    Args:
+        limit: bytes, least recently used vectors go first; 0: nothing is kept.
+        seconds: between the moment of a request and that of a vector, at most.
+    """
+
+    def __init__(self, limit: int, seconds: float) -> None:
+        self.limit, self.tolerance = limit, round(seconds * 1e6)
+        self.hits = self.misses = self.bytes = 0
+        self._kept: OrderedDict[Key, Kept] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(
+        self, edition: int, length: int, asked: Sequence[Asked], make: Callable[[Sequence[Asked]], Array]
+    ) -> Array:
+        """The vectors (B, Q) of the users of requests; those that are not known are made together.
+
+        Args:
+            edition: of the model and its rows; vectors of one never serve another.
+            length: of the history that the model looks at.
+            asked: the requests.
+            make: the model.
+        """
+        keys = [_key(edition, length, one) for one in asked]
+        with self._lock:
+            found = [self._find(key, one.now) for key, one in zip(keys, asked, strict=True)]
+        places = [place for place, vector in enumerate(found) if vector is None]
+        if places:
+            made = make([asked[place] for place in places])
+            for place, vector in zip(places, made, strict=True):
+                found[place] = vector
+            with self._lock:
+                for place in places:
+                    self._keep(keys[place], found[place], asked[place].now)
+        return np.stack(found)  # type: ignore[arg-type]
+
+    def _find(self, key: Key, now: int) -> Array | None:
+        kept = self._kept.get(key)
+        if kept is None or abs(now - kept.moment) >= self.tolerance:
+            self.misses += 1
+            return None
+        self.hits += 1
+        self._kept.move_to_end(key)
+        return kept.vector
+
+    def _keep(self, key: Key, vector: Array | None, now: int) -> None:
+        assert vector is not None
+        self._forget(key)
+        self._kept[key] = Kept(vector.copy(), now)  # a row of a batch would hold on to all of it
+        self.bytes += _size(key, vector)
+        while self.bytes > self.limit:
+            self._forget(next(iter(self._kept)))
+
+    def _forget(self, key: Key) -> None:
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            self.bytes -= _size(key, kept.vector)
+
+
+def _key(edition: int, length: int, asked: Asked) -> Key:
+    history, last = asked.history, slice(max(0, len(asked.history) - length), None)
+    seen = history.item[last].tobytes() + history.event[last].tobytes() + history.time[last].tobytes()
+    return edition, asked.user, seen
+
+
+def _size(key: Key, vector: Array) -> int:
+    return len(key[2]) + vector.nbytes + OVERHEAD
