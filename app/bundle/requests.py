@@ -22,7 +22,7 @@ Basis = Literal["content", "training", "nothing"]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
-class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
     """One event of the user in question, as a request carries it."""
 
     item: str

@@ -17,9 +17,10 @@ Key = tuple[int, int, bytes]
 
 
 class Kept(NamedTuple):
-    """A vector and the moment, in microseconds, that it was made for."""
+    """A vector, the events and the moment, in microseconds, that it was made for."""
 
     vector: Array
+    seen: bytes
     moment: int
 
 
@@ -27,8 +28,9 @@ class States:
     """User vectors by model, user and last events; safe to use from several threads.
 
     A vector depends on the user, on the events that the model looks at, and on the moment (its
-    hour, the age of events). The first two are the key, so that a fresh event never meets an
-    older vector; of another moment a vector serves for so many seconds.
+    hour, the age of events). A user has one, which serves as long as the events are the same, so
+    that a fresh event never meets an older vector; of another moment it serves for so many
+    seconds. Unknown users are told apart by their events.
 
     `hits` and `misses` count users; `bytes` is what is kept now.
 
@@ -54,9 +56,12 @@ class States:
             asked: the requests.
             make: the model.
         """
-        keys = [_key(edition, length, one) for one in asked]
+        events = [_seen(length, one) for one in asked]
+        keys = [
+            (edition, one.user, b"" if one.user else seen) for one, seen in zip(asked, events, strict=True)
+        ]
         with self._lock:
-            found = [self._find(key, one.now) for key, one in zip(keys, asked, strict=True)]
+            found = [self._find(*three) for three in zip(keys, events, asked, strict=True)]
         places = [place for place, vector in enumerate(found) if vector is None]
         if places:
             made = make([asked[place] for place in places])
@@ -64,37 +69,36 @@ class States:
                 found[place] = vector
             with self._lock:
                 for place in places:
-                    self._keep(keys[place], found[place], asked[place].now)
+                    self._keep(keys[place], events[place], found[place], asked[place].now)
         return np.stack(found)  # type: ignore[arg-type]
 
-    def _find(self, key: Key, now: int) -> Array | None:
+    def _find(self, key: Key, seen: bytes, asked: Asked) -> Array | None:
         kept = self._kept.get(key)
-        if kept is None or abs(now - kept.moment) >= self.tolerance:
+        if kept is None or kept.seen != seen or abs(asked.now - kept.moment) >= self.tolerance:
             self.misses += 1
             return None
         self.hits += 1
         self._kept.move_to_end(key)
         return kept.vector
 
-    def _keep(self, key: Key, vector: Array | None, now: int) -> None:
+    def _keep(self, key: Key, seen: bytes, vector: Array | None, now: int) -> None:
         assert vector is not None
         self._forget(key)
-        self._kept[key] = Kept(vector.copy(), now)  # a row of a batch would hold on to all of it
-        self.bytes += _size(key, vector)
+        kept = self._kept[key] = Kept(vector.copy(), seen, now)  # a row of a batch would hold on to all of it
+        self.bytes += _size(kept)
         while self.bytes > self.limit:
             self._forget(next(iter(self._kept)))
 
     def _forget(self, key: Key) -> None:
         kept = self._kept.pop(key, None)
         if kept is not None:
-            self.bytes -= _size(key, kept.vector)
+            self.bytes -= _size(kept)
 
 
-def _key(edition: int, length: int, asked: Asked) -> Key:
+def _seen(length: int, asked: Asked) -> bytes:
     history, last = asked.history, slice(max(0, len(asked.history) - length), None)
-    seen = history.item[last].tobytes() + history.event[last].tobytes() + history.time[last].tobytes()
-    return edition, asked.user, seen
+    return history.item[last].tobytes() + history.event[last].tobytes() + history.time[last].tobytes()
 
 
-def _size(key: Key, vector: Array) -> int:
-    return len(key[2]) + vector.nbytes + OVERHEAD
+def _size(kept: Kept) -> int:
+    return len(kept.seen) + kept.vector.nbytes + OVERHEAD

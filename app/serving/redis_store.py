@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from sys import intern
 from typing import Any, TypeVar
 
 import msgspec
@@ -102,7 +103,7 @@ class RedisStore:
         """See Store."""
         found = self._try(lambda: self._redis.zrange(USER + user, 0, limit - 1, desc=True, withscores=True))
         kept = [(self._decode(member[_ORDER:]), score) for member, score in reversed(found)]
-        return [HistoryEvent(one.item, one.event, score / 1e6) for one, score in kept]
+        return [HistoryEvent(intern(one.item), intern(one.event), score / 1e6) for one, score in kept]
 
     def changes(self, mark: str | None) -> tuple[str, list[str]]:
         """See Store."""

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from sys import intern  # the same ids and types come again and again, and are kept
 from typing import Any, Protocol
 
 from app.bundle.requests import HistoryEvent
@@ -156,7 +157,7 @@ class SqliteStore:
                 ).fetchall()
         except sqlite3.Error as error:
             raise self._translate(error) from error
-        return [HistoryEvent(item, event, moment / 1e6) for item, event, moment in reversed(rows)]
+        return [HistoryEvent(intern(item), intern(event), when / 1e6) for item, event, when in reversed(rows)]
 
     def changes(self, mark: int | None) -> tuple[int, list[str]]:
         """See Store."""

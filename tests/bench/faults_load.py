@@ -49,7 +49,7 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
         timer.start()
         found = _arrived(target, TIMES * capacity, seconds)
         growth = private(pid) / filled[0]
-        after = _arrived(target, capacity / 2, 1.5 * NORMAL_S)
+        after = _arrived(target, capacity / 2, min(1.5 * NORMAL_S, 2 * seconds))
     statuses = Counter(one.status for one in found)
     say(f"at {TIMES} x capacity: {dict(statuses)}")
     in_time = sum(one.status == 200 and one.seconds <= IN_TIME_S for one in found) / seconds
@@ -133,14 +133,20 @@ def _arrived(target: Target, rate: float, seconds: float) -> list[Answered]:
 
 
 def _normal_after(calm: Sequence[Answered], after: Sequence[Answered]) -> float:
-    """Seconds until a second is as good as those before: no refusal, and a p95 of at most twice theirs."""
-    usual = 2 * float(np.percentile([one.seconds for one in calm], 95))
-    bad = 0
-    for second in range(int(1.5 * NORMAL_S)):
-        some = [one for one in after if second <= one.due < second + 1]
-        if any(one.status != 200 for one in some) or np.percentile([one.seconds for one in some], 95) > usual:
-            bad = second + 1
-    return float(bad)
+    """Seconds until every second is as good as the worst one before: no refusal, no higher p95."""
+    usual = max(_p95s(calm))
+    bad = [second for second, p95 in enumerate(_p95s(after)) if p95 > usual]
+    refused = [int(one.due) for one in after if one.status != 200]
+    return float(max([-1, *bad, *refused]) + 1)
+
+
+def _p95s(answers: Sequence[Answered]) -> list[float]:
+    """By second; the last one, which is not whole, is left out."""
+    last = int(max(one.due for one in answers))
+    return [
+        float(np.percentile([one.seconds for one in answers if int(one.due) == second] or [0.0], 95))
+        for second in range(last)
+    ]
 
 
 def _percentiles(answers: Sequence[Answered]) -> dict[str, float]:

@@ -85,9 +85,14 @@ def memory_of(site: Site) -> dict[str, float]:
                 started[process.create_time()] = pid
     pids = {"replica": replica.pid, "haproxy": started[max(started)]}
     found = {name: round(private(pid) / 2**20, 2) for name, pid in pids.items()}
-    scrape = httpx.get(f"{site.service.url}/metrics").text
-    caches = sum(map(float, re.findall(r"^rayrec_cache_bytes\{.*\} (\S+)$", scrape, re.MULTILINE))) / 2**20
-    return {**found, "caches": round(caches, 2), "counted": round(sum(found.values()) - caches, 2)}
+    caches = caches_mib(site.service.url)
+    return {**found, "caches": caches, "counted": round(sum(found.values()) - caches, 2)}
+
+
+def caches_mib(url: str) -> float:
+    """What a service says that its caches take."""
+    found = re.findall(r"^rayrec_cache_bytes\{.*\} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return round(sum(map(float, found)) / 2**20, 2)
 
 
 class Run:

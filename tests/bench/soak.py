@@ -27,6 +27,7 @@ from app.recipe import Serve
 from app.serving.service import running
 from tests.bench.faults import publish, result_of
 from tests.bench.faults_load import CONNECTIONS, Bars, bar, private
+from tests.bench.fuzz import caches_mib
 from tests.bench.serving_load import Answered, Target, answered, moments, post, wrk
 from tests.bench.serving_systems import free_port
 from tests.bundles import bundle_of, random_model
@@ -99,7 +100,7 @@ def _turns(folder: Path, minutes: float) -> tuple[float, list[dict[str, Any]]]:
 def _turn(port: int, rate: float, seconds: float, place: int) -> dict[str, Any]:
     found = answered(port, mixed(place), moments(rate, seconds, place), CONNECTIONS)
     p50, p99 = np.percentile([one.seconds for one in found], [50, 99]) * 1e3
-    memory = _memory()
+    memory, caches = _memory(), caches_mib(f"http://127.0.0.1:{port}")
     turn = {
         "requests": len(found),
         "failed": _failed(found),
@@ -107,6 +108,7 @@ def _turn(port: int, rate: float, seconds: float, place: int) -> dict[str, Any]:
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
         "memory_mib": memory,
+        "of_it_caches_mib": caches,
     }
     say(f"part {place + 1}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {sum(memory.values()):,.1f} MiB")
     return turn
