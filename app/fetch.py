@@ -1,7 +1,7 @@
 """python -m app.fetch URI FOLDER LIMIT: a copy of a bundle from object storage, in a folder of copies.
 
 A process of its own, because pyarrow, which reaches the storage, has no place in a replica. It
-prints one JSON line: path and digest of the copy, or what went wrong.
+prints one JSON line: the copy and its lock, or what went wrong.
 
 FOLDER/
   DIGEST/         a copy, named by the first half of its manifest's digest; its time is its last use
@@ -235,7 +235,7 @@ def main(arguments: list[str]) -> int:
         told = {"what": error.what, "where": error.where, "remedy": error.remedy}
         print(json.dumps({"error": {"kind": type(error).__name__, **told}}))
         return 1
-    print(json.dumps({"path": str(found.path), "digest": found.digest}))
+    print(json.dumps({"path": str(found.path), "lock": str(lock_of(found.path))}))
     return 0
 
 

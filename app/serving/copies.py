@@ -78,8 +78,8 @@ def copy_of(place: str, settings: Serve) -> Copy:
     if not is_remote(place):
         return Copy(Path(place).absolute())
     for _ in range(TRIES):
-        path = _fetched(place, settings)
-        lock = path.with_name(f".{path.name}.lock").open("a")
+        path, lock_file = _fetched(place, settings)
+        lock = lock_file.open("a")
         fcntl.flock(lock, fcntl.LOCK_SH)
         if path.is_dir():
             return Copy(path, lock)
@@ -99,7 +99,8 @@ def held(place: str, settings: Serve) -> Iterator[Path]:
         copy.close()
 
 
-def _fetched(uri: str, settings: Serve) -> Path:
+def _fetched(uri: str, settings: Serve) -> tuple[Path, Path]:
+    """A copy, and the file that its users lock."""
     folder, limit = cache_folder(settings), int(settings.cache_gb * 2**30)
     root = str(Path(errors.__file__).parents[1])  # wherever this process has its modules from
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
@@ -121,4 +122,4 @@ def _fetched(uri: str, settings: Serve) -> Path:
         error = said["error"]
         kind = getattr(errors, error.pop("kind"))
         raise kind(error.pop("what"), **error)
-    return Path(said["path"])
+    return Path(said["path"]), Path(said["lock"])

@@ -10,15 +10,14 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from ray import serve
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from app.bundle.requests import (
@@ -32,15 +31,15 @@ from app.bundle.runtime import Ranker
 from app.bundle.states import States
 from app.events import Event
 from app.recipe import Serve
-from app.serving import bulk, items, metrics, models, pages, wire
+from app.serving import bulk, items, metrics, models, wire
 from app.serving.board import Board
-from app.serving.cache import Answers
-from app.serving.calls import Call, Scoring
+from app.serving.calls import Call
 from app.serving.checks import check_feedback
 from app.serving.copies import copy_of
-from app.serving.guard import JSON, check_content, check_key, key_holds, read_body, request_id, response_of
-from app.serving.problems import Problem, from_error
+from app.serving.guard import key_holds
+from app.serving.problems import Problem
 from app.serving.recent import Recent
+from app.serving.routes import Routes
 from app.serving.scaling import HELD, Load
 from app.serving.store import store_at
 from app.serving.watch import Watch
@@ -52,7 +51,6 @@ CALLS: dict[str, type] = {
     "/v1/similar": SimilarRequest,
     "/v1/feedback": FeedbackRequest,
 }
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Ingress:
@@ -94,29 +92,19 @@ class Ingress:
             path: msgspec.json.Decoder(kind) for path, kind in CALLS.items()
         }
         self.writer = Writer(self.store, self.capacity)
-        # Scoring candidates takes less time than a change of threads; scoring all items does not.
-        threads = {"/v1/rank": None, "/v1/recommend": ThreadPoolExecutor(1)}
-        # For the same reason known recommendations are worth keeping, and known rankings are not.
-        known = Answers(int(settings.cache_mb * 2**20), settings.cache_s)
-        self.recent = recent = Recent(self.store, items=self.items)
-        limit = settings.max_batch_candidates
-        self.metrics.caches = {"recommendations": known, "users": self.states, "events": recent}
+        self.recent = Recent(self.store, items=self.items)
+        shelf = models.Shelf(self.recent, self.metrics, settings, ThreadPoolExecutor(1))
         self.scoring = {
-            path: Scoring(self.variants, recent, self.metrics, path, limit, thread, known if thread else None)
-            for path, thread in threads.items()
+            path: shelf.scoring(self.variants, path, long=path == "/v1/recommend")
+            for path in ("/v1/rank", "/v1/recommend")
         }
-        self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key
-            "/v2/health/live": (self._live, False),
-            "/v2/health/ready": (self._ready, False),
-            "/metrics": (self._metrics, True),
-            "/openapi.json": (self._openapi, False),
-            "/docs": (self._docs, False),
-            "/": (self._page, False),
-        }
+        known = self.scoring["/v1/recommend"].known
+        assert known is not None  # long calls are worth keeping
+        self.metrics.caches = {"recommendations": known, "users": self.states, "events": self.recent}
         self.bulk = bulk.Bulk(self.scoring, self.metrics, settings)
-        shelf = models.Shelf(recent, self.metrics, settings, threads["/v1/recommend"])
         self.models = models.Models(settings, self._open, shelf)
         self._name_models()
+        self.routes = Routes(self)
         self.paths: Collection[bytes] = frozenset(path.encode() for path in self.decoders)
         self.streams: Collection[bytes] = frozenset((bulk.PATH.encode(),))
         wire.install(self, settings.max_body_bytes)
@@ -127,12 +115,9 @@ class Ingress:
     def _name_models(self) -> None:
         """Every model has its own paths; the main one has them beside the plain ones."""
         models.check_names(self.settings, self.ranker.name)
-        self._names = self.ranker.name, *self.models.named
-        for name in self._names:
+        for name in (self.ranker.name, *self.models.named):
             for kind, body in models.KINDS.items():
                 self.decoders[models.path_of(name, kind)] = msgspec.json.Decoder(body)
-            self.pages[f"/v2/models/{name}"] = (partial(self._model, name), True)
-            self.pages[f"/v2/models/{name}/ready"] = (partial(self._model_ready, name), True)
         for kind in ("rank", "recommend"):
             self.scoring[models.path_of(self.ranker.name, kind)] = self.scoring[f"/v1/{kind}"]
         self._main_similar = models.path_of(self.ranker.name, "similar")
@@ -161,27 +146,15 @@ class Ingress:
     async def reconfigure(self, config: dict[str, Any]) -> None:
         """Serve calls this once the replica is made: from now on it watches the board."""
         if self._watching is None:
-            self._watching = asyncio.create_task(self.watch.run(self._described))
+            self._watching = asyncio.create_task(self.watch.run(self.described))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """What app.serving.scaling goes by: Serve itself does not see calls that come by the wire."""
         return {HELD: max(self.load.take(), self.held) + self.bulk.streams}
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request that did not come by the wire; every error is a problem document."""
-        try:
-            return await self._route(request)
-        except ClientDisconnect:
-            return Response(status_code=499)
-        except TimeoutError:
-            text = f"not answered within {self.settings.request_timeout_s:g} s; try again"
-            problem = Problem(503, text, headers={"Retry-After": "1"})
-        except Exception as error:
-            problem = from_error(error, request_id(request))
-        path = request.url.path
-        known = path if path in self.decoders or path in self.pages or path == bulk.PATH else "other"
-        self.metrics.answered(items.PREFIX if path.startswith(items.PREFIX) else known, problem.status, 0.0)
-        return response_of(problem, request)
+        """Answer one request that did not come by the wire."""
+        return await self.routes.answer(request)
 
     def admits(self, headers: wire.Headers) -> bool:
         """See Desk: one without the key goes the usual way, and is refused there."""
@@ -248,107 +221,11 @@ class Ingress:
         self.metrics.events += count
         call.answer(Accepted(count), 202)
 
-    async def _route(self, request: Request) -> Response:
-        path = request.url.path
-        if path in self.decoders or path == bulk.PATH:
-            self._check_method(request, "POST")
-            if self.key is not None:
-                check_key(request, self.key)
-            return await self._taken(path, request) if path in self.decoders else self.bulk.response(request)
-        if path.startswith(items.PREFIX):
-            return await self._item(request)
-        if path not in self.pages:
-            if path.startswith((models.PREFIX, "/v2/models/")):
-                if self.key is not None:
-                    check_key(request, self.key)
-                raise models.unknown(self._names)
-            raise Problem(404, "no such path; /docs lists all calls")
-        handler, guarded = self.pages[path]
-        self._check_method(request, "GET")
-        if guarded and self.key is not None:
-            check_key(request, self.key)
-        start = time.perf_counter()
-        async with asyncio.timeout(self.settings.request_timeout_s):
-            response = await handler(request)
-        self.metrics.answered(path, response.status_code, time.perf_counter() - start)
-        return response
-
-    async def _item(self, request: Request) -> Response:
-        """Take in a new or changed item; from its answer on every replica's next batch knows it."""
-        self._check_method(request, "PUT")
-        if self.admin is not None:
-            check_key(request, self.admin)
-        start = time.perf_counter()
-        answer = await items.put(request, self.items, self.ranker, self.settings.max_body_bytes)
-        self.recent.refresh()
-        self.metrics.answered(items.PREFIX, 200, time.perf_counter() - start)
-        return self._json(answer)
-
-    async def _taken(self, path: str, request: Request) -> Response:
-        check_content(request)
-        body = await read_body(request, self.settings.max_body_bytes)
-        found: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
-
-        def reply(status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            if not found.done():
-                found.set_result(Response(content, status, dict(headers)))
-
-        self.take(path, body, request_id(request), reply)
-        async with asyncio.timeout(self.settings.request_timeout_s):
-            return await found
-
-    def _check_method(self, request: Request, method: str) -> None:
-        if request.method != method and not (method == "GET" and request.method == "HEAD"):
-            allowed = "GET, HEAD" if method == "GET" else method
-            raise Problem(405, f"use {method}", headers={"Allow": allowed})
-
-    def _json(self, content: Any) -> Response:
-        return Response(msgspec.json.encode(content), media_type=JSON)
-
-    async def _live(self, request: Request) -> Response:
-        return self._json({"live": True})
-
-    async def _ready(self, request: Request) -> Response:
-        return self._json({"ready": True, "model": self.ranker.name, "version": self.ranker.version})
-
-    async def _model_ready(self, name: str, request: Request) -> Response:
-        if name in self.models.named:
-            return self._json(self.models.readiness(name))
-        return self._json({"name": name, "ready": True, "state": "loaded"})
-
-    async def _model(self, name: str, request: Request) -> Response:
-        if name in self.models.named:
-            return self._json(self.models.described(name))
-        return self._json(
-            {
-                "name": self.ranker.name,
-                "versions": [variant.label for variant in self.variants.served()],
-                "platform": "rayrec",
-                "inputs": [],
-                "outputs": [],
-                "figures": self.ranker.figures,
-                "state": "loaded",
-            }
-        )
-
-    async def _metrics(self, request: Request) -> Response:
-        others = await asyncio.to_thread(self.watch.others)
-        text = metrics.together([self._described()[1], *others])
-        return Response(text, media_type=metrics.CONTENT_TYPE)
-
-    def _described(self) -> tuple[float, str]:
+    def described(self) -> tuple[float, str]:
+        """Calls held, and the text of the metrics."""
         served = [
             metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.tally)
             for one in self.variants.served()
         ]
         served += self.models.served()
         return self.load.mean, self.metrics.render(self.held, served)
-
-    async def _openapi(self, request: Request) -> Response:
-        return Response(pages.openapi(self.settings), media_type=JSON)
-
-    async def _docs(self, request: Request) -> Response:
-        return Response(pages.docs(self.settings), media_type="text/html; charset=utf-8")
-
-    async def _page(self, request: Request) -> Response:
-        return Response(pages.HOME, media_type="text/html; charset=utf-8")

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Literal
@@ -44,15 +44,18 @@ class Shelf:
         executor: for what takes long.
     """
 
-    def __init__(self, recent: Recent, metrics: Metrics, settings: Serve, executor: Executor | None) -> None:
+    def __init__(self, recent: Recent, metrics: Metrics, settings: Serve, executor: Executor) -> None:
         self.recent, self.metrics, self.settings, self.executor = recent, metrics, settings, executor
 
     def scoring(self, variants: Variants, path: str, *, long: bool) -> Scoring:
-        """Of the calls of a path; those that take `long` leave the loop, and are worth keeping."""
-        limit = self.settings.max_batch_candidates
+        """Of the calls of a path.
+
+        Scoring candidates takes less time than a change of threads, and hardly more than to find
+        an answer that is kept. Scoring all items is `long`: it leaves the loop, and is worth keeping.
+        """
         share = self.settings.cache_mb * 2**20 / (1 + len(self.settings.models))
         known = Answers(int(share), self.settings.cache_s) if long else None
-        executor = self.executor if long else None
+        executor, limit = self.executor if long else None, self.settings.max_batch_candidates
         return Scoring(variants, self.recent, self.metrics, path, limit, executor, known)
 
 
@@ -162,16 +165,7 @@ class Models:
         model = self.named.get(name)
         if model is None:
             raise unknown(self.named)
-        loaded = model.loaded
-        return {
-            "name": name,
-            "versions": [loaded.variant.label] if loaded else [],
-            "platform": "rayrec",
-            "inputs": [],
-            "outputs": [],
-            "figures": loaded.ranker.figures if loaded else {},
-            "state": model.state,
-        }
+        return described(name, [model.loaded.variant] if model.loaded else [], model.state)
 
     def readiness(self, name: str) -> dict[str, Any]:
         """Whether calls of a model are answered; the first of one that is not loaded loads it.
@@ -235,6 +229,19 @@ class Models:
                 del model.waiting[place]
                 call.fail(_loading(model))
                 return
+
+
+def described(name: str, variants: Sequence[Variant], state: State) -> dict[str, Any]:
+    """A model as its page tells of it, by the versions that users meet, the main one first."""
+    return {
+        "name": name,
+        "versions": [variant.label for variant in variants],
+        "platform": "rayrec",
+        "inputs": [],
+        "outputs": [],
+        "figures": variants[0].ranker.figures if variants else {},
+        "state": state,
+    }
 
 
 def path_of(name: str, kind: str) -> str:

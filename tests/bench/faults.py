@@ -21,13 +21,6 @@ import psutil
 from tests.bench import faults_change, faults_kill, faults_load, fuzz
 
 OUT = Path("runs/bench")
-AT_MOST = (
-    "_failed",
-    "_s",
-    "_ms",
-    "_growth",
-    "_private_share",
-)  # ends of the names of bars that are upper limits
 
 
 def measure(short: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -69,7 +62,7 @@ def markdown(result: dict[str, Any]) -> str:
     """The table of bars, and the figures behind them."""
     lines = [f"# {result['name']}", "", "| bar | value | need | holds |", "|---|---|---|---|"]
     for bar in result["bars"]:
-        need = f"{'at most' if bar['name'].endswith(AT_MOST) else 'at least'} {bar['need']:g}"
+        need = f"{'at most' if bar['at_most'] else 'at least'} {bar['need']:g}"
         lines.append(f"| {bar['name']} | {bar['value']:g} | {need} | {'yes' if bar['holds'] else 'no'} |")
     lines += ["", "```json", json.dumps(result["figures"], indent=1), "```"]
     return "\n".join(lines) + "\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from app.serving.release import Wish
 from app.serving.service import running, store_folder
 from app.serving.status import status
 from tests import versions
+from tests.bench.serving_systems import free_port
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 from tests.traffic import Traffic
@@ -29,6 +29,16 @@ Bars = list[dict[str, Any]]
 USERS, ITEMS, EVENTS = 500, 200, 8000
 CANDIDATES = 100
 LIMIT_S = 60.0
+
+
+def bar(
+    name: str, value: float, *, at_least: float | None = None, at_most: float | None = None
+) -> dict[str, Any]:
+    """A figure and what it needs to be; exactly one of the limits is given."""
+    need = at_most if at_least is None else at_least
+    assert need is not None and None in (at_least, at_most)
+    holds = value <= need if at_least is None else value >= need
+    return {"name": name, "value": value, "need": need, "at_most": at_least is None, "holds": holds}
 
 
 @dataclass
@@ -58,9 +68,7 @@ def serving(connections: int = 8) -> Iterator[Site]:
     versions.good(model, dataset, folder / "good")
     versions.wrong(dataset, folder / "wrong")
     versions.slow(dataset, folder / "slow")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     users = [f"u{row}" for row in range(1, USERS + 1)]
     items = [f"i{row}" for row in range(1, CANDIDATES + 1)]
     try:
@@ -87,8 +95,8 @@ def change(site: Site, requests: int) -> tuple[Bars, dict[str, Any]]:
         say(f"{name}: {steps[name]:.1f} s, {site.traffic.failed} of {site.traffic.total} requests failed")
     site.traffic.until(first + requests)
     sent, lost = site.traffic.total - first, site.traffic.failed - failed
-    bar = {"name": "change_failed", "value": lost, "need": 0, "holds": lost == 0 and sent >= requests}
-    return [bar], {
+    bars = [bar("change_failed", lost, at_most=0), bar("change_requests", sent, at_least=requests)]
+    return bars, {
         "requests": sent,
         "seconds": steps,
         "slowest_ms": round(1e3 * site.traffic.slowest_s, 1),
@@ -110,8 +118,8 @@ def damage(site: Site, mutations: int) -> tuple[Bars, dict[str, Any]]:
     served = [one["version"] for one in status(site.service)["versions"] if one["share"]]
     lost = site.traffic.failed - failed
     return [
-        {"name": "damaged_refused", "value": refused, "need": mutations, "holds": refused == mutations},
-        {"name": "damaged_failed", "value": lost, "need": 0, "holds": lost == 0},
+        bar("damaged_refused", refused, at_least=mutations),
+        bar("damaged_failed", lost, at_most=0),
     ], {
         "mutations": mutations,
         "requests": site.traffic.total - sent,
@@ -131,10 +139,10 @@ def canary(site: Site) -> tuple[Bars, dict[str, Any]]:
         took = round(time.monotonic() - start, 1)
         say(f"{name}: {reason} after {took} s")
         figures[name] = {"reason": reason, "seconds": took}
-        holds = reason.startswith("rolled back") and took <= LIMIT_S
-        bars.append({"name": f"{name}_canary_s", "value": took, "need": LIMIT_S, "holds": holds})
+        bars.append(bar(f"{name}_canary_rolled_back", reason.startswith("rolled back"), at_least=1))
+        bars.append(bar(f"{name}_canary_s", took, at_most=LIMIT_S))
     lost = site.traffic.failed - failed
-    bars.append({"name": "canary_failed", "value": lost, "need": 0, "holds": lost == 0})
+    bars.append(bar("canary_failed", lost, at_most=0))
     return bars, figures
 
 

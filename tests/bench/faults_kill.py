@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import itertools
 import json
 import os
 import random
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -20,12 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from app import processes
+from app.bundle.requests import RankRequest
+from app.client import Client
 from app.console import say
+from app.errors import RayRecError
+from app.events import Event
 from app.serving import control
 from app.serving.board import Board
 from app.serving.release import Snapshot
 from app.serving.store import FILE
-from tests.bench.faults_change import Bars, Site
+from tests.bench.faults_change import Bars, Site, bar
+from tests.bench.serving_systems import free_port
 
 UNRETRIED, CAPACITY_S = 0.999, 15.0
 FEEDERS, START_S = 4, 60.0
@@ -52,14 +55,9 @@ def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, 
     lost, share = site.traffic.lost - lost, 1 - failed / sent
     control.scale(site.service, 0)
     return [
-        {"name": "kill_answered_at_once", "value": share, "need": UNRETRIED, "holds": share >= UNRETRIED},
-        {"name": "kill_retried_failed", "value": lost, "need": 0, "holds": lost == 0},
-        {
-            "name": "kill_capacity_s",
-            "value": max(seconds),
-            "need": CAPACITY_S,
-            "holds": max(seconds) <= CAPACITY_S,
-        },
+        bar("kill_answered_at_once", share, at_least=UNRETRIED),
+        bar("kill_retried_failed", lost, at_most=0),
+        bar("kill_capacity_s", max(seconds), at_most=CAPACITY_S),
     ], {"requests": sent, "failed": failed, "seconds": seconds, "failures": site.traffic.failures}
 
 
@@ -91,7 +89,8 @@ def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
         began = time.monotonic()
         with _service(bundle, store) as (driver, port):
             starts.append(round(time.monotonic() - began, 1))
-            changed += _answer_changes(port, f"u{count % 400 + 1}")
+            with Client(f"http://127.0.0.1:{port}") as client:
+                changed += _answer_changes(client, f"u{count % 400 + 1}")
             ended = threading.Event()
             feeders = [
                 threading.Thread(target=_feed, args=(port, counter, acknowledged, ended))
@@ -107,17 +106,15 @@ def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
         lost = set(acknowledged) - _stored(store)
         say(f"service {count + 1} of {rounds} killed: {len(acknowledged)} events, {len(lost)} lost")
     return [
-        {"name": "feedback_changed", "value": changed, "need": rounds, "holds": changed == rounds},
-        {"name": "feedback_lost_failed", "value": len(lost), "need": 0, "holds": not lost},
+        bar("feedback_changed", changed, at_least=rounds),
+        bar("feedback_lost", len(lost), at_most=0),
     ], {"acknowledged": len(acknowledged), "seconds_to_start": starts, "processes_killed": killed}
 
 
 @contextmanager
 def _service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """`rayrec serve` as a user starts it, once it answers; whatever was killed before is its own affair."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port)]
     command += ["--set", f"serve.store={json.dumps(str(store))}"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -132,8 +129,9 @@ def _service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes
 
 def _ready(port: int) -> bool:
     try:
-        return _post(port, "GET", "/v2/health/ready")[0] == 200
-    except (OSError, http.client.HTTPException):
+        with Client(f"http://127.0.0.1:{port}") as client:
+            return bool(client.ready()["ready"])
+    except RayRecError:  # it does not answer yet
         return False
 
 
@@ -148,41 +146,20 @@ def _kill(driver: subprocess.Popen[bytes]) -> int:
 
 
 def _feed(port: int, counter: Iterator[int], acknowledged: list[int], ended: threading.Event) -> None:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    while not ended.is_set():
-        number = next(counter)
-        event = {"user": f"u{number % 400 + 1}", "item": f"i{number % 100 + 1}", "event": "view"}
-        body = json.dumps({"events": [event | {"value": number}]})
-        try:
-            connection.request("POST", "/v1/feedback", body, {"Content-Type": "application/json"})
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            break  # killed
-        if answer.status == 202:
+    """Send events until the service is killed; each has a number as its value."""
+    with Client(f"http://127.0.0.1:{port}") as client, suppress(RayRecError):
+        while not ended.is_set():
+            number = next(counter)
+            client.feedback([Event(f"u{number % 400 + 1}", f"i{number % 100 + 1}", "view", value=number)])
             acknowledged.append(number)
-    connection.close()
 
 
-def _answer_changes(port: int, user: str) -> bool:
+def _answer_changes(client: Client, user: str) -> bool:
     """Whether an event changes the very next answer."""
-    ask = {"user": user, "items": [f"i{row}" for row in range(1, 101)]}
-    before = _post(port, "POST", "/v1/rank", ask)[1]
-    told = {"events": [{"user": user, "item": "i7", "event": "view", "value": 0}]}
-    status = _post(port, "POST", "/v1/feedback", told)[0]
-    after = _post(port, "POST", "/v1/rank", ask)[1]
-    return status == 202 and json.loads(before)["items"] != json.loads(after)["items"]
-
-
-def _post(port: int, method: str, path: str, content: object = None) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        body = None if content is None else json.dumps(content)
-        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
-        answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
+    request = RankRequest(user, [f"i{row}" for row in range(1, 101)])
+    before = client.rank(request)
+    client.feedback([Event(user, "i7", "view", value=0)])
+    return client.rank(request).items != before.items
 
 
 def _stored(store: Path) -> set[int]:

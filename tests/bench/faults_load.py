@@ -17,7 +17,7 @@ from app.models.build import build_model
 from app.recipe import Serve
 from app.serving.board import Board
 from app.serving.service import running, store_folder
-from tests.bench.faults_change import Bars
+from tests.bench.faults_change import Bars, bar
 from tests.bench.serving_load import Answered, Target, answered, moments, wrk
 from tests.bench.serving_systems import free_port
 from tests.bundles import bundle_of
@@ -152,17 +152,3 @@ def _p95s(answers: Sequence[Answered]) -> list[float]:
 def _percentiles(answers: Sequence[Answered]) -> dict[str, float]:
     seconds = [one.seconds for one in answers] or [0.0]
     return {f"p{p}": round(float(np.percentile(seconds, p)) * 1e3, 1) for p in (50, 95, 99)}
-
-
-def bar(
-    name: str, value: float, *, at_least: float | None = None, at_most: float | None = None
-) -> dict[str, Any]:
-    """A figure and what it needs to be."""
-    need = at_least if at_least is not None else at_most
-    assert need is not None
-    return {
-        "name": name,
-        "value": value,
-        "need": need,
-        "holds": value >= need if at_most is None else value <= need,
-    }

@@ -21,8 +21,8 @@ from app.console import say
 from app.processes import of_run
 from app.serving import control
 from app.serving.board import Board
-from tests.bench.faults_change import ITEMS, USERS, Bars, Site
-from tests.bench.faults_load import bar, private
+from tests.bench.faults_change import ITEMS, USERS, Bars, Site, bar
+from tests.bench.faults_load import private
 from tests.bench.fuzz_requests import LAST, SLOW_KINDS, Case, Fuzzer, Slow
 
 QUICK, SLOW = 24, 16  # connections

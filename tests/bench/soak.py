@@ -26,7 +26,8 @@ from app.console import say
 from app.recipe import Serve
 from app.serving.service import running
 from tests.bench.faults import publish, result_of
-from tests.bench.faults_load import CONNECTIONS, Bars, bar, private
+from tests.bench.faults_change import Bars, bar
+from tests.bench.faults_load import CONNECTIONS, private
 from tests.bench.fuzz import caches_mib
 from tests.bench.serving_load import Answered, Target, answered, moments, post, wrk
 from tests.bench.serving_systems import free_port

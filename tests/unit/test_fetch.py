@@ -209,6 +209,8 @@ def test_the_process_prints_one_json_line(
 ) -> None:
     uri = bundle(tmp_path / "a")
     assert fetching.main([uri, str(cache), str(LIMIT)]) == 0
-    assert json.loads(capsys.readouterr().out)["digest"] == open_artifact(tmp_path / "a").digest
+    said = json.loads(capsys.readouterr().out)
+    assert open_artifact(Path(said["path"])).digest == open_artifact(tmp_path / "a").digest
+    assert Path(said["lock"]) == lock_of(Path(said["path"]))
     assert fetching.main([uri + "x", str(cache), str(LIMIT)]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "ArtifactError"

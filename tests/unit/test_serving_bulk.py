@@ -227,7 +227,7 @@ def test_interactive_calls_come_between(make: Callable[..., Ingress]) -> None:
     ranker = replica.ranker
     assert isinstance(ranker, FakeRanker)
     assert max(ranker.batches) <= 12
-    assert 'rayrec_bulk_lines_total{replica="r1",status="200"} 2000' in replica._described()[1]
+    assert 'rayrec_bulk_lines_total{replica="r1",status="200"} 2000' in replica.described()[1]
 
 
 def test_the_documentation_tells_of_it(make: Callable[..., Ingress]) -> None:

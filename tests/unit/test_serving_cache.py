@@ -250,40 +250,36 @@ def test_equal_calls_of_a_tick_are_scored_once_and_all_are_answered() -> None:
     assert desk.metrics.joined == 7
 
 
-def test_a_call_that_comes_while_its_like_is_scored_is_not_scored_again() -> None:
-    ranker, answers = Gated(), dict[str, tuple[int, bytes]]()
+def asked_while_scored(ranker: Gated, later: Sequence[str], event: str = "") -> dict[str, tuple[int, bytes]]:
+    """Answers of equal calls: a first one, and those that come, after an event, while it is scored."""
+    answers = dict[str, tuple[int, bytes]]()
 
     async def run() -> None:
         desk.call(b'{"user":"u"}', "first", answers)
         await asyncio.to_thread(ranker.begun.wait, 10)
-        for name in ("second", "third"):
+        if event:
+            desk.store.add("u", event)
+        for name in later:
             desk.call(b'{"user":"u"}', name, answers)
         ranker.may.set()
-        while len(answers) < 3:
+        while len(answers) < 1 + len(later):
             await asyncio.sleep(0)
 
     with ThreadPoolExecutor(1) as thread:
         desk = Desk(ranker, executor=thread)
         asyncio.run(asyncio.wait_for(run(), 10))
+    return answers
+
+
+def test_a_call_that_comes_while_its_like_is_scored_is_not_scored_again() -> None:
+    ranker = Gated()
+    answers = asked_while_scored(ranker, ["second", "third"])
     assert ranker.batches == [1]
     assert len(set(answers.values())) == 1
 
 
 def test_an_event_that_comes_while_a_call_is_scored_is_seen_by_the_next() -> None:
-    ranker, answers = Gated(), dict[str, tuple[int, bytes]]()
-
-    async def run() -> None:
-        desk.call(b'{"user":"u"}', "first", answers)
-        await asyncio.to_thread(ranker.begun.wait, 10)
-        desk.store.add("u", "a")
-        desk.call(b'{"user":"u"}', "second", answers)
-        ranker.may.set()
-        while len(answers) < 2:
-            await asyncio.sleep(0)
-
-    with ThreadPoolExecutor(1) as thread:
-        desk = Desk(ranker, executor=thread)
-        asyncio.run(asyncio.wait_for(run(), 10))
+    answers = asked_while_scored(Gated(), ["second"], event="a")
     assert b'"ccc","score":3' in answers["first"][1]
     assert b'{"items":[{"item":"a","score":101' in answers["second"][1].replace(
         b'"model":"fake",', b""

@@ -318,7 +318,7 @@ def test_pages_need_nothing_from_elsewhere(replica: Ingress) -> None:
 def test_openapi_describes_every_call(replica: Ingress) -> None:
     document = call(replica, "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    served = {path.replace("/fake", "/{name}") for path in [*replica.decoders, *replica.pages]}
+    served = {path.replace("/fake", "/{name}") for path in [*replica.decoders, *replica.routes.pages]}
     served = served - {"/", "/docs", "/openapi.json"} | {bulk.PATH, "/v1/items/{id}"}
     assert set(document["paths"]) == served
     schemas = document["components"]["schemas"]
