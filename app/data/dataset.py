@@ -143,18 +143,20 @@ class Dataset:
         positive = np.asarray(self.train.item)[np.asarray(self.train.label) > 0]
         return np.bincount(positive, minlength=self.schema.items)
 
-    def history(self, ends: Array, part: Part | None = None) -> tuple[Array, Array, Array]:
+    def history(
+        self, ends: Array, part: Part | None = None, length: int | None = None
+    ) -> tuple[Array, Array, Array]:
         """The last L events before row ends[b] of `part` (training by default), within its user.
 
         Args:
             ends: (B, 2) int64: first row of the user, and the row that the history ends before.
+            length: L; as long as the data set's histories by default.
 
         Returns:
             item, event, time, each (B, L), the most recent last, 0 where there is none.
         """
         part = part or self.train
-        length = self.schema.history
-        rows = ends[:, 1:] - np.arange(length, 0, -1)
+        rows = ends[:, 1:] - np.arange(length or self.schema.history, 0, -1)
         absent = rows < ends[:, :1]
         if not len(part):
             return tuple(np.zeros(rows.shape, c.dtype) for c in (part.item, part.event, part.time))  # type: ignore[return-value]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 import threading
 import time
 from bisect import bisect_left
@@ -29,12 +30,12 @@ class Shadow:
     """Compares a sample of requests in a thread; offered on one event loop.
 
     Args:
-        every: one of so many requests is compared.
+        every: one of so many requests is compared, on average.
     """
 
     def __init__(self, every: int) -> None:
         self.every = every
-        self._seen, self._last = 0, 0.0
+        self._last = 0.0
         self._room = threading.BoundedSemaphore(WAITING)
         self._thread = ThreadPoolExecutor(1, "shadow")
 
@@ -42,9 +43,9 @@ class Shadow:
         self, old: Ranker, new: Ranker, into: Comparison, request: Ranking, stored: Sequence[HistoryEvent]
     ) -> None:
         """Compare a request that was answered, if it is one of the sample."""
-        self._seen += 1
         now = time.monotonic()
-        sampled = self._seen % self.every == 0 or now - self._last > GAP_S
+        # By chance, because traffic has rhythms: each twentieth request may be the same few users'.
+        sampled = random.random() * self.every < 1 or now - self._last > GAP_S
         if sampled and self._room.acquire(blocking=False):
             self._last = now
             self._thread.submit(self._run, old, new, into, request, stored)

@@ -72,7 +72,7 @@ class Sampler:
     Args:
         repeats: True where items that the user has will be ranked, too: they then are negatives
             like all others, or a model would learn that they are always right.
-        history: False where the model has no history, which is then left at zeros.
+        history: False where the model has no history, which is then one event of zeros.
         rank, world: this worker and how many there are; all have equally many steps.
 
     Raises:
@@ -146,7 +146,8 @@ class Sampler:
         label = np.zeros(items.shape, np.float32)
         label[:, 0] = 1.0 if not self.logged else (part.value if self.loss == "mse" else part.label)[rows]
         ends = np.stack([part.indptr[user], self.before[rows]], 1)
-        recent = self.dataset.history(ends)
+        # Without a history the context still asks for the moment of the last event.
+        recent = self.dataset.history(ends, length=None if self.history else 1)
         if not self.history:
             recent = (np.zeros_like(recent[0]), np.zeros_like(recent[1]), recent[2])
         shown = self._hide(user, random)

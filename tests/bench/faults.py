@@ -60,12 +60,17 @@ def result_of(name: str, bars: list[dict[str, Any]], figures: dict[str, Any]) ->
 
 def markdown(result: dict[str, Any]) -> str:
     """The table of bars, and the figures behind them."""
-    lines = [f"# {result['name']}", "", "| bar | value | need | holds |", "|---|---|---|---|"]
-    for bar in result["bars"]:
+    figures = ["```json", json.dumps(result["figures"], indent=1), "```"]
+    return "\n".join([f"# {result['name']}", "", *table_of(result["bars"]), "", *figures]) + "\n"
+
+
+def table_of(bars: list[dict[str, Any]]) -> list[str]:
+    """The bars as lines of Markdown."""
+    lines = ["| bar | value | need | holds |", "|---|---|---|---|"]
+    for bar in bars:
         need = f"{'at most' if bar['at_most'] else 'at least'} {bar['need']:g}"
         lines.append(f"| {bar['name']} | {bar['value']:g} | {need} | {'yes' if bar['holds'] else 'no'} |")
-    lines += ["", "```json", json.dumps(result["figures"], indent=1), "```"]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def main() -> None:

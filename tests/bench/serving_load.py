@@ -40,6 +40,7 @@ class Target(NamedTuple):
     lists: Path
     opening: str = ""
     closing: str = ""
+    field: str = "items"
 
     def requests(self) -> Iterator[bytes]:
         """`bodies` as HTTP."""
@@ -48,7 +49,7 @@ class Target(NamedTuple):
     def bodies(self) -> Iterator[bytes]:
         """Bodies without end, ever new."""
         users, lists = self.users.read_text().split("\n"), self.lists.read_text().split("\n")
-        form = f'{self.opening}{{"user":"%s","items":%s}}{self.closing}'
+        form = f'{self.opening}{{"user":"%s","{self.field}":%s}}{self.closing}'
         places = count(next(_places))
         return ((form % (users[p % len(users)], lists[p % len(lists)])).encode() for p in places)
 
@@ -73,7 +74,8 @@ def wrk(target: Target, connections: int, seconds: float) -> Figures:
         raise SystemExit("wrk is not installed: apt-get install wrk")
     command = [binary, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(SCRIPT)]
     command += ["--timeout", "10s", f"http://127.0.0.1:{target.port}{target.path}", "--"]
-    command += [str(target.users), str(target.lists), target.opening, target.closing, str(next(_places))]
+    command += [str(target.users), str(target.lists), target.field, target.opening, target.closing]
+    command += [str(next(_places))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = json.loads(output.rpartition("RESULT ")[2])
     if not found["answered"]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+from itertools import cycle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -148,11 +150,13 @@ def test_a_trial_version_scores_a_sample_of_what_the_main_one_answered(
     replica: Ingress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shadow, "GAP_S", float("inf"))  # however slow the machine is
+    dice = cycle([0.049, *[0.05] * 19])
+    monkeypatch.setattr(shadow, "random", SimpleNamespace(random=lambda: next(dice)))
     new = variant("new")
     replica.variants.trial = new
     asked(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(60)))
     replica.variants.shadow._thread.shutdown()
-    assert new.compared.count == 3  # every 20th
+    assert new.compared.count == 3  # whose dice are below 1/20
     assert new.compared.agreement == pytest.approx(new.compared.judged)
     assert new.tally.requests == 0
 
@@ -174,6 +178,29 @@ def test_a_comparison_by_hand(new: FakeRanker, judged: int, agreement: float, er
     recommended = Comparison()
     compare(FakeRanker(), new, recommended, RecommendRequest("u", k=3))  # type: ignore[arg-type]
     assert recommended.agreement == float(not errors)  # the best ten are the same items
+
+
+class Remembering(Named):
+    """Knows whom it was asked for."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(version)
+        self.users: list[str] = []
+
+    def read(self, request: Any, *stored: Any) -> Any:
+        self.users.append(request.user)
+        return super().read(request, *stored)
+
+
+def test_users_who_return_with_the_rhythm_of_the_sample_are_not_all_it_knows() -> None:
+    new, comparison = Remembering("new"), Comparison()
+    sampler = Shadow(20)
+    for turn in range(3000):  # 60 users take turns: each twentieth request is one of three users'
+        request = RankRequest(f"u{turn % 60}", ITEMS)
+        sampler.offer(Named("old"), new, comparison, request, [])  # type: ignore[arg-type]
+        sampler._thread.submit(int).result()  # else it compares no more than it has room for
+    assert 75 < len(new.users) < 250  # 150, standard deviation 12
+    assert len(set(new.users)) > 40  # 55 are expected
 
 
 def test_a_score_that_is_no_number_is_a_fault() -> None:

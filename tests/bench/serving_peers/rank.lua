@@ -1,6 +1,8 @@
--- Ranking requests for wrk, hardly ever the same twice: users and candidate lists take turns, and
--- their numbers have no common factor, so that a pair returns only after all others.
--- Arguments: file of users, file of lists, what stands before and after a request, first pair.
+-- Requests for wrk, hardly ever the same twice: users and what is asked for them (the candidates of
+-- a ranking, say) take turns, and their numbers have no common factor, so that a pair returns only
+-- after all others.
+-- Arguments: file of users, file of lists, the field that holds a list, what stands before and after
+-- a request, first pair.
 
 local users, lists, head, middle, closing, place
 
@@ -14,9 +16,9 @@ end
 
 function init(args)
   users, lists = lines(args[1]), lines(args[2])
-  local opening = args[3] .. '{"user":"'
-  middle, closing = '","items":', "}" .. args[4]
-  place = tonumber(args[5])
+  local opening = args[4] .. '{"user":"'
+  middle, closing = '","' .. args[3] .. '":', "}" .. args[5]
+  place = tonumber(args[6])
   -- Users have ids of one length, and so have items: all bodies are equally long.
   local length = #opening + #users[1] + #middle + #lists[1] + #closing
   head = "POST " .. wrk.path .. " HTTP/1.1\r\nHost: " .. wrk.host .. ":" .. wrk.port
