@@ -23,8 +23,9 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Two processes: most tests wait for others to start. The tests of a file share what they set up.
 unit: setup
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 bench: bench-prepare bench-train bench-serving
 

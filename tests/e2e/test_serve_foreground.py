@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import httpx
+import psutil
 
 from app.bundle.runtime import Ranker
 from app.processes import of_run, run_mark
@@ -47,6 +48,9 @@ def test_kill_9_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
     try:
         killed, mark = start(tmp_path / "bundle", port)
         marks.append(mark)
+        below = psutil.Process(killed.pid).children(recursive=True)
+        assert len(below) > 5
+        assert {one.pid for one in below} <= set(of_run(mark))  # whatever titles they gave themselves
         killed.kill()
         killed.communicate()
         assert of_run(mark)  # the fault happened: Ray or HAProxy outlived their driver
