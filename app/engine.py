@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from app import haproxy, processes
 from app.console import say
+from app.errors import RayRecError
 
 # Why each: auth, because core Ray listens on every interface; no telemetry; the title that a
 # process of Ray gives itself must not overwrite its environment, whose mark tells whose it is;
@@ -41,11 +44,14 @@ ENVIRONMENT = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
     "RAY_worker_niceness": "0",
     "MALLOC_ARENA_MAX": "2",
     "RAY_TQDM": "0",
 }
 OBJECT_STORE_BYTES = 512 << 20
+VITAL = ("gcs_server", "raylet")
+ALIVE_S = 1.0  # between looks whether they live
 _shared: list[ExitStack] = []
 
 
@@ -56,6 +62,9 @@ def ray_session(*, verbose: bool | None = None) -> Iterator[None]:
     A local node has at least 4 logical CPUs, so that a worker group never starves the tasks
     beside it. It ends with the block, or with the `shared_session` around it. `verbose` shows
     Ray's own log; None asks the environment (RAYREC_VERBOSE).
+
+    Raises:
+        RayRecError: the local node died; nothing is left of it.
     """
     with ExitStack() as stack:
         owner = _shared[-1] if _shared else stack
@@ -99,12 +108,50 @@ def _running(verbose: bool) -> Iterator[None]:
         # Ray tells on stdout of its own actors' ends; there --json promises one object alone.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
-        yield
+        with nullcontext() if joined else _alive():
+            yield
     finally:
+        if not joined and dead_part():  # the others wait for it, and so would a farewell to them
+            processes.end_run(processes.run_mark(), patience_s=0)
         ray.shutdown()
         if not joined:
             processes.end_run(processes.run_mark())
             haproxy.forget()
+
+
+def dead_part() -> str:
+    """What of the local node has died without which Ray does nothing; "" while it lives, or is another's."""
+    import ray
+
+    node = ray._private.worker._global_node
+    dead: list[str] = [name for name, _ in node.dead_processes()] if node is not None else []
+    return next((name for name in dead if name in VITAL), "")
+
+
+@contextmanager
+def _alive() -> Iterator[None]:
+    """End the block with an error when the node dies under it: its calls of Ray would wait for ever."""
+    main, ended = threading.main_thread(), threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(ALIVE_S):
+            if dead_part():
+                signal.pthread_kill(main.ident or 0, signal.SIGINT)  # wakes whatever it waits for
+                return
+
+    watcher = threading.Thread(target=watch, name="ray-alive", daemon=True)
+    if threading.current_thread() is main:  # the only one that can be woken
+        watcher.start()
+    try:
+        yield
+    except (KeyboardInterrupt, Exception) as error:
+        if part := dead_part():
+            raise RayRecError(f"{part} has died, and Ray with it", remedy="start again") from error
+        raise
+    finally:
+        ended.set()
+        if watcher.ident:
+            watcher.join()
 
 
 def _set_environment() -> None:

@@ -51,9 +51,9 @@ def end_dead_runs() -> list[int]:
     return left
 
 
-def end_run(mark: str) -> list[int]:
+def end_run(mark: str, patience_s: float = PATIENCE_S) -> list[int]:
     """Wait for the processes of a run to end by themselves, then kill what is left."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + patience_s
     while of_run(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     left = of_run(mark)

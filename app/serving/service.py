@@ -18,7 +18,7 @@ from app.artifact import open_artifact
 from app.bundle.ids import Ids
 from app.bundle.runtime import Ranker
 from app.console import progress, say
-from app.engine import ray_session
+from app.engine import dead_part, ray_session
 from app.errors import ArtifactError, MachineError, RecipeError
 from app.recipe import Serve, parse
 from app.serving.address import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
@@ -77,7 +77,11 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
 
 
 def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None:
-    """Serve a bundle in the foreground until SIGTERM (returns) or Ctrl-C (KeyboardInterrupt)."""
+    """Serve a bundle in the foreground until SIGTERM (returns) or Ctrl-C (KeyboardInterrupt).
+
+    Raises:
+        RayRecError: Ray has died; nothing is left of the service, so that it can start again.
+    """
     with running(bundle, settings, verbose=verbose) as url:
         say(f"serving at {url} - a page to try it: {url}/ - end with Ctrl-C")
         release = Board(store_folder(absolute(str(bundle)), settings)).release()
@@ -268,6 +272,8 @@ def _stop() -> None:
     import ray
     from ray import serve as ray_serve
 
+    if dead_part():
+        return
     deadline = time.monotonic() + STOPPED_S
     controller = _controller()
     if controller is not None:

@@ -21,6 +21,7 @@ from app.events import Event, microseconds
 
 FILE = "feedback.sqlite"
 BUSY_S = 5.0
+CACHE_KIB = 256  # of pages in each connection, instead of 2 MiB that fill as the log grows
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY,
@@ -216,6 +217,7 @@ class SqliteStore:
             )
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # a commit waits for the disk
+            connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")  # beside the system's own, of the file
             connection.executescript(_SCHEMA)
             _migrate(connection)
         except sqlite3.Error as error:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from tests.bench import faults_change, faults_kill, faults_load, fuzz
+from tests.bench import faults_change, faults_kill, faults_load, faults_parts, fuzz
 
 OUT = Path("runs/bench")
 
@@ -41,6 +41,7 @@ def measure(short: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix="rayrec-faults-") as folder:
         add("overload", faults_load.overload(Path(folder, "overload"), 3 if short else 30))
         add("feedback", faults_kill.feedback(Path(folder, "overload", "bundle"), 1 if short else 20))
+        add("parts", faults_parts.parts(Path(folder, "overload", "bundle"), short))
         add("tables", faults_load.tables(Path(folder), 0.05 if short else 1.0))
     return bars, figures
 

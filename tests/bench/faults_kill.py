@@ -87,7 +87,7 @@ def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
     starts, killed, changed = [], [], 0
     for count in range(rounds):
         began = time.monotonic()
-        with _service(bundle, store) as (driver, port):
+        with service(bundle, store) as (driver, port):
             starts.append(round(time.monotonic() - began, 1))
             with Client(f"http://127.0.0.1:{port}") as client:
                 changed += _answer_changes(client, f"u{count % 400 + 1}")
@@ -112,14 +112,14 @@ def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
 
 
 @contextmanager
-def _service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """`rayrec serve` as a user starts it, once it answers; whatever was killed before is its own affair."""
     port = free_port()
     command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port)]
     command += ["--set", f"serve.store={json.dumps(str(store))}"]
     driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        _until(lambda: _ready(port) or driver.poll() is not None, START_S)
+        _until(lambda: ready(port) or driver.poll() is not None, START_S)
         if driver.poll() is not None:
             raise SystemExit(f"the service ended with {driver.returncode} instead of starting")
         yield driver, port
@@ -127,7 +127,7 @@ def _service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes
         _kill(driver)
 
 
-def _ready(port: int) -> bool:
+def ready(port: int) -> bool:
     try:
         with Client(f"http://127.0.0.1:{port}") as client:
             return bool(client.ready()["ready"])

@@ -95,13 +95,12 @@ def arrivals(target: Target, due: list[float]) -> Figures:
         p50_ms, p95_ms, p99_ms; failed, requests without a good answer; late_ms, how late this
         program itself sent at its 99th percentile, which the latencies include.
     """
-    run = _Arrivals(target.port, target.requests(), CONNECTIONS)
-    answers = run.run(due)
+    answers = answered(target.port, target.requests(), due, CONNECTIONS)
     latencies = [one.seconds for one in answers if one.status]
     if not latencies:
         raise SystemExit(f"{target.path}: no request was answered")
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) * 1000
-    late = float(np.percentile(run.late, 99)) * 1000
+    late = float(np.percentile([one.late for one in answers], 99)) * 1000
     failed = sum(one.status != 200 for one in answers)
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "failed": failed, "late_ms": late}
 
@@ -125,16 +124,21 @@ def moments(rate: float, seconds: float, seed: int = 0) -> list[float]:
 
 
 class Answered(NamedTuple):
-    """A request: when it was due, how long its answer took from then, and its status, 0 for none."""
+    """A request: when it was due, how long its answer took from then, and its status, 0 for none.
+
+    `late`: seconds of it until this program itself sent it.
+    """
 
     due: float
     seconds: float
     status: int
+    late: float
 
 
 class _Sent(NamedTuple):
     due: float  # by the clock
     request: bytes
+    late: float
 
 
 class _Connection:
@@ -144,7 +148,7 @@ class _Connection:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.parser = httptools.HttpResponseParser(self)
-        self.asked = _Sent(0.0, b"")
+        self.asked = _Sent(0.0, b"", 0.0)
         self.answered = 0  # requests
         self.complete = self.stays = False
 
@@ -179,7 +183,6 @@ class _Arrivals:
         self.poll = select.epoll()  # of those, however many
         self.waiting: deque[_Sent] = deque()
         self.answers: list[Answered] = []
-        self.late: list[float] = []
         self.start = 0.0
 
     def run(self, due: list[float]) -> list[Answered]:
@@ -188,8 +191,7 @@ class _Arrivals:
         while (todo or self.busy) and (now := time.perf_counter()) <= deadline:
             while todo and self.start + todo[0] <= now:
                 moment = self.start + todo.popleft()
-                self.late.append(now - moment)
-                self._send(_Sent(moment, next(self.requests)))
+                self._send(_Sent(moment, next(self.requests), now - moment))
             wait = self.start + todo[0] - time.perf_counter() if todo else 0.1
             ready, _, _ = select.select([self.poll], (), (), max(0.0, wait))  # epoll's own are coarse
             for number, _ in self.poll.poll(0) if ready else ():
@@ -232,7 +234,7 @@ class _Arrivals:
 
     def _answered(self, sent: _Sent, status: int) -> None:
         seconds = time.perf_counter() - sent.due
-        self.answers.append(Answered(sent.due - self.start, seconds, status))
+        self.answers.append(Answered(sent.due - self.start, seconds, status, sent.late))
 
     def _close(self) -> None:
         for sent in (*(one.asked for one in self.busy.values()), *self.waiting):

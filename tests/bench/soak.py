@@ -73,10 +73,10 @@ def capacity(port: int, folder: Path) -> float:
         rate *= 0.85
 
 
-def soak(minutes: float) -> tuple[Bars, dict[str, Any]]:
-    """All of it: a service, its capacity, then minute by minute."""
+def soak(minutes: float, rate: float | None = None) -> tuple[Bars, dict[str, Any]]:
+    """All of it: a service, then minute by minute `rate` requests/s, half its capacity by default."""
     with tempfile.TemporaryDirectory(prefix="rayrec-soak-") as name:
-        rate, turns = _turns(Path(name), minutes)
+        rate, turns = _turns(Path(name), minutes, rate)
     failed = sum(turn["failed"] for turn in turns)
     totals = [sum(turn["memory_mib"].values()) for turn in turns]
     p99 = [turn["p99_ms"] for turn in turns[1:]]
@@ -87,13 +87,13 @@ def soak(minutes: float) -> tuple[Bars, dict[str, Any]]:
     ], {"minutes": minutes, "requests_per_s": round(rate), "turns": turns}
 
 
-def _turns(folder: Path, minutes: float) -> tuple[float, list[dict[str, Any]]]:
+def _turns(folder: Path, minutes: float, rate: float | None) -> tuple[float, list[dict[str, Any]]]:
     dataset = tiny_dataset(folder / "dataset", users=USERS, items=ITEMS, events=40_000)
     bundle_of(random_model("two_tower", dataset), dataset, folder / "bundle", precision="int8")
     settings = Serve(port=free_port(), min_replicas=1, max_replicas=1)
     with running(folder / "bundle", settings):
-        rate = capacity(settings.port, folder) / 2
-        say(f"half of the capacity: {rate:,.0f} requests/s")
+        rate = rate or capacity(settings.port, folder) / 2
+        say(f"{rate:,.0f} requests/s")
         parts = [60.0] * int(minutes) if minutes >= 2 else [30 * minutes] * 2
         return rate, [_turn(settings.port, rate, seconds, place) for place, seconds in enumerate(parts)]
 
@@ -108,6 +108,7 @@ def _turn(port: int, rate: float, seconds: float, place: int) -> dict[str, Any]:
         "statuses": dict(Counter(one.status for one in found)),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
+        "sent_late_ms": round(max(one.late for one in found) * 1e3, 1),
         "memory_mib": memory,
         "of_it_caches_mib": caches,
     }

@@ -1,6 +1,6 @@
-"""`rayrec serve` as a process: kill -9, a new start at once on the same port, Ctrl-C.
+"""`rayrec serve` as a process: kill -9 of it or of Ray, a new start at once on the same port, Ctrl-C.
 
-The second start is from no replica, with a second model from an address.
+The last start is from no replica, with a second model from an address.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def start(bundle: Path, port: int, *options: str) -> tuple[subprocess.Popen[str]
     raise AssertionError("".join(said))
 
 
-def test_kill_9_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
+def test_kill_9_of_it_or_of_ray_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -55,13 +55,21 @@ def test_kill_9_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
         killed.communicate()
         assert of_run(mark)  # the fault happened: Ray or HAProxy outlived their driver
 
+        robbed, mark = start(tmp_path / "bundle", port)
+        marks.append(mark)
+        assert of_run(marks[0]) == []
+        [raylet] = [p for p in psutil.Process(robbed.pid).children() if p.name() == "raylet"]
+        raylet.kill()
+        _, said = robbed.communicate(timeout=60)
+        assert (robbed.returncode, of_run(mark)) == (2, [])
+        assert "raylet has died" in said and "Traceback" not in said
+
         further = ("--model", f"news={(tmp_path / 'news').as_uri()}")
         copies = ("--set", f"serve.cache_dir={tmp_path / 'copies'}")
         # The question whether it is ready is the call that wakes it.
         none = ("--set", "serve.min_replicas=0")
         served, mark = start(tmp_path / "bundle", port, "--cpus", "2", *further, *copies, *none)
         marks.append(mark)
-        assert of_run(marks[0]) == []
         answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user": "u1", "k": 3})
         assert len(answer.json()["items"]) == 3
         assert not (tmp_path / "copies").exists()

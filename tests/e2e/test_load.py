@@ -1,4 +1,7 @@
-"""Three times what a service can answer, in short: see tests/bench/faults_load.py."""
+"""Load on a service, in short: three times what it can answer, and a mix of all calls at a steady rate.
+
+See tests/bench/faults_load.py and tests/bench/soak.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.faults_load import overload
+from tests.bench.soak import soak
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -18,3 +22,12 @@ def test_what_exceeds_the_capacity_is_refused_and_nothing_fails(ray_local: None,
     assert statuses[200] > statuses[429] / 10
     held = {bar["name"]: bar["holds"] for bar in bars}
     assert held["overload_neither_answered_nor_refused_failed"]
+
+
+def test_a_mix_of_all_calls_is_answered(ray_local: None) -> None:
+    bars, figures = soak(0.1, rate=50)
+    assert sum(turn["requests"] for turn in figures["turns"]) == 300
+    for turn in figures["turns"]:
+        assert set(turn["statuses"]) == {200, 202}
+        assert turn["memory_mib"] and turn["of_it_caches_mib"] > 0
+    assert next(bar for bar in bars if bar["name"] == "soak_failed")["holds"]
