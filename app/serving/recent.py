@@ -39,6 +39,7 @@ class Recent:
         self._rests_until = 0.0
         self._mark, _ = store.changes(None)
         self._events: OrderedDict[str, list[HistoryEvent]] = OrderedDict()
+        self._outdated: set[str] = set()  # users of these who have new events since
         self._size = 0
 
     def refresh(self) -> bool:
@@ -56,17 +57,16 @@ class Recent:
         except MachineError as error:
             self._rest(error)
             return False
-        for user in users:
-            self._forget(user)
+        self._outdated.update(user for user in users if user in self._events)
         return True
 
     def of(self, user: str) -> list[HistoryEvent]:
         """The user's last events by time, the latest last."""
-        found = self._events.get(user)
-        if found is not None:
+        known = self._events.get(user)
+        if known is not None and user not in self._outdated:
             self.hits += 1
             self._events.move_to_end(user)
-            return found
+            return known
         if time.monotonic() < self._rests_until:
             return []
         self.misses += 1
@@ -75,6 +75,10 @@ class Recent:
         except MachineError as error:
             self._rest(error)
             return []
+        if known is not None:  # answers may hold on to the old list: what is in both is there once
+            self._forget(user)
+            same = {event: event for event in known}
+            found = [same.get(event, event) for event in found]
         self._events[user] = found
         self._size += len(found) + 1
         while self._size > self.kept:
@@ -95,9 +99,9 @@ class Recent:
         _log.error("rankings go without stored events: %s", error)
         self._rests_until = time.monotonic() + REST_S
         self._events.clear()
+        self._outdated.clear()
         self._size = 0
 
     def _forget(self, user: str) -> None:
-        events = self._events.pop(user, None)
-        if events is not None:
-            self._size -= len(events) + 1
+        self._size -= len(self._events.pop(user)) + 1
+        self._outdated.discard(user)
