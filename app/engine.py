@@ -19,11 +19,12 @@ from app.errors import RayRecError
 # process of Ray gives itself must not overwrite its environment, whose mark tells whose it is;
 # Ray's own metrics, which nobody collects here, take memory ever more; Ray Train answers a report
 # once per health check; a replica that ends waits only until HAProxy left it (30 s by default); a
-# busy machine needs more than 5 s to start HAProxy, whose line per request nobody reads; a client
-# that is silent for long is let go, and a request whose replica died is sent to another; replicas
-# tell their load every 10 s by default, too late for a rush; Ray lowers its workers' priority,
-# which starves a replica beside any other load; malloc gives each of a replica's many threads an
-# arena that grows on its own; the rest keeps Ray's chatter out of the user's terminal.
+# busy machine needs more than 5 s to start HAProxy, whose line per request nobody reads, and whose
+# death Serve sees after three checks, by default 10 s apart; a client that is silent for long is
+# let go, and a request whose replica died is sent to another; replicas tell their load every 10 s
+# by default, too late for a rush; Ray lowers its workers' priority, which starves a replica beside
+# any other load; malloc gives each of a replica's many threads an arena that grows on its own; the
+# rest keeps Ray's chatter out of the user's terminal.
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",

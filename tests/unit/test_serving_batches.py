@@ -195,6 +195,20 @@ def test_the_cache_keeps_to_its_limit_and_drops_who_was_not_asked_for_longest(tm
     assert recent.misses == 4
 
 
+def test_an_old_list_and_a_new_one_share_their_events(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path)
+    recent = Recent(store)
+    store.append([Event("u", item, timestamp=1) for item in "ab"])
+    recent.refresh()
+    old = recent.of("u")
+    store.append([Event("u", "c", timestamp=2)])
+    recent.refresh()
+    new = recent.of("u")
+    assert [event.item for event in old] == ["a", "b"]  # whoever holds it sees it unchanged
+    assert [event.item for event in new] == ["a", "b", "c"]
+    assert all(one is other for one, other in zip(old, new, strict=False))
+
+
 @settings(deadline=None, max_examples=25)  # each commit waits for the disk
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from("uvw"), st.integers(0, 5)), max_size=12))
 def test_the_cache_never_differs_from_the_store(
