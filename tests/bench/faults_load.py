@@ -137,13 +137,13 @@ def _arrived(target: Target, rate: float, seconds: float) -> list[Answered]:
 
 
 def _normal_after(calm: Sequence[Answered], after: Sequence[Answered]) -> float:
-    """Seconds until none is worse than before: no refusal, and no p95 beyond twice the worst second's.
+    """Seconds until every second is as good as the worst one before: no refusal, no higher p95.
 
-    Of seconds that are all alike the worst of ten is often not the worst of 25, so that one a
-    little worse tells nothing; a queue that is still there is 20 times as long.
+    Chance alone has one of the last five of 15 seconds that are all alike be worse than ten before
+    it, in one run of five: `p95_ms_by_second` tells such a second from a queue.
     """
     usual = max(_p95s(calm))
-    bad = [second for second, p95 in enumerate(_p95s(after)) if p95 > 2 * usual]
+    bad = [second for second, p95 in enumerate(_p95s(after)) if p95 > usual]
     refused = [int(one.due) for one in after if one.status != 200]
     return float(max([-1, *bad, *refused]) + 1)
 

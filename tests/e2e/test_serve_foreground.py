@@ -10,10 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from app.bundle.runtime import Ranker
 from app.processes import of_run, run_mark
@@ -37,54 +40,68 @@ def start(bundle: Path, port: int, *options: str) -> tuple[subprocess.Popen[str]
     raise AssertionError("".join(said))
 
 
-def test_kill_9_of_it_or_of_ray_then_a_start_at_once_then_ctrl_c(tmp_path: Path) -> None:
+@dataclass
+class Place:
+    """Where all of the starts serve, one after the other, and their marks."""
+
+    folder: Path
+    port: int
+    marks: list[str] = field(default_factory=list)
+
+    def start(self, *options: str) -> subprocess.Popen[str]:
+        process, mark = start(self.folder / "bundle", self.port, *options)
+        self.marks.append(mark)
+        return process
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    dataset = tiny_dataset(tmp_path / "dataset", users=20, items=20, events=300)
-    bundle_of(random_model("mlp", dataset), dataset, tmp_path / "bundle")
-    bundle_of(random_model("bilinear", dataset), dataset, tmp_path / "news")
-    marks = []
-    try:
-        killed, mark = start(tmp_path / "bundle", port)
-        marks.append(mark)
-        below = psutil.Process(killed.pid).children(recursive=True)
-        assert len(below) > 5
-        assert {one.pid for one in below} <= set(of_run(mark))  # whatever titles they gave themselves
-        killed.kill()
-        killed.communicate()
-        assert of_run(mark)  # the fault happened: Ray or HAProxy outlived their driver
+        found = Place(tmp_path_factory.mktemp("foreground"), int(probe.getsockname()[1]))
+    dataset = tiny_dataset(found.folder / "dataset", users=20, items=20, events=300)
+    bundle_of(random_model("mlp", dataset), dataset, found.folder / "bundle")
+    bundle_of(random_model("bilinear", dataset), dataset, found.folder / "news")
+    yield found
+    for mark in found.marks:
+        for pid in of_run(mark):
+            os.kill(pid, signal.SIGKILL)
 
-        robbed, mark = start(tmp_path / "bundle", port)
-        marks.append(mark)
-        assert of_run(marks[0]) == []
-        [raylet] = [p for p in psutil.Process(robbed.pid).children() if p.name() == "raylet"]
-        raylet.kill()
-        _, said = robbed.communicate(timeout=60)
-        assert (robbed.returncode, of_run(mark)) == (2, [])
-        assert "raylet has died" in said and "Traceback" not in said
 
-        further = ("--model", f"news={(tmp_path / 'news').as_uri()}")
-        copies = ("--set", f"serve.cache_dir={tmp_path / 'copies'}")
-        # The question whether it is ready is the call that wakes it.
-        none = ("--set", "serve.min_replicas=0")
-        served, mark = start(tmp_path / "bundle", port, "--cpus", "2", *further, *copies, *none)
-        marks.append(mark)
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/recommend", json={"user": "u1", "k": 3})
-        assert len(answer.json()["items"]) == 3
-        assert not (tmp_path / "copies").exists()
-        body = {"user": "u1", "items": ["i1", "i2"]}
-        answer = httpx.post(f"http://127.0.0.1:{port}/v1/models/news/rank", json=body)
-        assert answer.json()["version"] == Ranker.open(tmp_path / "news").version
-        assert (tmp_path / "copies").exists()
+def test_after_kill_9_of_it_or_of_ray_it_starts_at_once(place: Place) -> None:
+    killed = place.start()
+    below = psutil.Process(killed.pid).children(recursive=True)
+    assert len(below) > 5
+    assert {one.pid for one in below} <= set(of_run(place.marks[-1]))  # whatever titles they gave themselves
+    killed.kill()
+    killed.communicate()
+    assert of_run(place.marks[-1])  # the fault happened: Ray or HAProxy outlived their driver
 
-        os.killpg(served.pid, signal.SIGINT)  # as a terminal does
-        _, said = served.communicate(timeout=60)
-        assert served.returncode == 130
-        assert "Traceback" not in said
-        assert of_run(mark) == []
-        check_port(Serve(port=port))
-    finally:
-        for mark in marks:
-            for pid in of_run(mark):
-                os.kill(pid, signal.SIGKILL)
+    robbed = place.start()
+    assert of_run(place.marks[-2]) == []
+    [raylet] = [one for one in psutil.Process(robbed.pid).children() if one.name() == "raylet"]
+    raylet.kill()
+    _, said = robbed.communicate(timeout=60)
+    assert (robbed.returncode, of_run(place.marks[-1])) == (2, [])
+    assert "raylet has died" in said and "Traceback" not in said
+
+
+def test_from_no_replica_with_a_second_model_until_ctrl_c(place: Place) -> None:
+    copies = place.folder / "copies"
+    further = ("--model", f"news={(place.folder / 'news').as_uri()}", "--set", f"serve.cache_dir={copies}")
+    # The question whether it is ready is the call that wakes it.
+    served = place.start("--cpus", "2", *further, "--set", "serve.min_replicas=0")
+    url = f"http://127.0.0.1:{place.port}/v1"
+    answer = httpx.post(f"{url}/recommend", json={"user": "u1", "k": 3})
+    assert len(answer.json()["items"]) == 3
+    assert not copies.exists()
+    answer = httpx.post(f"{url}/models/news/rank", json={"user": "u1", "items": ["i1", "i2"]})
+    assert answer.json()["version"] == Ranker.open(place.folder / "news").version
+    assert copies.exists()
+
+    os.killpg(served.pid, signal.SIGINT)  # as a terminal does
+    _, said = served.communicate(timeout=60)
+    assert served.returncode == 130
+    assert "Traceback" not in said
+    assert of_run(place.marks[-1]) == []
+    check_port(Serve(port=place.port))
