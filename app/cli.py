@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app import summary
-from app.console import say, table
 from app.errors import RayRecError, RecipeError
+from app.terminal import summary
+from app.terminal.console import say, table
 
 if TYPE_CHECKING:
     from app.recipe import Recipe
@@ -52,7 +52,7 @@ def init(
     folder: Annotated[Path, typer.Argument(help="Where to write recipe.toml.")], json: AsJson = False
 ) -> None:
     """Write a recipe with every key, its default and its meaning."""
-    from app import scaffold
+    from app.terminal import scaffold
 
     _print(scaffold.init(folder), json)
 
@@ -62,7 +62,7 @@ def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: V
     """Validate recipe and data without training: schema, counts, rejects, expected time."""
     _be_verbose(verbose)
     loaded = _load(recipe, set)
-    from app.data.prepare import check as check_data
+    from app.data.stage import check as check_data
     from app.models.base import model_config
 
     model_config(loaded.model.name, loaded.model.hyperparameters)
@@ -193,30 +193,30 @@ def deploy(
     json: AsJson = False,
 ) -> None:
     """Have a bundle take over a service that runs: verify, load, compare, shift; or back by itself."""
-    from app.serving import control, place
-    from app.serving.copies import absolute
-    from app.serving.release import Wish
+    from app.serving.bundle_cache import absolute
+    from app.serving.rollout import admin, discovery
+    from app.serving.rollout.state import Wish
 
-    limits = control.limits(set or ())
+    limits = admin.limits(set or ())
     wish = Wish("deploy", absolute(bundle), canary, keep, now, limits=limits)
-    _print(control.deploy(place.find(store, port), wish), json)
+    _print(admin.deploy(discovery.find(store, port), wish), json)
 
 
 @app.command()
 def rollback(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
     """End a trial, or return to the version before, at once."""
-    from app.serving import control, place
+    from app.serving.rollout import admin, discovery
 
-    _print(control.roll_back(place.find(store, port)), json)
+    _print(admin.roll_back(discovery.find(store, port)), json)
 
 
 @app.command()
 def status(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
     """What a service does: versions, shares, replicas, requests."""
-    from app.serving import place
-    from app.serving.status import status as status_of
+    from app.serving.rollout import discovery
+    from app.serving.rollout.status import status as status_of
 
-    _print(status_of(place.find(store, port)), json, summary.of_service)
+    _print(status_of(discovery.find(store, port)), json, summary.of_service)
 
 
 @app.command()
@@ -228,11 +228,11 @@ def experiment(
     json: AsJson = False,
 ) -> None:
     """Compare the versions of `deploy --keep` by outcomes per user; `rollback` ends it with the old one."""
-    from app.serving import control, place
-    from app.serving.status import report
+    from app.serving.rollout import admin, discovery
+    from app.serving.rollout.status import report
 
-    service = place.find(store, port)
-    _print(control.promote(service) if promote else report(service, event), json, summary.of_experiment)
+    service = discovery.find(store, port)
+    _print(admin.promote(service) if promote else report(service, event), json, summary.of_experiment)
 
 
 @app.command()
@@ -243,9 +243,9 @@ def scale(
     json: AsJson = False,
 ) -> None:
     """Set how many replicas a service has."""
-    from app.serving import control, place
+    from app.serving.rollout import admin, discovery
 
-    _print(control.scale(place.find(store, port), replicas), json)
+    _print(admin.scale(discovery.find(store, port), replicas), json)
 
 
 @app.command()
@@ -269,16 +269,16 @@ def rank(
 ) -> None:
     """Score from a bundle without a server."""
     _be_verbose(verbose)
-    from app import scoring
+    from app.bundle import standalone
 
     if users:
         from app.lists.run import rank_users
 
         _print(rank_users(bundle, users, out, k=k, store=store), json)
     elif requests is not None:
-        scoring.rank_lines(bundle, requests, sys.stdout)
+        standalone.rank_lines(bundle, requests, sys.stdout)
     else:
-        _print(scoring.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)
+        _print(standalone.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)
 
 
 @app.command()
@@ -288,7 +288,7 @@ def bench(
     json: AsJson = False,
 ) -> None:
     """Measure how fast a bundle ranks on this machine, without HTTP."""
-    from app.bundle.measure import measure
+    from app.bundle.benchmark import measure
     from app.bundle.runtime import Ranker
 
     ranker = Ranker.open(bundle)
@@ -306,7 +306,7 @@ def demo(
 ) -> None:
     """The whole path on a made-up shop, with served requests and a small search."""
     _be_verbose(verbose)
-    from app.demo import demo as show
+    from app.terminal.demo import demo as show
 
     result = show(out.absolute(), users=users, items=items, events=events, quiet=json)
     if json:
@@ -316,7 +316,7 @@ def demo(
 @app.command()
 def doctor(json: AsJson = False) -> None:
     """What is installed, free and in the way: packages, ports, memory, disk, GPUs."""
-    from app.doctor import doctor as look
+    from app.terminal.doctor import doctor as look
 
     _print(look(), json)
 

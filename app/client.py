@@ -18,7 +18,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from app.bundle.requests import (
+from app.bundle.request.requests import (
     Accepted,
     Answer,
     FeedbackRequest,
@@ -31,7 +31,7 @@ from app.bundle.requests import (
 )
 from app.errors import MachineError, RayRecError, RequestError
 from app.events import Event
-from app.serving.problems import ProblemDocument
+from app.serving.http.problems import ProblemDocument
 
 RETRIES = 3  # after a 429
 # Lines sent at a time, in bytes: so few that the service takes them in before its answers are read.

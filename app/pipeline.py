@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from app.artifact import Artifact, cache_key, open_artifact, reuse
-from app.bundle.export import export as export_bundle
+from app.bundle.export.export import export as export_bundle
 from app.compression.compress import compress as compress_model
-from app.console import say
 from app.data.dataset import Dataset
-from app.data.prepare import prepare as prepare_data
-from app.data.prepare import source_digests
-from app.engine import shared_session
+from app.data.stage import prepare as prepare_data
+from app.data.stage import source_digests
 from app.evaluation.evaluate import evaluate as evaluate_model
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
 from app.models.base import model_config
+from app.ray.session import shared_session
 from app.recipe import Recipe
+from app.terminal.console import say
 from app.training.checkpoint import load_checkpoint
 from app.training.train import checkpoint_settings, forget_run
 from app.training.train import train as train_model

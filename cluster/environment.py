@@ -16,7 +16,7 @@ from pathlib import Path
 from cluster import state
 
 ROOT = Path(__file__).resolve().parent.parent
-LAUNCHER = ROOT / "app" / "haproxy.py"  # starts HAProxy without its open statistics ports
+LAUNCHER = ROOT / "app" / "ray" / "haproxy.py"  # starts HAProxy without its open statistics ports
 
 # Core Ray listens on all interfaces, hence the token; no telemetry; Ray Train answers a report
 # once per health check; Serve runs HAProxy in throughput mode and drains replicas quickly.

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from app.bundle.export import export
+from app.bundle.export.export import export
+from app.bundle.export.static_rows import static_rows
 from app.bundle.runtime import Ranker
-from app.bundle.static import static_rows
 from app.data.dataset import Dataset
 from app.evaluation.requests import batch_of, recent_of
 from app.models.base import Batch, Model

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from app.engine import ray_session
+from app.ray.session import ray_session
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

@@ -13,12 +13,19 @@ import pytest
 import uvicorn.config
 from starlette.requests import Request
 
-from app.bundle import check
-from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, Scored, SimilarRequest
+from app.bundle.request import validation
+from app.bundle.request.requests import (
+    Answer,
+    HistoryEvent,
+    RankRequest,
+    RecommendRequest,
+    Scored,
+    SimilarRequest,
+)
 from app.errors import RequestError
 from app.recipe import Serve
-from app.serving import ingress
-from app.serving.guard import key_digest
+from app.serving import replica as ingress
+from app.serving.http.guard import key_digest
 
 
 @dataclass
@@ -49,7 +56,7 @@ class FakeRanker:
         self.put: dict[str, Any] = {}
 
     def check_item(self, name: str, columns: dict[str, Any]) -> None:
-        check.check_ids([name], "item")
+        validation.check_ids([name], "item")
         if columns.keys() - {"kind", "price"}:
             raise RequestError("no such column", where="columns.colour", remedy="the columns are kind, price")
 
@@ -68,11 +75,11 @@ class FakeRanker:
 
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         if isinstance(request, RankRequest):
-            check.check_rank(request, 1000)
+            validation.check_rank(request, 1000)
         elif isinstance(request, RecommendRequest):
-            check.check_recommend(request, 1000, 100)
+            validation.check_recommend(request, 1000, 100)
         else:
-            check.check_similar(request, 100)
+            validation.check_similar(request, 100)
 
     def read(
         self,

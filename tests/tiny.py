@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from app.artifact import publish
 from app.data.dataset import Array, Dataset, Part, Schema
 from app.features.context import DAY, context_width
-from app.strings import Strings
+from app.tables.strings import Strings
 
 TASTES = 4
 START = 1_704_067_200_000_000  # 2024-01-01

@@ -12,10 +12,10 @@ from typing import Any
 
 import optuna
 
-from app.console import progress, say
-from app.engine import ray_session
 from app.errors import DataError, RayRecError, RecipeError
+from app.ray.session import ray_session
 from app.recipe import Recipe
+from app.terminal.console import progress, say
 from tuning.front import Point
 from tuning.journal import points, record
 from tuning.propose import Proposal, Proposer

@@ -17,11 +17,11 @@ import optuna
 
 from app import pipeline
 from app.artifact import Artifact, cache_key
-from app.console import say
-from app.engine import shared_session
 from app.errors import DataError, MachineError
 from app.models.base import model_config
+from app.ray.session import shared_session
 from app.recipe import Recipe
+from app.terminal.console import say
 from tuning import budget as budgets
 from tuning.front import Point, front
 from tuning.journal import DIRECTIONS, open_journal, points

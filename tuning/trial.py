@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from app.artifact import cache_key, reuse
-from app.bundle.export import export
-from app.bundle.measure import measure
+from app.bundle.benchmark import measure
+from app.bundle.export.export import export
 from app.bundle.runtime import Ranker
 from app.compression.compress import compress
 from app.data.dataset import Dataset

@@ -17,15 +17,16 @@ import numpy as np
 from msgspec import UNSET
 
 from app.artifact import Artifact, open_artifact
-from app.bundle import check
-from app.bundle.asked import Asked, Reader
-from app.bundle.explain import explain
-from app.bundle.histories import Histories
-from app.bundle.ids import Ids
-from app.bundle.layout import Array, load_array, read_info
-from app.bundle.newcomers import Newcomers
-from app.bundle.recommend import Recommender, Wish
-from app.bundle.requests import (
+from app.bundle.format.histories import Histories
+from app.bundle.format.ids import Ids
+from app.bundle.format.layout import Array, load_array, read_info
+from app.bundle.new_items import Newcomers
+from app.bundle.ranking.explain import explain
+from app.bundle.ranking.scorer import Scores
+from app.bundle.ranking.user_vectors import States
+from app.bundle.request import validation
+from app.bundle.request.encode import Asked, Reader
+from app.bundle.request.requests import (
     Answer,
     Basis,
     HistoryEvent,
@@ -35,8 +36,7 @@ from app.bundle.requests import (
     SimilarRequest,
     Value,
 )
-from app.bundle.scores import Scores
-from app.bundle.states import States
+from app.bundle.retrieval.recommend import Recommender, Wish
 from app.errors import RequestError
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
@@ -137,16 +137,16 @@ class Ranker:
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         """Raise RequestError if a request cannot be answered; `rank` and the others do so too."""
         if isinstance(request, RankRequest):
-            check.check_rank(request, self.max_candidates)
+            validation.check_rank(request, self.max_candidates)
         elif isinstance(request, RecommendRequest):
-            check.check_recommend(request, self.max_candidates, self.max_k)
+            validation.check_recommend(request, self.max_candidates, self.max_k)
             self._recommender.check(request)
         else:
-            check.check_similar(request, self.max_k)
+            validation.check_similar(request, self.max_k)
 
     def check_item(self, name: str, columns: Mapping[str, Value]) -> None:
         """Raise RequestError if an item's id or columns cannot be used; names the field."""
-        check.check_ids([name], "item")
+        validation.check_ids([name], "item")
         self.newcomers.check(columns)
 
     def has_room_for(self, name: str) -> bool:
@@ -213,7 +213,7 @@ class Ranker:
         if isinstance(request, RecommendRequest):
             self.check(request)
             return self._read_recommend(request, stored, arrived)
-        check.check_but_ids(request, self.max_candidates)
+        validation.check_but_ids(request, self.max_candidates)
         items, rows = self._candidates(request.items)
         return Question(request, items, self._reader.read(request, rows, stored))
 
@@ -225,7 +225,7 @@ class Ranker:
         except TypeError:  # not even hashable
             items, rows = names, np.zeros(len(names), np.int64)
         if np.count_nonzero(rows) < len(rows):  # an id that is remembered is well-formed
-            check.check_ids(items, "items")
+            validation.check_ids(items, "items")
             for place in np.flatnonzero(rows == 0).tolist():
                 rows[place] = self.items.find(items[place])
         return items, rows
@@ -266,7 +266,7 @@ class Ranker:
     def recommend(self, requests: Sequence[RecommendRequest], stored: Stored = None) -> list[Answer]:
         """The best k items for each request; of equal scores the more popular first.
 
-        Every item of a small catalogue is scored; see app.bundle.recommend for larger ones.
+        Every item of a small catalogue is scored; see app.bundle.retrieval.recommend for larger ones.
         `exclude_seen` leaves out what training knew of the user and what the history holds.
 
         Args:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from app.artifact import Artifact, open_artifact, publish
-from app.bundle.static import static_rows
+from app.bundle.export.static_rows import static_rows
 from app.compression.prune import prune
-from app.console import progress
 from app.data.dataset import Array, Dataset
 from app.recipe import Recipe
 from app.tables.rows import Precision, Rows, row_bytes
+from app.terminal.console import progress
 from app.training.checkpoint import load_checkpoint, save_checkpoint
 
 

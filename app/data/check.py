@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from app.data.intake import take_in
-from app.data.plan import Plan
-from app.data.refine import read_batch
-from app.data.vocabulary import items_of
-from app.engine import ray_session
+from app.data.prepare.dedupe_sort import read_batch
+from app.data.prepare.ingest import take_in
+from app.data.prepare.plan import Plan
+from app.data.prepare.vocabulary import items_of
+from app.ray.session import ray_session
 from app.recipe import Recipe
 
 SAMPLES_PER_SECOND = 100_000  # of training on two cores, to give an idea of its time

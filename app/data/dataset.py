@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifact import Artifact, open_artifact
-from app.strings import Strings
+from app.tables.strings import Strings
 
 Array = npt.NDArray[Any]
 COLUMNS = ("user", "item", "time", "event", "value", "label")

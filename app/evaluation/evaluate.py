@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from app.console import Progress, progress
 from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError
 from app.evaluation import metrics
@@ -22,6 +21,7 @@ from app.evaluation.requests import Requests, requests_of
 from app.evaluation.scorer import ModelScorer, Scorer
 from app.models.build import build_model
 from app.recipe import Recipe
+from app.terminal.console import Progress, progress
 
 NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
 PROBABILITY = ("log_loss", "accuracy", "f1", "calibration_error")

@@ -13,11 +13,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from app.console import Progress
 from app.data.dataset import Array, Dataset
 from app.evaluation.candidates import ROUNDS, excluded_of, listed_of, sampled_of
 from app.evaluation.requests import Requests
 from app.evaluation.scorer import Scorer
+from app.terminal.console import Progress
 
 SCORES = 1 << 20  # of a block: few enough to stay in the cache while they are sorted
 LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).max)

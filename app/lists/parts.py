@@ -22,7 +22,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.bundle.requests import Context, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.errors import DataError, MachineError
 from app.lists.users import Row
 

@@ -9,13 +9,13 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from app.bundle.lines import read_line
-from app.bundle.requests import Answer, RankRequest
+from app.bundle.request.json_lines import read_line
+from app.bundle.request.requests import Answer, RankRequest
 from app.bundle.runtime import Question, Ranker
 from app.errors import RequestError
 from app.lists.parts import SCHEMA, Parts
-from app.serving.recent import LENGTH
-from app.serving.store import store_at
+from app.serving.feedback.store import store_at
+from app.serving.feedback.user_events import LENGTH
 
 Json = dict[str, Any]
 CANDIDATES = 10_000  # of a user

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from app.artifact import cache_key, open_artifact
-from app.console import progress, say
-from app.data.sources import digests, find
-from app.data.tasks import map_in_actors
-from app.engine import ray_session
+from app.data.input.files import digests, find
+from app.data.ray_map import map_in_actors
 from app.errors import MachineError, RequestError, disk_errors
 from app.lists.parts import Parts, open_parts
 from app.lists.ranking import Rankings
 from app.lists.users import read_users
-from app.serving.store import FILE, store_at
+from app.ray.session import ray_session
+from app.serving.feedback.store import FILE, store_at
+from app.terminal.console import progress, say
 
 Json = dict[str, Any]
 ENDINGS = {".parquet": ".parquet", ".pq": ".parquet", ".jsonl": ".jsonl", ".ndjson": ".jsonl"}

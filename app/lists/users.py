@@ -15,11 +15,11 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.bundle.lines import Lines
-from app.data.reading import pieces
-from app.data.sniff import suffix_format
-from app.data.sources import Source, Split, describe, filesystem
-from app.data.text import lists_of, normal_ids, text_of
+from app.bundle.request.json_lines import Lines
+from app.data.input.files import Source, Split, describe, filesystem
+from app.data.input.format import suffix_format
+from app.data.input.reading import pieces
+from app.data.values.text import lists_of, normal_ids, text_of
 from app.errors import DataError
 from app.recipe import Data
 

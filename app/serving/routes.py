@@ -12,12 +12,14 @@ import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.serving import bulk, items, metrics, models, pages
-from app.serving.guard import JSON, check_content, check_key, read_body, request_id, response_of
-from app.serving.problems import Problem, from_error
+from app.serving import metrics, openapi
+from app.serving.feedback import new_items
+from app.serving.http.guard import JSON, check_content, check_key, read_body, request_id, response_of
+from app.serving.http.problems import Problem, from_error
+from app.serving.scoring import bulk, registry
 
 if TYPE_CHECKING:
-    from app.serving.ingress import Ingress
+    from app.serving.replica import Ingress
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -60,8 +62,8 @@ class Routes:
 
     def _route_of(self, path: str) -> str:
         """What metrics call a path: one of a fixed set."""
-        if path.startswith(items.PREFIX):
-            return items.PREFIX
+        if path.startswith(new_items.PREFIX):
+            return new_items.PREFIX
         known = path in self.replica.decoders or path in self.pages or path == bulk.PATH
         return path if known else "other"
 
@@ -75,12 +77,12 @@ class Routes:
                 if path in replica.decoders
                 else replica.bulk.response(request)
             )
-        if path.startswith(items.PREFIX):
+        if path.startswith(new_items.PREFIX):
             return await self._item(request)
         if path not in self.pages:
-            if path.startswith((models.PREFIX, "/v2/models/")):
+            if path.startswith((registry.PREFIX, "/v2/models/")):
                 self._check_key(request)
-                raise models.unknown(self._names)
+                raise registry.unknown(self._names)
             raise Problem(404, "no such path; /docs lists all calls")
         handler, guarded = self.pages[path]
         _check_method(request, "GET")
@@ -117,9 +119,9 @@ class Routes:
         if replica.admin is not None:
             check_key(request, replica.admin)
         start = time.perf_counter()
-        answer = await items.put(request, replica.items, replica.ranker, self.settings.max_body_bytes)
+        answer = await new_items.put(request, replica.items, replica.ranker, self.settings.max_body_bytes)
         replica.recent.refresh()
-        replica.metrics.answered(items.PREFIX, 200, time.perf_counter() - start)
+        replica.metrics.answered(new_items.PREFIX, 200, time.perf_counter() - start)
         return _json(answer)
 
     async def _live(self, request: Request) -> Response:
@@ -138,7 +140,7 @@ class Routes:
         if name in self.replica.models.named:
             return _json(self.replica.models.described(name))
         variants = self.replica.variants.served()
-        return _json(models.described(name, variants, "loaded"))
+        return _json(registry.described(name, variants, "loaded"))
 
     async def _metrics(self, request: Request) -> Response:
         others = await asyncio.to_thread(self.replica.watch.others)
@@ -146,13 +148,13 @@ class Routes:
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     async def _openapi(self, request: Request) -> Response:
-        return Response(pages.openapi(self.settings), media_type=JSON)
+        return Response(openapi.openapi(self.settings), media_type=JSON)
 
     async def _docs(self, request: Request) -> Response:
-        return Response(pages.docs(self.settings), media_type="text/html; charset=utf-8")
+        return Response(openapi.docs(self.settings), media_type="text/html; charset=utf-8")
 
     async def _page(self, request: Request) -> Response:
-        return Response(pages.HOME, media_type="text/html; charset=utf-8")
+        return Response(openapi.HOME, media_type="text/html; charset=utf-8")
 
 
 def _check_method(request: Request, method: str) -> None:

@@ -13,23 +13,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app import haproxy, processes
 from app.artifact import open_artifact
-from app.bundle.ids import Ids
+from app.bundle.format.ids import Ids
 from app.bundle.runtime import Ranker
-from app.console import progress, say
-from app.engine import dead_part, ray_session
 from app.errors import ArtifactError, MachineError, RecipeError
+from app.ray import haproxy, processes
+from app.ray.session import dead_part, ray_session
 from app.recipe import Serve, parse
-from app.serving.address import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
-from app.serving.board import Board
-from app.serving.conductor import begin, conducting
-from app.serving.copies import absolute, held, is_remote, state_folder
-from app.serving.guard import BODY_S, key_digest
-from app.serving.models import check_names
-from app.serving.place import announced, check_free
-from app.serving.release import Service, Version
-from app.serving.store import store_at
+from app.serving.bundle_cache import absolute, held, is_remote, state_folder
+from app.serving.feedback.store import store_at
+from app.serving.http.guard import BODY_S, key_digest
+from app.serving.listen import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
+from app.serving.rollout.controller import begin, conducting
+from app.serving.rollout.discovery import announced, check_free
+from app.serving.rollout.state import Service, Version
+from app.serving.rollout.state_dir import Board
+from app.serving.scoring.registry import check_names
+from app.terminal.console import progress, say
 
 APPLICATION = "rayrec"
 LOG = {"enable_access_log": False, "log_level": "ERROR"}
@@ -212,7 +212,7 @@ def _application(
     from ray import serve as ray_serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 
-    from app.serving.ingress import Ingress
+    from app.serving.replica import Ingress
 
     held = settings.max_ongoing_requests + settings.max_queued_requests
     deployment = ray_serve.deployment(
@@ -229,7 +229,7 @@ def _application(
             upscale_delay_s=0,
             downscale_delay_s=0,
             policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
-                policy_function="app.serving.scaling:Scale",
+                policy_function="app.serving.autoscaling:Scale",
                 policy_kwargs={
                     "store": folder or "",
                     "target": settings.target_ongoing_requests,

@@ -9,8 +9,8 @@ from typing import Any
 
 from app import errors
 from app.data.dataset import Dataset
-from app.engine import ray_session
 from app.errors import MachineError, RayRecError, disk_errors
+from app.ray.session import ray_session
 from app.recipe import Recipe, parse
 from app.training.hosts import RayHost
 from app.training.loop import Loop

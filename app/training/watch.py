@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from app.console import Progress, progress, say
+from app.terminal.console import Progress, progress, say
 from app.training.hosts import PROGRESS
 
 LOOK_EVERY_S = 0.2

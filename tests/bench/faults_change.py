@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.console import say
 from app.errors import ArtifactError
 from app.recipe import Serve
-from app.serving import control, place
-from app.serving.release import Wish
+from app.serving.rollout import admin, discovery
+from app.serving.rollout.state import Wish
+from app.serving.rollout.status import status
 from app.serving.service import running, store_folder
-from app.serving.status import status
+from app.terminal.console import say
 from tests import versions
 from tests.bench.serving_systems import free_port
 from tests.bundles import bundle_of, random_model
@@ -46,13 +46,13 @@ class Site:
     """A service, and load on it through all that happens."""
 
     folder: Path
-    service: place.Service
+    service: discovery.Service
     traffic: Traffic
 
     def deploy(self, name: str, **options: Any) -> str:
         """What became of it: "done", or the reason why not."""
         try:
-            control.deploy(self.service, Wish("deploy", str(self.folder / name), **options))
+            admin.deploy(self.service, Wish("deploy", str(self.folder / name), **options))
         except ArtifactError as error:
             return error.what
         return "done"
@@ -76,7 +76,7 @@ def serving(connections: int = 8) -> Iterator[Site]:
             running(folder / "first", Serve(port=port)) as url,
             Traffic(url, users, items, connections) as load,
         ):
-            yield Site(folder, place.find(str(store_folder(folder / "first", Serve()))), load)
+            yield Site(folder, discovery.find(str(store_folder(folder / "first", Serve()))), load)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -87,9 +87,9 @@ def change(site: Site, requests: int) -> tuple[Bars, dict[str, Any]]:
     failed = site.traffic.failed
     for name, step in (
         ("deploy", lambda: site.deploy("good")),
-        ("rollback", lambda: control.roll_back(site.service)),
-        ("scale to 2", lambda: control.scale(site.service, 2)),
-        ("scale to 1", lambda: control.scale(site.service, 1)),
+        ("rollback", lambda: admin.roll_back(site.service)),
+        ("scale to 2", lambda: admin.scale(site.service, 2)),
+        ("scale to 1", lambda: admin.scale(site.service, 1)),
     ):
         steps[name] = _seconds(step)
         say(f"{name}: {steps[name]:.1f} s, {site.traffic.failed} of {site.traffic.total} requests failed")

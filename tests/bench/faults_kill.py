@@ -17,16 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from app import processes
-from app.bundle.requests import RankRequest
+from app.bundle.request.requests import RankRequest
 from app.client import Client
-from app.console import say
 from app.errors import RayRecError
 from app.events import Event
-from app.serving import control
-from app.serving.board import Board
-from app.serving.release import Snapshot
-from app.serving.store import FILE
+from app.ray import processes
+from app.serving.feedback.store import FILE
+from app.serving.rollout import admin
+from app.serving.rollout.state import Snapshot
+from app.serving.rollout.state_dir import Board
+from app.terminal.console import say
 from tests.bench.faults_change import Bars, Site, bar
 from tests.bench.serving_systems import free_port
 
@@ -36,7 +36,7 @@ FEEDERS, START_S = 4, 60.0
 
 def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, Any]]:
     """Kill one of two replicas, several times, under at least so many requests in all."""
-    control.scale(site.service, 2)
+    admin.scale(site.service, 2)
     board = Board(Path(site.service.store))
     _until(lambda: len(_working(board)) == 2, 60)
     sent, failed, lost = site.traffic.total, site.traffic.failed, site.traffic.lost
@@ -53,7 +53,7 @@ def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, 
     site.traffic.until(sent + requests)
     sent, failed = site.traffic.total - sent, site.traffic.failed - failed
     lost, share = site.traffic.lost - lost, 1 - failed / sent
-    control.scale(site.service, 0)
+    admin.scale(site.service, 0)
     return [
         bar("kill_answered_at_once", share, at_least=UNRETRIED),
         bar("kill_retried_failed", lost, at_most=0),

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import psutil
 
-from app.console import say
 from app.models.build import build_model
 from app.recipe import Serve
-from app.serving.board import Board
+from app.serving.rollout.state_dir import Board
 from app.serving.service import running, store_folder
+from app.terminal.console import say
 from tests.bench.faults_change import Bars, bar
 from tests.bench.serving_load import Answered, Target, answered, moments, wrk
 from tests.bench.serving_systems import free_port

@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from app import processes
-from app.console import say
+from app.ray import processes
+from app.terminal.console import say
 from tests.bench.faults_change import Bars, bar
 from tests.bench.faults_kill import ready, service
 

@@ -17,10 +17,10 @@ import httptools
 import httpx
 import psutil
 
-from app.console import say
-from app.processes import of_run
-from app.serving import control
-from app.serving.board import Board
+from app.ray.processes import of_run
+from app.serving.rollout import admin
+from app.serving.rollout.state_dir import Board
+from app.terminal.console import say
 from tests.bench.faults_change import ITEMS, USERS, Bars, Site, bar
 from tests.bench.faults_load import private
 from tests.bench.fuzz_requests import LAST, SLOW_KINDS, Case, Fuzzer, Slow
@@ -42,7 +42,7 @@ def fuzz(site: Site, requests: int, seed: int = 0) -> tuple[Bars, dict[str, Any]
     the requests, by when each kind of request came often. What caches hold does not count: no two
     requests are alike, so they fill without end, up to limits that the recipe sets.
     """
-    control.scale(site.service, 1)  # another replica is no growth
+    admin.scale(site.service, 1)  # another replica is no growth
     own, failed = site.traffic.pause_s, site.traffic.failed
     site.traffic.pause_s = 0.1
     users, items = ([f"{kind}{row}" for row in range(1, n + 1)] for kind, n in (("u", USERS), ("i", ITEMS)))
@@ -55,7 +55,7 @@ def fuzz(site: Site, requests: int, seed: int = 0) -> tuple[Bars, dict[str, Any]
     memory["at the end"] = memory_of(site)
     site.traffic.until(site.traffic.total + 8)  # it still answers
     site.traffic.pause_s, lost = own, site.traffic.failed - failed
-    control.scale(site.service, 0)
+    admin.scale(site.service, 0)
     growth = memory["at the end"]["counted"] / memory["after a fifth"]["counted"]
     say(f"{run.sent} fuzzed requests in {time.monotonic() - start:.0f} s: {run.summary()}")
     bars = [

@@ -24,9 +24,9 @@ from typing import Any
 
 import psutil
 
-from app.console import say
-from app.engine import ray_session
+from app.ray.session import ray_session
 from app.recipe import Recipe, parse
+from app.terminal.console import say
 from tests.bench.prepare_peers import CORE, EVENTS, FIRST, HISTORY, LAST, THRESHOLD
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -63,7 +63,7 @@ def recipe_of(events: Path) -> Recipe:
 
 
 def make_log(folder: Path, rows: int) -> Path:
-    from app.data.shop import generate
+    from app.data.demo_shop.generate import generate
 
     start = time.perf_counter()
     generate(
@@ -124,7 +124,7 @@ class Watch:
 
 def ours_here(events: Path, out: Path) -> Figures:
     """Prepare in this process, which has done nothing before; Ray is up and idle at the start."""
-    from app.data.prepare import prepare
+    from app.data.stage import prepare
 
     with ray_session():
         time.sleep(3)  # the node settles: what is measured now counts as idle

@@ -21,15 +21,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from app.bundle.build_index import build, recall, top
-from app.bundle.index import Blocks, Exact
-from app.bundle.pool import Allowed
-from app.bundle.requests import Answer, RecommendRequest
+from app.bundle.export.build_index import build, recall, top
+from app.bundle.request.requests import Answer, RecommendRequest
+from app.bundle.retrieval.index import Blocks, Exact
+from app.bundle.retrieval.pool import Allowed
 from app.bundle.runtime import Ranker
 from app.client import Client
-from app.console import say
 from app.recipe import Serve
 from app.serving.service import running
+from app.terminal.console import say
 from tests.bench.faults import result_of, table_of
 from tests.bench.faults_change import bar
 from tests.bench.retrieval_model import make_dataset, make_model

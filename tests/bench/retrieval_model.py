@@ -20,7 +20,7 @@ from app.artifact import publish
 from app.data.dataset import Array, Dataset, Part, Schema
 from app.models.base import Model
 from app.models.build import build_model
-from app.strings import Strings
+from app.tables.strings import Strings
 
 WIDTH, USERS, EVENTS = 64, 20_000, 20
 DEPARTMENTS, CLUSTERS = 200, 5000

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from app.bundle.runtime import Ranker
-from app.console import say
+from app.terminal.console import say
 from tests.bench import serving_report as report
 from tests.bench.serving_load import Figures, poisson, wrk
 from tests.bench.serving_model import CANDIDATES, HIDDEN, ITEMS, WIDTH, World, make_world

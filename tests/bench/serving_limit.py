@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from app.bundle.requests import RankRequest
+from app.bundle.request.requests import RankRequest
 from app.bundle.runtime import Ranker
 from tests.bench.serving_load import Target
 

@@ -15,12 +15,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from app.artifact import publish
-from app.bundle.requests import RankRequest
+from app.bundle.request.requests import RankRequest
 from app.data.dataset import Array, Dataset, Part, Schema
 from app.models.base import Batch, History, Model
 from app.models.build import build_model
 from app.models.mlp import Mlp
-from app.strings import Strings
+from app.tables.strings import Strings
 from tests.bundles import bundle_of
 
 USERS, ITEMS, CANDIDATES, EVENTS = 50_000, 100_000, 100, 20  # events of a user

@@ -18,8 +18,8 @@ import httpx
 import msgspec
 import psutil
 
-from app.bundle.requests import RankRequest
-from app.console import say
+from app.bundle.request.requests import RankRequest
+from app.terminal.console import say
 from tests.bench.serving_load import Target
 from tests.bench.serving_model import World
 from tests.bench.serving_peers.scorer import WEIGHTS

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import psutil
 
-from app import processes
-from app.console import say
+from app.ray import processes
 from app.recipe import Serve
 from app.serving.service import running
+from app.terminal.console import say
 from tests.bench.faults import publish, result_of
 from tests.bench.faults_change import Bars, bar
 from tests.bench.faults_load import CONNECTIONS, private

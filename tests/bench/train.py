@@ -24,11 +24,11 @@ import psutil
 import torch
 from torch import Tensor
 
-from app.console import say
 from app.data.dataset import Dataset
 from app.models.base import Batch, History, Model
 from app.models.build import build_model
 from app.recipe import Recipe, parse
+from app.terminal.console import say
 from app.training.optimizers import RowwiseAdagrad, table_parameters
 from app.training.sampler import first_of_moment
 from app.training.train import fit

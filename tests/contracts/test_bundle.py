@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.bundle.requests import Context, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, HistoryEvent, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.evaluation.requests import batch_of

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 
 from app.data.dataset import Dataset
-from app.data.prepare import prepare
+from app.data.stage import prepare
 from app.recipe import parse
 
 ROWS = 400

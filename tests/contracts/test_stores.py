@@ -11,9 +11,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.bundle.requests import HistoryEvent
+from app.bundle.request.requests import HistoryEvent
 from app.events import Event
-from app.serving.store import Store, store_at
+from app.serving.feedback.store import Store, store_at
 from tests.redis_server import redis_server
 
 STORES = ("sqlite", "redis")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from app.bundle.requests import Context, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from tests.bundles import NOW, bundle_of, random_model
 from tests.conftest import REPOSITORY
 from tests.tiny import tiny_dataset
@@ -23,7 +23,7 @@ RANK = """
 import importlib.util, json, sys
 for name in ("torch", "ray", "pandas", "pyarrow", "sklearn", "onnx", "pydantic"):
     assert importlib.util.find_spec(name) is None, f"{name} is installed"
-from app.bundle.requests import Context, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 ranker = Ranker.open(sys.argv[1])
 moment = Context(timestamp=float(sys.argv[2]))

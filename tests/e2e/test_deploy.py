@@ -14,14 +14,14 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from app.bundle.requests import RankRequest
+from app.bundle.request.requests import RankRequest
 from app.cli import app
 from app.client import Client
 from app.errors import ArtifactError
 from app.events import Event
 from app.recipe import Rollout, Serve
-from app.serving import control, place
-from app.serving.release import Wish
+from app.serving.rollout import admin, discovery
+from app.serving.rollout.state import Wish
 from app.serving.service import running, store_folder
 from tests import versions
 from tests.bench import faults_change
@@ -38,11 +38,11 @@ QUICK = Rollout(shadow_s=2, canary_s=1, canary_requests=20, canary_longest_s=5)
 class Site:
     folder: Path
     url: str
-    place: place.Service
+    place: discovery.Service
     traffic: Traffic
 
     def deploy(self, name: str, **options: Any) -> dict[str, Any]:
-        return control.deploy(self.place, Wish("deploy", str(self.folder / name), 30, **options))
+        return admin.deploy(self.place, Wish("deploy", str(self.folder / name), 30, **options))
 
     def verb(self, *arguments: str) -> dict[str, Any]:
         command = [*arguments, "--store", self.place.store, "--json"]
@@ -65,7 +65,7 @@ def site(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         port = int(probe.getsockname()[1])
     settings = Serve(port=port, rollout=QUICK)
     with running(folder / "first", settings) as url, Traffic(url, USERS, ITEMS) as traffic:
-        yield Site(folder, url, place.find(str(store_folder(folder / "first", settings))), traffic)
+        yield Site(folder, url, discovery.find(str(store_folder(folder / "first", settings))), traffic)
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from app.data.shop import generate
+from app.data.demo_shop.generate import generate
 from app.models.base import model_config
 from app.recipe import Recipe, load, to_toml
 from tests.conftest import REPOSITORY

@@ -16,13 +16,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.bundle.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.client import Client
 from app.errors import ArtifactError, MachineError, RecipeError, RequestError
 from app.events import Event
 from app.recipe import Serve
-from app.serving.address import API_KEY
+from app.serving.listen import API_KEY
 from app.serving.service import running, store_folder
 from tests import conformance
 from tests.bundles import bundle_of, random_model
@@ -253,7 +253,7 @@ def test_a_request_id_comes_back(service: Service) -> None:
 def test_haproxy_opens_no_port_but_the_service(service: Service) -> None:
     import psutil
 
-    from app.processes import of_run, run_mark
+    from app.ray.processes import of_run, run_mark
 
     mine = [psutil.Process(pid) for pid in of_run(run_mark())]
     [haproxy] = [process for process in mine if process.name() == "haproxy"]
@@ -264,8 +264,8 @@ def test_haproxy_opens_no_port_but_the_service(service: Service) -> None:
 def test_no_acknowledged_event_is_lost_when_the_replica_dies(service: Service, client: Client) -> None:
     import psutil
 
-    from app.processes import of_run, run_mark
-    from app.serving.store import SqliteStore
+    from app.ray.processes import of_run, run_mark
+    from app.serving.feedback.store import SqliteStore
 
     [replica] = [pid for pid in of_run(run_mark()) if "ServeReplica" in psutil.Process(pid).cmdline()[0]]
     acknowledged = []

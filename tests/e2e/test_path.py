@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from app.data.shop import Truth, generate
+from app.data.demo_shop.generate import Truth, generate
 from tests.unit.test_cli import rayrec
 
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from app import processes
 from app.artifact import Artifact
 from app.data.dataset import Dataset
 from app.evaluation.evaluate import Report, evaluate
 from app.evaluation.scorer import ModelScorer
+from app.ray import processes
 from app.recipe import Recipe, parse
 from app.training.checkpoint import load_checkpoint
 from app.training.hosts import PROGRESS

@@ -19,9 +19,9 @@ import psutil
 import pytest
 
 from app.bundle.runtime import Ranker
-from app.processes import of_run, run_mark
+from app.ray.processes import of_run, run_mark
 from app.recipe import Serve
-from app.serving.address import check_port
+from app.serving.listen import check_port
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 

@@ -19,7 +19,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from app.artifact import open_artifact
-from app.data.shop import generate
+from app.data.demo_shop.generate import generate
 from app.errors import DataError, MachineError, RecipeError
 from app.recipe import Recipe, load
 from tests.conftest import REPOSITORY

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import app
 from app.errors import DataError, MachineError, RayRecError, disk_errors
 from app.events import microseconds
-from app.strings import Strings
+from app.tables.strings import Strings
 
 
 @given(values=st.lists(st.text(st.characters(exclude_categories=["Cs"]))))

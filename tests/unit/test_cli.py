@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import app.cli
-import app.doctor
+import app.terminal.doctor
 
 
 def rayrec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -82,7 +82,7 @@ def test_interrupt_exits_130(capsys: pytest.CaptureFixture[str], monkeypatch: py
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(app.doctor, "doctor", interrupted)
+    monkeypatch.setattr(app.terminal.doctor, "doctor", interrupted)
     code, _, err = rayrec(capsys, "doctor")
     assert code == 130
     assert "interrupted" in err
@@ -92,7 +92,7 @@ def test_a_fault_of_ours_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch
     def broken() -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(app.doctor, "doctor", broken)
+    monkeypatch.setattr(app.terminal.doctor, "doctor", broken)
     code, out, err = rayrec(capsys, "doctor", "--json")
     assert code == 2
     assert "ZeroDivisionError: by zero" in err

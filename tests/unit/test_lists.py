@@ -14,7 +14,7 @@ import pytest
 
 import app.lists.parts
 import app.lists.run
-from app.bundle.requests import Context, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError, DataError, MachineError, RequestError
 from app.events import Event
@@ -22,7 +22,7 @@ from app.lists.parts import open_parts
 from app.lists.ranking import Rankings
 from app.lists.run import rank_users
 from app.lists.users import Row, read_users
-from app.serving.store import SqliteStore
+from app.serving.feedback.store import SqliteStore
 from tests.bundles import NOW, bundle_of, random_model
 from tests.tiny import tiny_dataset
 from tests.unit.test_cli import rayrec

@@ -1,0 +1,94 @@
+"""card.md: what a bundle is, for people: data, figures, limits, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from app.bundle.format.layout import Info
+from app.data.dataset import Dataset
+
+LIMITS = """\
+- An id that training did not see is ranked as an unknown one (`cold_start: true`).
+- It knows what was in the log up to {end}; the further the present is from it, the more the
+  figures below may differ from what you see.
+- People chose from what they were shown; what was never shown cannot look good.
+- It holds ids of users and what they last did: treat it as personal data.
+- Scores are logits of a ranking, comparable within a request; they are no promise of a probability."""
+
+
+def card(
+    info: Info,
+    dataset: Dataset,
+    hyperparameters: Mapping[str, Any],
+    figures: Mapping[str, Any],
+    sizes: Mapping[str, Any],
+) -> str:
+    """The card as Markdown."""
+    data = dataset.artifact.figures
+    settings = ", ".join(f"{k} = {v!r}" for k, v in sorted(hyperparameters.items())) or "defaults"
+    return "\n".join(
+        [
+            f"# {info.name}",
+            "",
+            f"A `{info.model}` model that ranks {info.items - 1:,} items for {info.users - 1:,} known users.",
+            "",
+            "## Data",
+            "",
+            f"{data.get('rows_in', 0):,} events read, {data.get('rows_kept', 0):,} kept; "
+            f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
+            f"Event types: {', '.join(info.events[1:])}. A history has up to {info.history} events.",
+            "",
+            "## Figures",
+            "",
+            *_table(figures),
+            "",
+            _found(sizes),
+            "",
+            "## Limits",
+            "",
+            LIMITS.format(end=_date(dataset.schema.end_time)),
+            "",
+            "## How it was made",
+            "",
+            f"Hyperparameters: {settings}.",
+            f"Rows {sizes['rows']}, dense part {sizes['dense']}; ONNX opset {info.opset}.",
+            f"Data set `{dataset.artifact.digest[:12]}`; the manifest has all digests and settings.",
+            "",
+        ]
+    )
+
+
+def _found(sizes: Mapping[str, Any]) -> str:
+    """How recommendations find items, and what they miss."""
+    share = f"which find {sizes.get('recall@20', 1.0):.1%} of the exact best 20"
+    kind = sizes.get("kind", "all")
+    if kind in ("all", "exact"):
+        return "Recommendations compare every item."
+    if kind == "sources":
+        return f"Recommendations rank {sizes['candidates']:,} candidates of several sources, {share}."
+    return f"Recommendations take the nearest items of a faiss index ({kind}), {share}."
+
+
+def _date(microseconds: int) -> str:
+    return datetime.fromtimestamp(microseconds / 1e6, UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def _table(figures: Mapping[str, Any]) -> list[str]:
+    """The model's figures beside each baseline's, or a note that there are none."""
+    own = figures.get("figures", figures)
+    numbers = {name: v for name, v in own.items() if isinstance(v, int | float)}
+    if not numbers:
+        return ["Not evaluated."]
+    baselines = figures.get("baselines", {})
+    header = ["figure", "this model", *baselines]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for name, value in numbers.items():
+        others = [_number(base.get(name)) for base in baselines.values()]
+        lines.append("| " + " | ".join([name, _number(value), *others]) + " |")
+    return lines
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else ""

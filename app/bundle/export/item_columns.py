@@ -1,0 +1,118 @@
+"""What export writes for the first stage apart from an index: columns/ and candidates/."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import polars as pl
+
+from app.bundle.format.layout import Array, compact
+from app.data.dataset import Dataset
+from app.data.values.text import number_of, text_of
+from app.errors import RecipeError
+from app.models.item_knn import neighbours, sets_of
+from app.recipe import CategoryFeature, Recipe, TextFeature
+from app.tables.strings import Strings
+
+MOST_TEXTS = 100_000  # distinct values of a column that is taken unasked
+LONGEST = 64  # characters of its texts on average
+FRESH = 1000  # rows for exploration
+NEIGHBOURS, SHRINKAGE = 50, 10.0
+NEVER = np.iinfo(np.int64).max
+
+
+def write_columns(recipe: Recipe, dataset: Dataset, folder: Path) -> str:
+    """Write columns/; returns the one that makes segments of users, "" where there is none.
+
+    Raises:
+        RecipeError: export.columns names a column that the items do not have.
+    """
+    path = dataset.path / "columns" / "items.parquet"
+    found = list(pl.read_parquet_schema(path)) if path.exists() else []
+    asked = recipe.export.columns
+    if unknown := [name for name in asked if name not in found]:
+        remedy = f"the items have {', '.join(found) or 'no columns: name a file of attributes'}"
+        raise RecipeError(f"no column {unknown[0]!r}", where="export.columns", remedy=remedy)
+    prose = {spec.column for spec in recipe.features.item if isinstance(spec, TextFeature)}
+    written: list[tuple[str, str]] = []
+    for name in asked or [name for name in found if name not in prose]:
+        column = pl.read_parquet(path, columns=[name])[name]
+        kind = _write(column, dataset.popularity, folder / str(len(written)), unasked=not asked)
+        if kind:
+            written.append((name, kind))
+    folder.mkdir(exist_ok=True)
+    (folder / "columns.json").write_bytes(msgspec.json.encode(written))
+    texts = {name for name, kind in written if kind == "text"}
+    categories = [spec.column for spec in recipe.features.item if isinstance(spec, CategoryFeature)]
+    return next((name for name in categories if name in texts), "")
+
+
+def _write(column: pl.Series, popularity: Array, folder: Path, *, unasked: bool) -> str:
+    """Write a column; returns its kind, "" where it is left out."""
+    text = text_of(column)
+    numbers = number_of(column)
+    if text.null_count() == numbers.null_count() < len(text):
+        _write_numbers(numbers.to_numpy(), popularity, folder)
+        return "number"
+    distinct = text.drop_nulls().unique().sort()
+    long = float(text.str.len_chars().mean() or 0) > LONGEST  # type: ignore[arg-type]
+    if unasked and (len(distinct) > MOST_TEXTS or long):
+        return ""
+    _write_texts(text, distinct, popularity, folder)
+    return "text"
+
+
+def _write_numbers(values: Array, popularity: Array, folder: Path) -> None:
+    rows = np.flatnonzero(~np.isnan(values))
+    rows = rows[np.lexsort((-popularity[rows], values[rows]))]
+    folder.mkdir(parents=True)
+    np.save(folder / "rows.npy", compact(rows))
+    np.save(folder / "values.npy", values[rows].astype(np.float64))
+
+
+def _write_texts(text: pl.Series, distinct: pl.Series, popularity: Array, folder: Path) -> None:
+    places = pl.DataFrame({"text": distinct}).with_row_index("code", offset=1)
+    joined = text.to_frame("text").join(places, on="text", how="left", maintain_order="left")
+    codes = joined["code"].fill_null(0).to_numpy().astype(np.int64)
+    rows = np.flatnonzero(codes)
+    rows = rows[np.lexsort((-popularity[rows], codes[rows]))]
+    Strings.save(folder / "texts", distinct.to_list())
+    np.save(folder / "rows.npy", compact(rows))
+    np.save(folder / "codes.npy", compact(codes))
+    np.save(folder / "starts.npy", compact(np.searchsorted(codes[rows], np.arange(1, len(distinct) + 2))))
+
+
+def write_candidates(dataset: Dataset, folder: Path, *, consumed: bool) -> None:
+    """Write candidates/; with the items `consumed` together where they are needed."""
+    folder.mkdir()
+    popularity = dataset.popularity
+    np.save(folder / "popular.npy", compact(1 + np.argsort(-popularity[1:], kind="stable")))
+    np.save(folder / "fresh.npy", compact(_fresh(dataset)))
+    if consumed:
+        found, similarity = neighbours(sets_of(dataset), min(NEIGHBOURS, dataset.schema.items - 1), SHRINKAGE)
+        np.save(folder / "neighbour.npy", found.astype(np.min_scalar_type(dataset.schema.items)))
+        np.save(folder / "similarity.npy", similarity.astype(np.float16))
+
+
+def _fresh(dataset: Dataset) -> Array:
+    """Half of them those first met last, the latest first; then those met least."""
+    met, latest = np.full(dataset.schema.items, NEVER), _parts(dataset)
+    counts = np.zeros(dataset.schema.items, np.int64)
+    for item, time in latest:
+        np.minimum.at(met, item, time)
+        counts += np.bincount(item, minlength=len(counts))
+    known = np.flatnonzero(met[1:] < NEVER) + 1
+    fresh = known[np.argsort(-met[known], kind="stable")][: FRESH // 2]
+    others = np.setdiff1d(np.arange(1, len(counts)), fresh)
+    rare = others[np.argsort(counts[others], kind="stable")][: FRESH - len(fresh)]
+    return np.concatenate([fresh, rare])
+
+
+def _parts(dataset: Dataset) -> Sequence[tuple[Array, Array]]:
+    """Items and times of the events before the test part."""
+    return [
+        (np.asarray(part.item), np.asarray(part.time)) for part in (dataset.train, dataset.valid) if len(part)
+    ]

@@ -1,0 +1,108 @@
+"""The graph that gives a new item its rows: content features in, what `item_rows` gives out.
+
+A new item has no embedding of its own: it gets that of row 0, and its content does the rest.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from app.bundle.export.onnx import OPSET, TOLERANCE
+from app.bundle.format.layout import ITEM_GRAPH, Array
+from app.bundle.format.session import Graph
+from app.errors import RayRecError
+from app.models.base import Model
+
+CHECKED = 16  # items whose content the graph is checked with
+INPUTS = ("item_dense", "item_category")
+
+
+class _Newcomer(nn.Module):
+    """(1, F) and (1, K) content, those that have a width -> (1, R + Dh): rows of an unknown item."""
+
+    def __init__(self, model: Model) -> None:
+        super().__init__()
+        self.model = model
+        self.names = [name for name in INPUTS if getattr(model, name).shape[1]]
+
+    def forward(self, *content: Tensor) -> Tensor:
+        # For a moment the tables of content have one row, that of id 0, whose embedding is the unknown one.
+        model, item = self.model, torch.zeros(1, dtype=torch.int64)
+        tables = {name: getattr(model, name) for name in self.names}
+        try:
+            self._put(dict(zip(self.names, content, strict=True)))
+            return torch.cat([model.item_rows(item), model.history_rows(item)], -1)
+        finally:
+            self._put(tables)
+
+    def _put(self, tables: dict[str, Tensor]) -> None:
+        for name, table in tables.items():
+            setattr(self.model, name, table)
+
+
+def write_item_graph(model: Model, folder: Path) -> int:
+    """Write item.onnx, unless rows do not depend on an item's content; returns its bytes, 0 without.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+
+    Raises:
+        RayRecError: the graph differs from the model by more than 1e-4.
+    """
+    newcomer = _Newcomer(model).eval()
+    examples = _examples(model, newcomer.names)
+    with torch.no_grad():
+        expected = np.concatenate([newcomer(*example).numpy() for example in examples])
+    if np.abs(expected - expected[0]).max(initial=0) == 0:
+        return 0
+    path = folder / ITEM_GRAPH
+    _trace(newcomer, examples[0], path)
+    _check(path, newcomer, examples, expected)
+    return path.stat().st_size
+
+
+def _examples(model: Model, names: list[str]) -> list[tuple[Tensor, ...]]:
+    """The content of the unknown item and of some others."""
+    rows = np.unique(np.linspace(0, model.inputs.items - 1, CHECKED).astype(np.int64))
+    return [tuple(getattr(model, name)[row : row + 1] for name in names) for row in rows.tolist()]
+
+
+def _trace(newcomer: _Newcomer, example: tuple[Tensor, ...], path: Path) -> None:
+    whole = path.with_suffix(".whole")
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter is deprecated
+        torch.onnx.export(
+            newcomer,
+            example,
+            whole,
+            input_names=newcomer.names,
+            output_names=["output"],
+            opset_version=OPSET,
+            dynamo=False,
+        )
+    # What does not depend on the content, such as the look-up in a table of all items, is done once.
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(path)
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(whole), options, providers=["CPUExecutionProvider"])
+    whole.unlink()
+
+
+def _check(path: Path, newcomer: _Newcomer, examples: list[tuple[Tensor, ...]], expected: Array) -> None:
+    graph = Graph(path, 1)
+    feeds = [dict(zip(newcomer.names, map(Tensor.numpy, example), strict=True)) for example in examples]
+    found = np.concatenate([graph.run({n: v for n, v in one.items() if n in graph.inputs}) for one in feeds])
+    worst = float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max(initial=0))
+    if not worst <= TOLERANCE:
+        raise RayRecError(
+            f"the ONNX graph differs from the model by {worst:.2g}",
+            where=ITEM_GRAPH,
+            remedy="item_rows and history_rows must use item_dense and item_category by item id",
+        )

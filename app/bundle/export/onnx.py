@@ -1,0 +1,165 @@
+"""From a torch model to ONNX graphs over gathered rows, each checked against the model.
+
+Exported by tracing (torch's older exporter): a graph takes 0.1 s where the newer one takes
+3 s, and 10 s in a fresh process, which a search with many trials pays every time. What
+tracing may miss, a shape taken for a constant, the check at several shapes finds.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from onnxruntime.quantization import QuantType, quantize_dynamic
+from torch import Tensor, nn
+
+from app.bundle.format.layout import INPUTS, Array
+from app.bundle.format.session import Graph
+from app.errors import DataError, RayRecError
+from app.models.base import History, Model
+from app.tables.rows import Rows
+
+OPSET = 18
+TOLERANCE = 1e-4
+SHAPES = ((1, 1), (3, 5), (2, 16))  # requests and candidates of the check; the last is traced
+
+
+class _Served(nn.Module):
+    """The part of a model that runs per request, on the inputs that have a width."""
+
+    def __init__(self, model: Model, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, names
+
+    def forward(self, *values: Tensor) -> Tensor:
+        """Logits (B, C), or the user state (B, Q) where there are no items."""
+        given = dict(zip(self.names, values, strict=True))
+        mask = given["history_mask"]
+        batch, length = mask.shape[0], self.model.inputs.history
+        user = given.get("user", mask.new_zeros((batch, 0)))
+        rows = given.get("history", mask.new_zeros((batch, length, 0)))
+        context = given.get("context", mask.new_zeros((batch, 0)))
+        # The mask stands for the items: a model may only ask whether there is one.
+        history = History(mask, given["history_event"], given["history_age"])
+        state = self.model.user_state(user, rows, history, context)
+        return self.model.score(state, given["items"]) if "items" in given else state
+
+
+def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: bool) -> dict[str, float]:
+    """Write model.onnx and, where the model retrieves, user.onnx.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        rows: its stored rows "user", "history" and "item"; one of width 0 is no input.
+        int8: whether dense weights become int8 (dynamic quantisation).
+
+    Returns:
+        dense_float32_bytes, the size before quantisation, and dense_error, the largest
+        change of an output by it.
+
+    Raises:
+        RayRecError: a graph differs from the model by more than 1e-4.
+        DataError: the model's scores are NaN or infinite.
+    """
+    figures = {"dense_float32_bytes": 0.0, "dense_error": 0.0}
+    graphs = {"model.onnx": INPUTS} | ({"user.onnx": INPUTS[:-1]} if model.retrieves else {})
+    widths = {"user": rows["user"].width, "history": rows["history"].width, "context": model.inputs.context}
+    for file, inputs in graphs.items():
+        path = folder / file
+        served = _Served(model, [name for name in inputs if widths.get(name) != 0]).eval()
+        examples = [_example(served, rows, *shape) for shape in SHAPES]
+        _trace(served, examples[-1], path)
+        figures["dense_float32_bytes"] += path.stat().st_size
+        _check(file, _difference(path, served, examples), model)
+        if int8:
+            _quantise(path)
+            figures["dense_error"] = max(figures["dense_error"], _difference(path, served, examples))
+    return figures
+
+
+def _check(file: str, difference: float, model: Model) -> None:
+    if difference > TOLERANCE:
+        raise RayRecError(
+            f"the ONNX graph differs from the model by {difference:.2g}",
+            where=file,
+            remedy=f"user_state and score of {type(model).__name__} must take sizes from tensors' shapes",
+        )
+
+
+def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
+    dynamic = {name: {0: "B", 1: "C"} if name == "items" else {0: "B"} for name in served.names}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # the exporter is deprecated, tracing warns of constants
+        torch.onnx.export(
+            served,
+            tuple(example.values()),
+            path,
+            input_names=list(served.names),
+            output_names=["output"],
+            dynamic_axes=dynamic,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+def _example(served: _Served, rows: Mapping[str, Rows], batch: int, candidates: int) -> dict[str, Tensor]:
+    """Inputs from random ids; histories of every length, an empty one too."""
+    inputs, rng = served.model.inputs, np.random.default_rng(batch)
+    length = np.linspace(0, inputs.history, batch)[:, None]
+    filled = np.arange(inputs.history, 0, -1) <= length
+    drawn = rng.integers(0, inputs.items, filled.shape)
+    made = {
+        "user": rows["user"].gather(rng.integers(0, inputs.users, batch)),
+        "history": rows["history"].gather(drawn * filled),
+        "history_mask": filled.astype(np.float32),
+        "history_event": rng.integers(1, max(2, inputs.events), filled.shape) * filled,
+        "history_age": (rng.random(filled.shape) * filled).astype(np.float32),
+        "context": rng.random((batch, inputs.context), np.float32),
+        "items": rows["item"].gather(rng.integers(0, inputs.items, (batch, candidates))),
+    }
+    return {name: torch.from_numpy(made[name]) for name in served.names}
+
+
+def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor]]) -> float:
+    """Largest difference between graph and model, relative where outputs exceed 1."""
+    graph, worst = Graph(path, 1), 0.0
+    for example in examples:
+        with torch.no_grad():
+            expected: Array = served(*example.values()).numpy()
+        if not np.isfinite(expected).all():
+            raise DataError(
+                "the model's scores are not finite numbers",
+                where="export",
+                remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
+            )
+        try:
+            found = graph.run({name: v.numpy() for name, v in example.items() if name in graph.inputs})
+        except Exception:  # onnxruntime's own kinds: a shape that does not fit
+            return float("inf")
+        if found.shape != expected.shape:
+            return float("inf")
+        errors = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+        worst = max(worst, float(errors.max(initial=0)))
+    return worst
+
+
+def _quantise(path: Path) -> None:
+    """Dense weights to int8, one scale a column; activations are scaled at run time.
+
+    Weights use 7 bits: without VNNI the products of full int8 saturate 16 bits, and scores
+    are then far off.
+    """
+    full = path.with_suffix(".float32")
+    path.rename(full)
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)  # it advises a shape inference that dynamic shapes do not need
+    try:
+        quantize_dynamic(full, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+    finally:
+        root.setLevel(level)
+        full.unlink()

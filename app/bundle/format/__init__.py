@@ -1,0 +1,1 @@
+"""What lies in a bundle's folder, and how it is opened."""

@@ -1,0 +1,89 @@
+"""The last events of known users, as memory-mapped arrays that all replicas share.
+
+history/
+  indptr.npy               (users + 1,): events of user row u are indptr[u]:indptr[u + 1]
+  item.npy event.npy       rows of items and of event types, oldest first
+  time.npy                 seconds where all times are whole seconds, else microseconds
+  older.npy older_indptr.npy   items of users who have more events than a model sees
+
+Integers are as narrow as their values allow.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle.format.layout import Array, load_array
+from app.errors import ArtifactError
+
+FILES = ("indptr", "item", "event", "time", "older_indptr", "older")
+
+
+@dataclass(frozen=True)
+class Events:
+    """Events of one user by time; rows of items and event types, and microseconds."""
+
+    item: Array
+    event: Array
+    time: Array
+
+    def __len__(self) -> int:
+        return len(self.item)
+
+    def where(self, kept: Array) -> Events:
+        """The events that `kept`, a mask or positions, picks."""
+        return Events(self.item[kept], self.event[kept], self.time[kept])
+
+    def merge(self, later: Events) -> Events:
+        """Both by time; what is in both counts once (a log that was trained on holds feedback)."""
+        both = Events(
+            np.concatenate([self.item, later.item]),
+            np.concatenate([self.event, later.event]),
+            np.concatenate([self.time, later.time]),
+        )
+        seen = set(zip(self.item.tolist(), self.time.tolist(), strict=True))
+        fresh = [pair not in seen for pair in zip(later.item.tolist(), later.time.tolist(), strict=True)]
+        both = both.where(np.array([True] * len(self) + fresh, bool))
+        return both.where(np.argsort(both.time, kind="stable"))
+
+
+class Histories:
+    """Events by user row."""
+
+    def __init__(self, **arrays: Array) -> None:
+        self._arrays = arrays
+        # The unit is told by the width: seconds fit into 32 bits, microseconds do not.
+        self._unit = np.int64(1_000_000 if arrays["time"].dtype.itemsize <= 4 else 1)
+        self._indptr, self._item, self._event, self._time = (
+            arrays[name] for name in ("indptr", "item", "event", "time")
+        )
+
+    @classmethod
+    def open(cls, folder: Path) -> Histories:
+        """Map the files of a folder.
+
+        Raises:
+            ArtifactError: a file is missing, truncated or does not fit the others.
+        """
+        arrays = {name: load_array(folder / f"{name}.npy") for name in FILES}
+        lengths = {len(arrays[name]) for name in ("item", "event", "time")}
+        if lengths != {int(arrays["indptr"][-1])} or int(arrays["older_indptr"][-1]) != len(arrays["older"]):
+            raise ArtifactError(
+                "the arrays do not fit together", where=str(folder), remedy="export the bundle again"
+            )
+        return cls(**arrays)
+
+    def of(self, user: int) -> Events:
+        """The last events of a user."""
+        start, end = self._indptr[user : user + 2].tolist()
+        return Events(
+            self._item[start:end], self._event[start:end], np.multiply(self._time[start:end], self._unit)
+        )
+
+    def older(self, user: int) -> Array:
+        """Items of a user's events before the last ones."""
+        indptr = self._arrays["older_indptr"]
+        return self._arrays["older"][int(indptr[user]) : int(indptr[user + 1])]

@@ -1,0 +1,156 @@
+"""From ids to rows and back, over files that all replicas of a machine share.
+
+Beside the strings lie their 64-bit hashes, sorted, and the row of each, so that millions of
+ids need no dictionary at start: an id is found by binary search and compared with the string.
+Ids in use are remembered in a dictionary of bounded size. Candidates, a hundred a request, are
+looked up together in a table of hashes: a dictionary reads three places of memory an id, one
+after the other, which for 100 ids out of 100,000 takes longer than to parse the request.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from app.bundle.format.layout import Array, compact, load_array
+from app.errors import ArtifactError
+from app.tables.strings import Strings
+
+REMEMBERED = 1 << 18
+BUCKET = 8  # entries, 64 bytes
+
+
+class Ids:
+    """N ids by row; row 0 is "" and stands for every id that is not known.
+
+    Args:
+        strings: the ids by row.
+        hashes: (N - 1,) uint64, ascending, of the rows from 1.
+        order: (N - 1,) unsigned, the row of each hash.
+    """
+
+    def __init__(self, strings: Strings, hashes: Array, order: Array) -> None:
+        self.strings = strings
+        self._hashes, self._order = hashes, order
+        self._known: dict[str, int] = {}
+        self._count, self._added, self._more = len(strings), dict[str, int](), list[str]()
+        self._table = _Table(np.zeros(0, np.int64))
+
+    @staticmethod
+    def write(folder: Path, ids: Iterable[str]) -> None:
+        """Write ids by row, "" first."""
+        ids = list(ids)
+        Strings.save(folder, ids)
+        hashes = np.fromiter((_hash(i) for i in ids[1:]), np.uint64, len(ids) - 1)
+        order = np.argsort(hashes, kind="stable")
+        np.save(folder / "hashes.npy", hashes[order])
+        np.save(folder / "rows.npy", compact(order + 1))
+
+    @classmethod
+    def open(cls, folder: Path) -> Ids:
+        """Map the files of a folder.
+
+        Raises:
+            ArtifactError: a file is missing, truncated or does not fit the others.
+        """
+        offsets, data, hashes, rows = (
+            load_array(folder / f"{name}.npy") for name in ("offsets", "bytes", "hashes", "rows")
+        )
+        if not len(hashes) == len(rows) == len(offsets) - 2 or offsets[-1] != len(data):
+            raise ArtifactError(
+                f"{len(offsets) - 1} ids, {len(hashes)} hashes, {len(rows)} rows do not fit together",
+                where=str(folder),
+                remedy="export the bundle again",
+            )
+        return cls(Strings(offsets, data), hashes, rows)
+
+    def __len__(self) -> int:
+        return self._count + len(self._more)
+
+    def __getitem__(self, row: int) -> str:
+        return self.strings[row] if row < self._count else self._more[row - self._count]
+
+    def add(self, name: str) -> int:
+        """Give an unknown id the next row, in memory alone; returns it."""
+        self._more.append(name)
+        row = self._added[name] = len(self) - 1
+        return row
+
+    def remember(self) -> None:
+        """Read ids ahead, as many as are remembered, so that looking up many at once is quick."""
+        names = islice(self.strings, 1, 1 + REMEMBERED)
+        self._table = _Table(np.fromiter(map(hash, names), np.int64))
+
+    def find(self, name: str) -> int:
+        """Row of an id, 0 if it is unknown."""
+        return self._known.get(name) or self._search(name)
+
+    def find_all(self, names: Iterable[str]) -> list[int]:
+        """Rows of ids, 0 for those that are unknown."""
+        return [self.find(name) for name in names]
+
+    def remembered(self, names: Sequence[Hashable]) -> Array:
+        """Rows (N,) int64 of ids, 0 for those that are unknown or not remembered.
+
+        Ids are told apart by some 60 bits of their hash, which has a key of this process: one look-up
+        in 10**17 takes an unknown id for another.
+        """
+        return self._table.find(np.fromiter(map(hash, names), np.int64, len(names)))
+
+    def _search(self, name: str) -> int:
+        if row := self._added.get(name, 0):
+            return row
+        wanted = np.uint64(_hash(name))
+        place = int(np.searchsorted(self._hashes, wanted))
+        while place < len(self._hashes) and self._hashes[place] == wanted:
+            row = int(self._order[place])
+            if self.strings[row] == name:
+                if len(self._known) >= REMEMBERED:
+                    self._known = {}
+                self._known[name] = row
+                return row
+            place += 1
+        return 0
+
+
+class _Table:
+    """Hashes to rows. A bucket is a line of the cache: one look at memory tells of an id.
+
+    An entry holds the upper bits of a hash and, below, a row. The few that find their bucket full
+    are left out.
+
+    Args:
+        hashes: (N,) int64 of rows 1 to N.
+    """
+
+    def __init__(self, hashes: Array) -> None:
+        bits = max(1, (len(hashes) // 3).bit_length())
+        self._last = (1 << bits) - 1
+        self._low = np.uint64((1 << max(1, len(hashes).bit_length())) - 1)
+        self._buckets = np.zeros((1 << bits, BUCKET), np.uint64)
+        bucket = hashes & self._last  # bits that an entry does not hold
+        order = np.argsort(bucket, kind="stable")
+        first = np.searchsorted(bucket[order], bucket[order])
+        place = np.arange(len(order)) - first
+        fits = order[place < BUCKET]
+        entries = (hashes[fits].view(np.uint64) & ~self._low) | (fits + 1).astype(np.uint64)
+        self._buckets[bucket[fits], place[place < BUCKET]] = entries
+
+    def find(self, hashes: Array) -> Array:
+        """Rows (N,) int64 of hashes (N,), 0 where there is none."""
+        found = self._buckets.take(hashes & self._last, 0)
+        alike = (found ^ hashes.view(np.uint64)[:, None]) <= self._low
+        places = np.flatnonzero(alike)
+        if len(places) == len(hashes):  # one in each bucket, most often
+            rows: Array = found.ravel().take(places) & self._low
+        else:
+            rows = np.bitwise_or.reduce((found & self._low) * alike, axis=1)
+        return rows.view(np.int64)
+
+
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

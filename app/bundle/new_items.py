@@ -1,0 +1,169 @@
+"""Items that came, or changed, after training: checked, given their rows, and kept.
+
+A new item has no embedding, but what its columns say has rows like any other's: the features
+that ran over the column in training run over its one value, and the bundle's item.onnx makes
+its rows. Where a model looks at no content, it gets the rows of an unknown item. A known item
+keeps its rows, because they were learned; its columns change at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from app.bundle.format.item_columns import Columns, Numbers, choices
+from app.bundle.format.layout import ITEM_GRAPH, Array, damaged
+from app.bundle.format.session import Graph
+from app.bundle.request.requests import Basis, Value
+from app.bundle.retrieval.overlay import Cell, Patch
+from app.errors import RequestError
+from app.features.columns import FILLS, FittedColumns
+from app.features.number import Number
+from app.tables.rows import Rows
+
+TEXT_BYTES = 10_000  # of a value
+
+
+class Newcomers:
+    """The items of a bundle that came or changed after training; used by one thread.
+
+    Args:
+        path: of the bundle.
+        rows: its stored rows "item" and "history".
+        columns: that filters and caps know.
+        limit: items that are kept.
+    """
+
+    def __init__(self, path: Path, rows: Mapping[str, Rows], columns: Columns, limit: int) -> None:
+        self._columns, self.limit, self._trained = columns, limit, len(rows["item"])
+        self._graph = Graph(path / ITEM_GRAPH, 1) if (path / ITEM_GRAPH).exists() else None
+        fitted = (path / "features" / "item" / "state.json").exists()
+        self._features = FittedColumns.load(path / "features", "item") if fitted else FittedColumns([], [])
+        self._fills = _read_fills(path / "features" / "item" / FILLS)
+        kinds = {name: rows[name] for name in ("item", "history")}
+        self._unknown = {name: stored.gather(np.zeros(1, np.int64)) for name, stored in kinds.items()}
+        self.rows = {name: np.zeros((0, stored.width), np.float32) for name, stored in kinds.items()}
+        self._cells: dict[int, dict[str, Cell]] = {}
+        self.basis: Basis = "content" if self._graph is not None and fitted else "nothing"
+
+    @property
+    def names(self) -> list[str]:
+        """Of the columns that may be given."""
+        return list(dict.fromkeys([*self._columns.names, *(f.column for f in self._features.features)]))
+
+    @property
+    def room(self) -> int:
+        """For so many other items."""
+        return self.limit - len(self._cells)
+
+    def holds(self, row: int) -> bool:
+        """Whether an item is one of those kept."""
+        return row in self._cells
+
+    def check(self, columns: Mapping[str, Value]) -> None:
+        """Refuse columns that cannot be used.
+
+        Raises:
+            RequestError: one is unknown, or its value of another kind or too long; names it.
+        """
+        names, numbers = self.names, self._numbers()
+        for name, value in columns.items():
+            if name not in names:
+                raise RequestError("no such column", where=_field(name, names), remedy=choices(names))
+            text = cell(value)
+            if text is not None and len(text.encode(errors="replace")) > TEXT_BYTES:
+                what = f"more than {TEXT_BYTES} bytes"
+                raise RequestError(what, where=f"columns.{name}", remedy="give a shorter text")
+            if text is not None and name in numbers and _number(text) is None:
+                raise RequestError("not a number", where=f"columns.{name}", remedy="give a number or null")
+
+    def put(self, items: Mapping[int, Mapping[str, Value]]) -> None:
+        """Take items in, or change them; columns that are not known are left aside.
+
+        Args:
+            items: their columns, all of them, by row: of a known item, of one kept here, or of
+                new ones those that come next.
+        """
+        count = max([len(self.rows["item"]), *(row + 1 - self._trained for row in items)])
+        rows = {name: _longer(values, count) for name, values in self.rows.items()}
+        numbers = self._numbers()
+        for row, columns in items.items():
+            texts = {name: cell(value) for name, value in columns.items()}
+            if row >= self._trained:
+                for name, made in self._made(texts).items():
+                    rows[name][row - self._trained] = made
+            self._cells[row] = {
+                name: _number(text) if text is not None and name in numbers else text
+                for name, text in texts.items()
+            }
+        self.rows = rows
+
+    def patch(self) -> Patch:
+        """The columns of all items kept."""
+        rows = np.array(sorted(self._cells), np.int64)
+        cells = [self._cells[row] for row in rows.tolist()]
+        return Patch(self._trained + len(self.rows["item"]), rows, cells)
+
+    def fresh(self) -> Array:
+        """The rows of new items, the latest first."""
+        return self._trained + np.arange(len(self.rows["item"]) - 1, -1, -1)
+
+    def _numbers(self) -> set[str]:
+        """The columns that hold numbers."""
+        named = {name for name in self._columns.names if isinstance(self._columns[name], Numbers)}
+        return named | {f.column for f in self._features.features if isinstance(f, Number)} - set(
+            self._columns.names
+        )
+
+    def _made(self, texts: Mapping[str, str | None]) -> Mapping[str, Array]:
+        """The rows (1, D) of a new item."""
+        if self._graph is None or self.basis == "nothing":
+            return self._unknown
+        names = [feature.column for feature in self._features.features]
+        given = {name: np.array([texts.get(name) or self._fills.get(name)], object) for name in names}
+        dense, category = self._features.transform(given, 1)
+        feeds = {"item_dense": dense, "item_category": category.astype(np.int64)}
+        found = self._graph.run({n: values for n, values in feeds.items() if n in self._graph.inputs})
+        width = self.rows["item"].shape[1]
+        return {"item": found[:, :width], "history": found[:, width:]}
+
+
+def cell(value: Value) -> str | None:
+    """A value as the text that preparing a file makes of it: whole floats as integers, lists joined by |."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, list):
+        return "|".join(cell(one) or "" for one in value) or None
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() and abs(value) < 2**63 else str(value)
+    return None if value is None else str(value).strip() or None
+
+
+def _read_fills(path: Path) -> dict[str, str]:
+    if not path.exists():
+        return {}
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=dict[str, str])
+    except msgspec.MsgspecError as error:
+        raise damaged(path, str(error)) from None
+
+
+def _longer(values: Array, count: int) -> Array:
+    """(count, D), a copy: others may still read `values`."""
+    return np.concatenate([values, np.zeros((count - len(values), values.shape[1]), np.float32)])
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if np.isfinite(number) else None
+
+
+def _field(name: str, names: list[str]) -> str:
+    """The place of an unknown column, whose name is the caller's text."""
+    return f"columns.{name}" if name.isidentifier() and len(name) < 40 else "columns"

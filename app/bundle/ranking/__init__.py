@@ -1,0 +1,1 @@
+"""Scores, best first."""

@@ -1,0 +1,43 @@
+"""Why these items: exact leave-one-out of the history.
+
+For each item of the history the request is scored again as if the user had not met it; the
+change of the score is its effect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from app.bundle.format.layout import Array
+from app.bundle.ranking.scorer import Scores
+from app.bundle.request.encode import Asked
+
+REASONS = 3
+NOTHING = 1e-6  # smaller changes are rounding
+
+
+def explain(scores: Scores, asked: Asked, rows: Array) -> list[dict[int, float]]:
+    """The strongest effects of history items on candidates.
+
+    Args:
+        scores: the model.
+        asked: the request.
+        rows: (C,) candidates to explain.
+
+    Returns:
+        For each candidate, history item (row) -> score with it minus score without it; the
+        three largest by magnitude, strongest first.
+    """
+    history = asked.history
+    met = np.unique(history.item[-scores.info.history :])
+    whole = replace(asked, rows=rows)
+    without = [replace(whole, history=history.where(history.item != item)) for item in met]
+    found = np.stack(scores.candidates([whole, *without]))
+    return [_strongest(met, effect) for effect in (found[0] - found[1:]).T]
+
+
+def _strongest(met: Array, effect: Array) -> dict[int, float]:
+    order = np.argsort(-np.abs(effect), kind="stable")[:REASONS]
+    return {int(met[i]): float(effect[i]) for i in order if abs(effect[i]) > NOTHING}

@@ -1,0 +1,1 @@
+"""From a request to the numbers that a model takes."""

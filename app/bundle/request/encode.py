@@ -1,0 +1,131 @@
+"""From a request to what a model is shown: rows instead of ids, the history, the moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.bundle.format.histories import Events, Histories
+from app.bundle.format.ids import Ids
+from app.bundle.format.layout import Array, Info
+from app.bundle.request.requests import HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.validation import event_row, moment
+from app.errors import RequestError
+from app.features.context import age, context
+
+NONE = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as rows. `history` may be longer than the model sees."""
+
+    user: int
+    now: int  # microseconds
+    history: Events
+    rows: Array  # (C,) candidates
+
+
+class Reader:
+    """Turns requests into rows.
+
+    Args:
+        info, users, items, histories: of the bundle.
+        scores_history: whether scores depend on what a user did, or when; else rankings go without it.
+    """
+
+    def __init__(
+        self, info: Info, users: Ids, items: Ids, histories: Histories, *, scores_history: bool
+    ) -> None:
+        self._info, self._users, self._items, self._histories = info, users, items, histories
+        self._scores_history = scores_history
+
+    def read(
+        self, request: RankRequest | RecommendRequest, rows: Array, stored: Sequence[HistoryEvent] | None
+    ) -> Asked:
+        """A request about candidate `rows`, with the user's stored feedback.
+
+        The history is the request's own, else what training knew and the feedback after it.
+        A moment given in the request hides what came later.
+
+        Raises:
+            RequestError: names the field of the history or the context.
+        """
+        user = self._users.find(request.user)
+        given = request.context.timestamp if request.context else None
+        now = time.time_ns() // 1000 if given is None else moment(given, "context.timestamp")
+        if request.history is not None:
+            history = self._events(request.history, now, strict=True)
+        elif isinstance(request, RankRequest) and not self._scores_history:
+            history = NONE
+        else:
+            history = self._histories.of(user) if user else NONE
+            if stored:
+                history = history.merge(self._events(stored, now, strict=False))
+        if given is not None and len(history) and history.time[-1] > now:
+            history = history.where(history.time <= now)
+        return Asked(user, now, history, rows)
+
+    def seen(self, asked: Asked) -> Array:
+        """Rows of the items that a user is known to have met."""
+        return np.concatenate([asked.history.item, self._histories.older(asked.user)])
+
+    def _events(self, events: Sequence[HistoryEvent], now: int, *, strict: bool) -> Events:
+        """Events on known items by time; those without a time happen now, in the order given."""
+        found = []
+        for place, event in enumerate(events):
+            row = self._item(event, f"history[{place}].item")
+            try:
+                kind = event_row(
+                    event, self._info.events, self._info.default_event, f"history[{place}].event"
+                )
+                when = (
+                    now if event.timestamp is None else moment(event.timestamp, f"history[{place}].timestamp")
+                )
+            except RequestError:
+                if strict:
+                    raise
+                continue  # what is stored must not make the user's requests fail
+            if row:
+                found.append((row, kind, when))
+        if not found:
+            return NONE
+        item, kinds, times = np.array(found, np.int64).T
+        order = np.argsort(times, kind="stable")
+        return Events(item[order], kinds[order], times[order])
+
+    def _item(self, event: HistoryEvent, field: str) -> int:
+        try:
+            return self._items.find(event.item)
+        except (TypeError, AttributeError, UnicodeEncodeError):
+            raise RequestError("not an id", where=field, remedy="give an item id as text") from None
+
+
+def model_inputs(asked: Sequence[Asked], info: Info, wanted: Container[str]) -> dict[str, Array]:
+    """What a graph is fed of B requests, apart from candidates; rows are not gathered yet.
+
+    Returns:
+        Those `wanted` of user (B,) and history (B, L) as rows, history_mask, history_event,
+        history_age and context.
+    """
+    count, length = len(asked), info.history
+    item, event, times = np.zeros((3, count, length), np.int64)
+    for place, one in enumerate(asked):
+        last = min(length, len(one.history))
+        if last:
+            item[place, -last:] = one.history.item[-last:]
+            event[place, -last:] = one.history.event[-last:]
+            times[place, -last:] = one.history.time[-last:]
+    now = np.array([one.now for one in asked], np.int64)
+    made: dict[str, Callable[[], Array]] = {
+        "user": lambda: np.array([one.user for one in asked], np.int64),
+        "history": lambda: item,
+        "history_mask": lambda: (item > 0).astype(np.float32),
+        "history_event": lambda: event,
+        "history_age": lambda: age(now[:, None], times),
+        "context": lambda: context(info.context, now, times[:, -1]),
+    }
+    return {name: make() for name, make in made.items() if name in wanted}

@@ -1,0 +1,214 @@
+"""Indexes: the nearest items of a user state, exactly or by faiss.
+
+Where a model's score is the inner product of user state and item row, the best items are
+found without scoring all: exactly up to about 100,000 items, by faiss beyond. faiss proposes
+from coarse codes, and the bundle's own rows decide; its file is mapped, so that replicas
+share it.
+
+index/
+  faiss.index        what faiss wrote
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from app.bundle.format.layout import Array, IndexInfo, damaged
+from app.bundle.retrieval.pool import Allowed, Pool
+from app.errors import MachineError
+from app.tables.rows import Rows
+
+BLOCK = 1 << 15  # items scored in one go
+MATRIX_BYTES = 128 << 20  # item rows up to this size are kept as floats: decoding int8 doubles a search
+GATHERED = 1 << 16  # rows that are gathered in one go
+WIDEST = 16  # times that a search reaches further behind a filter
+
+
+class Index(Protocol):
+    """The nearest items of user states. Safe to use from several threads."""
+
+    def search(
+        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
+    ) -> list[Pool]:
+        """At least the `count` best allowed items of each state, where the search meets so many.
+
+        Args:
+            states: (B, Q) float32.
+            count: of each; items as good as the last come on top of it.
+            allowed: of each.
+            effort: share of the usual reach, for an index that is not exact.
+        """
+        ...
+
+
+class Blocks:
+    """The rows of all items as floats, a block at a time; kept where they are few."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        matrix = self._matrix
+        for start in range(0, len(self.rows), BLOCK):
+            stop = start + BLOCK
+            yield start, self.rows.block(start, stop) if matrix is None else matrix[start:stop]
+
+    @cached_property
+    def norms(self) -> Array:
+        """(items,) length of each row."""
+        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self])
+
+    @cached_property
+    def _matrix(self) -> Array | None:
+        return self.rows.all() if len(self.rows) * self.rows.width * 4 <= MATRIX_BYTES else None
+
+
+class Exact:
+    """Scores every item, a block at a time; only what beats the best so far is kept."""
+
+    def __init__(self, blocks: Blocks) -> None:
+        self._blocks = blocks
+
+    def search(
+        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
+    ) -> list[Pool]:
+        """See Index."""
+        held = [_Best(count, one) for one in allowed]
+        for start, block in self._blocks:
+            for one, scores in zip(held, states @ block.T, strict=True):
+                one.add(start, scores)
+        return [one.pool() for one in held]
+
+
+class _Best:
+    def __init__(self, count: int, allowed: Allowed) -> None:
+        self.count, self.allowed, self.least = count, allowed, -np.inf
+        self.rows, self.scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
+
+    def add(self, start: int, scores: Array) -> None:
+        passing, match = scores >= self.least, self.allowed.match
+        if match is not None:
+            passing &= match.mask[start : start + len(scores)]
+        places = np.flatnonzero(passing)
+        enough = self.count + len(self.allowed.left_out)  # whichever of them are left out
+        places = places[_highest(scores[places], enough)]
+        places = places[self.allowed.keeps(places + start)]
+        rows = np.concatenate([self.rows, places + start])
+        values = np.concatenate([self.scores, scores[places]])
+        kept = _highest(values, self.count)
+        self.rows, self.scores = rows[kept], values[kept]
+        if len(rows) > self.count:
+            self.least = self.scores.min()
+
+    def pool(self) -> Pool:
+        return Pool(self.rows, self.scores)
+
+
+def _highest(scores: Array, count: int) -> Array:
+    """(N,) bool: the `count` highest, and those as good as the last."""
+    if len(scores) <= count:
+        return np.ones(len(scores), bool)
+    kept: Array = scores >= np.partition(scores, -count)[-count]
+    return kept
+
+
+class Approximate:
+    """faiss proposes, the rows decide.
+
+    Args:
+        path: of the faiss file.
+        info: how it was tuned.
+        rows: of the items.
+        threads: of one search.
+
+    Raises:
+        ArtifactError: the file is missing, damaged or of other rows.
+        MachineError: faiss is not installed.
+    """
+
+    def __init__(self, path: Path, info: IndexInfo, rows: Rows, threads: int) -> None:
+        self.info, self.rows, self._threads = info, rows, threads
+        self._faiss = import_faiss(str(path))
+        if not path.is_file() or path.stat().st_size != info.bytes:
+            raise damaged(path, f"expected {info.bytes} bytes")
+        flags = self._faiss.IO_FLAG_MMAP_IFC if info.kind == "hnsw" else self._faiss.IO_FLAG_MMAP
+        try:
+            self._index = self._faiss.read_index(str(path), flags)
+        except RuntimeError as error:
+            raise damaged(path, str(error).splitlines()[0][:200]) from None
+        if self._index.ntotal != len(rows) or self._index.d != rows.width:
+            raise damaged(path, f"{self._index.ntotal} rows of {self._index.d}")
+        if info.kind != "hnsw":
+            # It starts that many threads a search to read ahead, which costs more than the search.
+            self._faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
+
+    def search(
+        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
+    ) -> list[Pool]:
+        """See Index."""
+        alike = defaultdict(list)  # one call for those that differ little
+        for place, one in enumerate(allowed):
+            wanted = count * self.info.propose + min(len(one.left_out), count * 8)
+            alike[id(one.match), (wanted - 1).bit_length()].append(place)
+        found: list[Pool | None] = [None] * len(allowed)
+        for (_, exponent), places in alike.items():
+            step = max(1, GATHERED >> exponent)
+            for start in range(0, len(places), step):
+                chunk = places[start : start + step]
+                some = [allowed[p] for p in chunk]
+                for place, pool in zip(
+                    chunk, self._some(states[chunk], 1 << exponent, some, effort), strict=True
+                ):
+                    found[place] = pool
+        return found  # type: ignore[return-value]
+
+    def _some(self, states: Array, proposals: int, allowed: Sequence[Allowed], effort: float) -> list[Pool]:
+        """Pools of states that share a filter."""
+        self._faiss.omp_set_num_threads(self._threads)  # a setting of the calling thread
+        options = self._options(allowed[0], proposals, effort)
+        _, rows = self._index.search(
+            np.ascontiguousarray(states), min(proposals, len(self.rows)), params=options
+        )
+        rows.sort(1)
+        vectors = self.rows.gather(np.maximum(rows, 0))
+        scores = np.matmul(vectors, states[:, :, None])[..., 0]
+        pools = []
+        for one, items, values in zip(allowed, rows, scores, strict=True):
+            kept = (items >= 0) & one.keeps(items)
+            pools.append(Pool(items[kept], values[kept]))
+        return pools
+
+    def _options(self, allowed: Allowed, proposals: int, effort: float) -> Any:
+        """faiss's own parameters: a narrower filter needs a wider search."""
+        faiss, match = self._faiss, allowed.match
+        share = 1.0 if match is None else max(match.count / len(self.rows), 1 / WIDEST)
+        reach = max(1, math.ceil(self.info.reach * effort / share))
+        chosen = {}
+        if match is not None:
+            bits = np.packbits(match.mask, bitorder="little")
+            chosen["sel"] = faiss.IDSelectorBitmap(bits)
+        if self.info.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=max(reach, proposals), **chosen)
+        return faiss.SearchParametersIVF(nprobe=min(reach, self._index.nlist), **chosen)
+
+
+def import_faiss(where: str) -> Any:
+    """The faiss package, needed only where an index is.
+
+    Raises:
+        MachineError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise MachineError(
+            "the index needs the package faiss", where=where, remedy="pip install faiss-cpu"
+        ) from None
+    return faiss

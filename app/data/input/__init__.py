@@ -1,0 +1,1 @@
+"""From files and URIs to batches of rows."""

@@ -1,0 +1,1 @@
+"""The preparation stage, one file a step."""

@@ -1,0 +1,171 @@
+"""Phase 1 as a whole: find the input, cut it, scatter it, and see that it can be used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from app.data.input.files import Source, Split, cut, describe, find
+from app.data.prepare.dedupe_sort import PieceInfo
+from app.data.prepare.partition import MAX_EVENTS, scatter
+from app.data.prepare.plan import Plan, make_plan
+from app.data.prepare.rejected import Place
+from app.data.ray_map import map_splits
+from app.errors import DataError
+from app.recipe import Recipe
+from app.terminal.console import say
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What phase 1 found. Lists are in the order of the input."""
+
+    plan: Plan
+    splits: list[Split]
+    reports: list[Json]  # one a split
+    offsets: list[int]  # rows before each split
+    events: list[str]  # row 0 is ""
+
+    @property
+    def rows(self) -> int:
+        """Rows of all files, unreadable ones included."""
+        return sum(r["rows"] for r in self.reports)
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """Rows rejected so far, by reason."""
+        return sum((Counter(r["rejected"]) for r in self.reports), Counter())
+
+    @property
+    def places(self) -> dict[int, Place]:
+        """Where each split lies, by its number."""
+        begins: dict[Source, int] = {}
+        found = {}
+        for split, report, offset in zip(self.splits, self.reports, self.offsets, strict=True):
+            begin = begins.setdefault(split.source, offset)
+            found[split.number] = Place(offset, offset - begin, report["rows"])
+        return found
+
+    @property
+    def infos(self) -> list[PieceInfo]:
+        """The pieces that hold rows."""
+        row = {name: number for number, name in enumerate(self.events)}
+        return [
+            PieceInfo(p["name"], offset, split.source.test, tuple(row[e] for e in p["events"]))
+            for split, report, offset in zip(self.splits, self.reports, self.offsets, strict=True)
+            for p in report["pieces"]
+            if p["kept"]
+        ]
+
+
+def sources_of(recipe: Recipe) -> list[Source]:
+    """The event files in order, given test files last, each looked into.
+
+    Raises:
+        DataError: absent, empty, truncated or not what its name says.
+        RecipeError: a split of given files without test files.
+    """
+    found = [describe(name, recipe.data) for name in find(recipe.data.events)]
+    if recipe.split.method == "given":
+        names = find(recipe.split.test_events, key="split.test_events")
+        found += [describe(name, recipe.data, test=True) for name in names]
+    return found
+
+
+def take_in(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Intake:
+    """Run phase 1; `dry` counts without writing rows.
+
+    Raises:
+        UserError: the input cannot be used; names file, row and remedy.
+    """
+    sources = sources_of(recipe)
+    splits: list[Split] = []
+    for source in sources:
+        splits += cut(source, len(splits), recipe.data)
+    if not splits:
+        names = ", ".join(s.name for s in sources)
+        raise DataError("a header and no rows", where=names, remedy="give a file with rows")
+    plan = replace(make_plan(recipe, sources, splits, str(scratch)), dry=dry)
+    splits, reports = _scatter_all(splits, plan)
+    offsets = np.concatenate([[0], np.cumsum([r["rows"] for r in reports])]).tolist()
+    intake = Intake(plan, splits, reports, offsets[:-1], _event_types(plan, reports))
+    _refuse(intake)
+    return intake
+
+
+def _scatter_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[Json]]:
+    reports = {r["split"]: r for r in map_splits(scatter, splits, (plan,), "reading", plan.scratch)}
+    torn = {splits[n].source for n, r in reports.items() if r.get("torn")}
+    if torn:
+        # Quotes may span lines there, so byte ranges cannot be told apart: read as one.
+        again = {s: next(p for p in splits if p.source == s) for s in torn}
+        for split in (s for s in splits if s.source in torn):
+            for path in Path(plan.scratch).glob(f"{split.number:07d}-*"):
+                path.unlink()
+        whole = [replace(s, start=0, end=s.source.size, whole=True) for s in again.values()]
+        more = map_splits(scatter, whole, (plan,), "reading whole files", plan.scratch)
+        splits = sorted([s for s in splits if s.source not in torn] + whole, key=lambda s: s.number)
+        reports |= {r["split"]: r for r in more}
+    return splits, [reports[s.number] for s in splits]
+
+
+def _event_types(plan: Plan, reports: Sequence[Json]) -> list[str]:
+    seen = {e for r in reports for p in r["pieces"] for e in p["events"]}
+    known = plan.data.event_types or sorted(seen | set(plan.data.positive))
+    if len(known) > MAX_EVENTS:
+        remedy = f"map a column with at most {MAX_EVENTS} types, or list them in data.event_types"
+        raise DataError(f"{len(known)} event types", where=f"column {plan.data.event!r}", remedy=remedy)
+    stray = sorted(set(plan.data.positive) - seen)
+    if stray and seen:
+        say(f"data.positive: no event of type {stray[0]!r}; the log has {', '.join(sorted(seen))}")
+    return ["", *known, *sorted(seen - set(known))]
+
+
+def _refuse(intake: Intake) -> None:
+    _refuse_mixed(intake)
+    if not any(p["kept"] for r in intake.reports for p in r["pieces"]):
+        first = next(iter(_notes(intake, "timestamp")), None)
+        example = f"{intake.plan.data.timestamp} = {first[0]['value']!r} in {first[1]}" if first else ""
+        raise no_events(intake.rejected, intake.rows, example)
+
+
+def _notes(intake: Intake, role: str) -> list[tuple[Json, str]]:
+    """Notes on a column that tell of bad values, with the place of the first."""
+    places = intake.places
+    return [
+        (note, f"{split.source.name}, row {places[split.number].in_file + note['row'] + 1}")
+        for split, report in zip(intake.splits, intake.reports, strict=True)
+        for note in report["notes"]
+        if note["column"] == role and note["bad"]
+    ]
+
+
+def _refuse_mixed(intake: Intake) -> None:
+    """A few values that are no numbers are dirt, and told; more than half are a mistake."""
+    notes = _notes(intake, "value")
+    if not notes:
+        return
+    told = f"{intake.plan.data.value} = {notes[0][0]['value']!r} is not a number"
+    bad = sum(note["bad"] for note, _ in notes)
+    good = sum(n["good"] for r in intake.reports for n in r["notes"] if n["column"] == "value")
+    if bad > good:
+        remedy = "map data.value to a column of numbers, or leave it out"
+        raise DataError(f"{told}, nor are most values of this column", where=notes[0][1], remedy=remedy)
+    say(f"{notes[0][1]}: {told}; {bad} such values count as missing")
+
+
+def no_events(rejected: Counter[str], rows: int, example: str = "") -> DataError:
+    """The error when cleaning leaves nothing, with the counts."""
+    counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common()) or "none rejected"
+    told = f"; e.g. {example}" if example else ""
+    remedy = "relax the rule that rejects most"
+    if rejected and rejected.most_common(1)[0][0] == "bad_time":
+        remedy = "set data.time_format or data.time_unit, or mend data.earliest and data.latest"
+    return DataError(f"no events are left of {rows} rows ({counts}{told})", where="data", remedy=remedy)

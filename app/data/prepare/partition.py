@@ -1,0 +1,215 @@
+"""Phase 1, one task a split: read, clean, and scatter the rows kept over buckets of users.
+
+A piece of a split becomes three Arrow files in `scratch`: rows (one record batch a bucket),
+the users found in them (one batch a bucket), and the items. Rows name their user and item by
+position in these, so that text is handled once a distinct id and not once a row. The bucket
+of a user is the range that a hash of the id falls in, so buckets in order are users in
+order, however many buckets there are.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+
+from app.data.input.files import Split
+from app.data.input.reading import Piece, Torn, pieces
+from app.data.prepare.clean import Cleaned, clean
+from app.data.prepare.plan import Plan
+from app.data.values.text import stable_hash, text_of
+from app.errors import DataError
+
+Array = npt.NDArray[Any]
+Json = dict[str, Any]
+REJECT = np.dtype([("split", "<i4"), ("row", "<i8"), ("reason", "u1")])
+MAX_EVENTS = 255
+
+
+def scatter(split: Split, plan: Plan) -> Json:
+    """Write the pieces of a split; returns counts: rows, rejected, pieces, notes, times."""
+    report: Json = {"split": split.number, "rows": 0, "rejected": Counter(), "pieces": [], "notes": []}
+    report["times"] = []
+    try:
+        for number, piece in enumerate(pieces(split, plan.data)):
+            name = f"{split.number:07d}-{number:05d}"
+            report["rows"] += piece.count
+            made = _piece(piece, split, plan, str(Path(plan.scratch) / name))
+            report["rejected"].update(made.pop("rejected"))
+            report["notes"] += made.pop("notes")
+            report["pieces"].append({"name": name, **made})
+    except Torn:
+        return {"split": split.number, "torn": True}
+    return report
+
+
+def _piece(piece: Piece, split: Split, plan: Plan, target: str) -> Json:
+    rejects = np.zeros(len(piece.bad), REJECT)
+    rejects["row"], rejects["reason"] = [r for r, _ in piece.bad], plan.code("unreadable")
+    made: Json = {"kept": 0, "events": [], "notes": []}
+    if piece.frame.height:
+        cleaned = clean(piece, plan)
+        bad = np.flatnonzero(cleaned.reason)
+        more = np.zeros(len(bad), REJECT)
+        more["row"], more["reason"] = piece.rows[bad], cleaned.reason[bad]
+        rejects = np.concatenate([rejects, more])
+        made["notes"] = [{"column": c, **asdict(n)} for c, n in cleaned.notes.items() if n.bad or n.good]
+        made |= _write(cleaned, piece.rows, split, plan, target)
+    counts = np.bincount(rejects["reason"], minlength=len(plan.reasons))
+    made["rejected"] = {plan.reasons[code]: int(counts[code]) for code in np.flatnonzero(counts)}
+    rejects["split"] = split.number
+    if len(rejects) and not plan.dry:
+        np.save(f"{target}.rejects.npy", rejects)
+    return made
+
+
+def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str) -> Json:
+    kept = np.flatnonzero(cleaned.reason == 0)
+    user, user_texts, first = _compact(cleaned.user[kept], cleaned.user_texts)
+    hashes = stable_hash(user_texts)
+    bucket = bucket_of(hashes, plan.buckets)
+    order = np.argsort(bucket, kind="stable")
+    columns = _firsts(cleaned.frame, kept, user, plan.user_columns, len(first))
+    users = pa.table({"hash": hashes, "id": _text(user_texts), **columns}).take(order)
+    _write_batches(f"{target}.users", users, np.bincount(bucket, minlength=plan.buckets))
+
+    item, item_texts, first = _compact(cleaned.item[kept], cleaned.item_texts)
+    columns = _firsts(cleaned.frame, kept, item, _unfenced(plan), len(first))
+    items = pa.table({"id": _text(item_texts), **columns})
+    event, event_texts, _ = _compact(cleaned.event[kept], pl.Series(cleaned.event_texts, dtype=pl.String))
+    if len(event_texts) > MAX_EVENTS:
+        remedy = f"map a column with at most {MAX_EVENTS} types, or list them in data.event_types"
+        what = f"column {plan.data.event!r} has {len(event_texts)} event types"
+        raise DataError(what, where=split.source.name, remedy=remedy)
+    negatives, items = _negatives(cleaned, kept, items)
+    _write_batches(f"{target}.items", items, np.array([len(items)]))
+    made = {"kept": len(kept), "events": event_texts.to_list(), "first": int(rows[0])}
+    made["span"] = [int(cleaned.time[kept].min()), int(cleaned.time[kept].max())] if len(kept) else []
+    if plan.dry:
+        return made
+    # Positions within the bucket's own users, which are the consecutive ones of `order`.
+    starts = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=plan.buckets))])
+    local = np.empty(len(order), np.int64)
+    local[order] = np.arange(len(order)) - starts[bucket[order]]
+    table = _row_table(cleaned, kept, rows, plan, (local[user], item, event), negatives)
+    of_row = bucket.astype(np.uint16)[user]
+    _write_batches(
+        f"{target}.rows",
+        table.take(np.argsort(of_row, kind="stable")),
+        np.bincount(of_row, minlength=plan.buckets),
+    )
+    return made
+
+
+def bucket_of(hashes: npt.NDArray[np.uint64], buckets: int) -> Array:
+    """The bucket (N,) of each hash: equal ranges of the hashes' upper 32 bits."""
+    return ((hashes >> np.uint64(32)) * np.uint64(buckets) >> np.uint64(32)).astype(np.int64)
+
+
+def _compact(codes: Array, texts: pl.Series) -> tuple[Array, pl.Series, Array]:
+    """Only the positions in use: codes (N,), their texts, and the old positions."""
+    used = np.flatnonzero(np.bincount(codes, minlength=len(texts)))
+    to = np.zeros(len(texts), np.int64)
+    to[used] = np.arange(len(used))
+    return to[codes], texts[used.tolist()] if len(used) < len(texts) else texts, used
+
+
+def _text(texts: pl.Series) -> pa.Array:
+    return texts.to_arrow().cast(pa.large_string())
+
+
+def _unfenced(plan: Plan) -> list[str]:
+    """Item attributes; those under an outlier rule are taken once the fences are known."""
+    return [c for c in plan.item_columns if c not in plan.outlier_columns]
+
+
+def _firsts(
+    frame: pl.DataFrame, kept: Array, codes: Array, columns: Sequence[str], count: int
+) -> dict[str, pa.Array]:
+    """The first value that is not missing of each id (count,), as text."""
+    made = {}
+    for column in columns:
+        values = text_of(frame[column])
+        present = values.is_not_null().to_numpy()[kept]
+        found, first = np.unique(codes[present], return_index=True)
+        position = np.full(count, len(values))
+        position[found] = kept[present][first]
+        made[column] = _text(values.extend_constant(None, 1)[position])
+    return made
+
+
+def _row_table(
+    cleaned: Cleaned,
+    kept: Array,
+    rows: Array,
+    plan: Plan,
+    codes: tuple[Array, ...],
+    negatives: pa.Array | None,
+) -> pa.Table:
+    user, item, event = codes
+    columns: dict[str, Any] = {
+        "user": user.astype(np.uint32),
+        "item": item.astype(np.uint32),
+        "event": event.astype(np.uint8),
+        "time": cleaned.time[kept],
+        "value": cleaned.value[kept],
+        "row": rows[kept],
+    }
+    if plan.data.duplicates == "exact" or plan.key_columns:
+        names = plan.key_columns or cleaned.frame.columns
+        texts = [text_of_raw(cleaned.frame[n]) for n in names if n in cleaned.frame.columns]
+        # A test file may lack the key: then no row repeats another.
+        hashes = pl.DataFrame(texts).hash_rows(plan.seed).to_numpy() if texts else rows.astype(np.uint64)
+        columns["hash"] = hashes[kept]
+    for column, values in zip(plan.outlier_columns, cleaned.outliers, strict=True):
+        columns[fenced(column)] = values[kept]
+    if negatives is not None:
+        columns["negatives"] = negatives
+    return pa.table(columns)
+
+
+def text_of_raw(series: pl.Series) -> pl.Series:
+    """As text, untouched where it is text: exact duplicates are equal to the letter."""
+    return series if series.dtype == pl.String else text_of(series)
+
+
+def fenced(column: str) -> str:
+    """Name of a column that rows carry for its outlier fences."""
+    return f"outlier {column}"
+
+
+def _negatives(cleaned: Cleaned, kept: Array, items: pa.Table) -> tuple[pa.Array | None, pa.Table]:
+    """Listed items as positions in `items`, which grows by those that are new."""
+    if cleaned.negatives is None:
+        return None, items
+    lists = cleaned.negatives.to_arrow().cast(pa.large_list(pa.large_string())).take(pa.array(kept))
+    lists = lists.fill_null(pa.scalar([], lists.type))
+    known = pl.Series(pl.from_arrow(items["id"].combine_chunks()))
+    flat = pl.Series(pl.from_arrow(lists.flatten()), dtype=pl.String)
+    new = flat.unique(maintain_order=True).filter(
+        flat.unique(maintain_order=True).is_in(known.implode()).not_()
+    )
+    texts = pl.concat([known, new])
+    position = flat.replace_strict(texts, np.arange(len(texts), dtype=np.uint32), return_dtype=pl.UInt32)
+    added = pa.table({"id": _text(new)})
+    offsets = np.concatenate([[0], np.cumsum(lists.value_lengths().to_numpy(zero_copy_only=False))])
+    coded = pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), position.to_arrow())
+    return coded, pa.concat_tables([items, added], promote_options="default")
+
+
+def _write_batches(path: str, table: pa.Table, counts: Array) -> None:
+    """An Arrow file with one record batch a bucket, some of them empty."""
+    whole = table.combine_chunks().to_batches()
+    batch = whole[0] if whole else pa.RecordBatch.from_pylist([], table.schema)
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        start = 0
+        for count in counts.tolist():
+            writer.write_batch(batch.slice(start, count))
+            start += count

@@ -1,0 +1,1 @@
+"""Ray's session and the processes that come with it."""

@@ -1,0 +1,1 @@
+"""Stored events and new items, durable before they are acknowledged."""

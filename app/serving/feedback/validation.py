@@ -1,0 +1,53 @@
+"""What feedback must keep to beyond its types; other requests are checked by the ranker."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+from app.bundle.request.requests import FeedbackRequest
+from app.errors import RequestError
+from app.events import ID_BYTES, Event, microseconds
+from app.recipe import Serve
+from app.serving.http.problems import MAX_FINDINGS, Finding, Problem
+
+DAY = 86_400_000_000  # microseconds
+
+
+def check_feedback(request: FeedbackRequest, settings: Serve) -> None:
+    """Refuse feedback (a Problem, 422) of which an event cannot be stored.
+
+    Unknown items and event types are accepted: the model to come may know them.
+    """
+    if not 0 < len(request.events) <= settings.max_candidates:
+        raise RequestError(
+            f"{len(request.events)} events",
+            where="events",
+            remedy=f"send 1 to {settings.max_candidates} events at a time",
+        )
+    found: list[Finding] = []
+    for place, event in enumerate(request.events):
+        found += _findings(f"events[{place}]", event)
+        if len(found) >= MAX_FINDINGS:
+            break
+    if found:
+        raise Problem(422, "an event cannot be stored; none was", findings=found)
+
+
+def _findings(place: str, event: Event) -> Iterator[Finding]:
+    for field, least in (("user", 1), ("item", 1), ("event", 0), ("variant", 0)):
+        text = getattr(event, field)
+        if not least <= len(text.encode()) <= ID_BYTES:
+            yield Finding(f"{place}.{field}", f"must have {least} to {ID_BYTES} bytes")
+    if event.timestamp is not None and not _plausible(event.timestamp):
+        yield Finding(f"{place}.timestamp", "must be seconds or ISO 8601 text, from 1970 to tomorrow")
+    if event.value is not None and not math.isfinite(event.value):
+        yield Finding(f"{place}.value", "must be a finite number")
+
+
+def _plausible(timestamp: float | str) -> bool:
+    try:
+        return 0 <= microseconds(timestamp) <= time.time() * 1e6 + DAY
+    except (ValueError, OverflowError):
+        return False

@@ -1,0 +1,1 @@
+"""HTTP: parsing, guarding, problem documents."""

@@ -1,0 +1,1 @@
+"""Deploying, trying and rolling back versions."""

@@ -1,0 +1,140 @@
+"""User vectors that are kept: those of the same events and about the same moment, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.bundle.format.histories import Events
+from app.bundle.ranking.user_vectors import States
+from app.bundle.request.encode import Asked
+from app.bundle.request.requests import Context, HistoryEvent, RecommendRequest
+from app.bundle.runtime import Ranker
+from tests.bundles import NOW, bundle_of, random_model
+from tests.tiny import tiny_dataset
+
+SECOND, LENGTH, ROOM = 1_000_000, 3, 1 << 20
+
+
+def asked(user: int, items: Sequence[int], now: int = 0, kind: int = 1, time: int = 5) -> Asked:
+    rows = np.array(items, np.int64)
+    history = Events(rows, np.full_like(rows, kind), np.full_like(rows, time * SECOND))
+    return Asked(user, now, history, np.zeros(1, np.int64))
+
+
+class Model:
+    """A vector says what it was made of; counts the users it was asked for."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, some: Sequence[Asked]) -> Any:
+        self.batches.append(len(some))
+        made = np.zeros((len(some), 3 * LENGTH + 2))
+        for row, one in zip(made, some, strict=True):
+            last = np.stack([one.history.item, one.history.event, one.history.time])[:, -LENGTH:].ravel()
+            row[0], row[1], row[2 : 2 + len(last)] = one.now, one.user, last
+        return made
+
+
+SMALL = st.integers(1, 2)
+ASKED = st.builds(asked, SMALL, st.lists(SMALL, max_size=5), st.integers(0, 9), SMALL, SMALL)
+STEPS = st.lists(st.tuples(st.integers(1, 2), st.lists(ASKED, min_size=1, max_size=4)), max_size=12)
+
+
+@given(STEPS, st.sampled_from([0, 1500, ROOM]), st.integers(0, 5))
+def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_moment(
+    steps: list[tuple[int, list[Asked]]], limit: int, tolerance: int
+) -> None:
+    states, oracle = States(limit, tolerance / SECOND), Model()
+    for edition, some in steps:
+        found = states.of(edition, LENGTH, some, lambda few, edition=edition: oracle(few) * edition)
+        expected = oracle(some) * edition
+        assert np.array_equal(found[:, 1:], expected[:, 1:])
+        apart = np.abs(found[:, 0] / edition - [one.now for one in some])
+        assert (apart < max(1, tolerance)).all()
+        assert states.bytes <= limit
+    assert states.hits + states.misses == sum(len(some) for _, some in steps)
+    if not limit:
+        assert states.hits == 0
+
+
+def test_only_those_that_are_not_known_are_made_and_events_before_the_last_do_not_matter() -> None:
+    states, model = States(ROOM, 10.0), Model()
+    states.of(1, LENGTH, [asked(1, [1, 2, 3])], model)
+    states.of(1, LENGTH, [asked(2, []), asked(1, [9, 1, 2, 3]), asked(1, [2, 3, 1])], model)
+    assert model.batches == [1, 2]
+    assert (states.hits, states.misses) == (1, 3)
+    assert all(kept.vector.base is None for kept in states._kept.values())  # none holds on to its batch
+
+
+OTHERS = [asked(2, [1]), asked(1, [2]), asked(1, [1], kind=2), asked(1, [1], time=6), asked(1, [])]
+
+
+@pytest.mark.parametrize("other", OTHERS, ids=["user", "item", "kind", "time", "none"])
+def test_another_user_or_event_is_another_vector(other: Asked) -> None:
+    states, model = States(ROOM, 10.0), Model()
+    for one in (asked(1, [1]), other):
+        states.of(1, LENGTH, [one], model)
+    assert (states.hits, states.misses) == (0, 2)
+
+
+def test_a_failure_of_the_model_leaves_nothing_behind() -> None:
+    states = States(ROOM, 10.0)
+
+    def broken(some: Sequence[Asked]) -> Any:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        states.of(1, LENGTH, [asked(1, [1])], broken)
+    assert states.bytes == 0
+    assert states.of(1, LENGTH, [asked(1, [1])], Model())[0, 1] == 1
+
+
+def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
+    states, model = States(5000, 10.0), Model()
+
+    def use(seed: int) -> bool:
+        rng = np.random.default_rng(seed)
+        users = rng.integers(0, 20, 300).tolist()
+        return all(states.of(1, LENGTH, [asked(user, [user])], model)[0, 1] == user for user in users)
+
+    with ThreadPoolExecutor(4) as threads:
+        assert all(threads.map(use, range(4)))
+    assert 0 < states.bytes <= 5000
+    assert states.hits + states.misses == 1200
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("states")
+    dataset = tiny_dataset(folder / "dataset", users=30, items=40, events=400)
+    return bundle_of(random_model("two_tower", dataset), dataset, folder / "bundle").artifact.path
+
+
+def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
+    states = States(ROOM, 10.0)
+    kept, plain = Ranker.open(bundle, states=states), Ranker.open(bundle)
+    context = Context(timestamp=float(NOW))
+    event = HistoryEvent("i7", "view", float(NOW - 5))
+    for stored in ([], [], [event], [event]):
+        for k in (5, 9):
+            request = RecommendRequest("u3", k=k, context=context)
+            (found,), (expected,) = (one.recommend([request], [stored]) for one in (kept, plain))
+            assert [one.item for one in found.items] == [one.item for one in expected.items]
+            assert [one.score for one in found.items] == pytest.approx([one.score for one in expected.items])
+    assert (states.hits, states.misses) == (6, 2)
+
+
+def test_two_versions_share_a_limit_and_no_vector(bundle: Path) -> None:
+    states = States(ROOM, 10.0)
+    for _ in range(2):
+        Ranker.open(bundle, states=states).recommend([RecommendRequest("u3")])
+    assert (states.hits, states.misses) == (0, 2)

@@ -1,0 +1,68 @@
+"""What is Redis' own about the store: its address, its durability, its absence."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from app.errors import MachineError
+from app.events import Event
+from app.serving.feedback.redis_store import LOG, RedisStore
+from app.serving.feedback.store import store_at
+from tests.redis_server import redis_server
+
+
+def test_nobody_there_is_told_without_the_password() -> None:
+    with pytest.raises(MachineError) as error:
+        store_at("redis://name:secret@127.0.0.1:1/0")
+    assert "127.0.0.1:1/0" in str(error.value)
+    assert "secret" not in str(error.value)
+
+
+def test_not_an_address_is_told() -> None:
+    with pytest.raises(MachineError, match="redis://HOST"):
+        store_at("redis://127.0.0.1:port/0")
+
+
+def test_without_the_client_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "redis", None)
+    monkeypatch.delitem(sys.modules, "app.serving.feedback.redis_store", raising=False)
+    with pytest.raises(MachineError, match=r"rayrec\[redis\]"):
+        store_at("redis://127.0.0.1/0")
+
+
+def test_says_so_where_an_acknowledged_event_could_be_lost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with redis_server(tmp_path) as url:
+        RedisStore(url).close()
+        assert "lose" not in capsys.readouterr().err
+        redis.Redis.from_url(url).config_set("appendfsync", "everysec")
+        RedisStore(url).close()
+        assert "appendfsync always" in capsys.readouterr().err
+
+
+def test_the_log_holds_every_event_in_order_after_a_restart(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:  # ended by kill -9
+        store = RedisStore(url)
+        store.append([Event("u", f"i{n}", "view", float(n), 2.0) for n in range(50)])
+        store.close()
+    with redis_server(tmp_path) as url:
+        entries = redis.Redis.from_url(url, decode_responses=True).xrange(LOG)
+        logged = [msgspec.json.decode(fields["event"]) for _, fields in entries]
+        assert [entry[:3] for entry in logged] == [[f"i{n}", "view", 2.0] for n in range(50)]
+        assert [event.item for event in RedisStore(url).recent("u", 2)] == ["i48", "i49"]
+
+
+def test_a_redis_that_is_full_refuses_and_loses_nothing(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:
+        store, client = RedisStore(url), redis.Redis.from_url(url)
+        store.append([Event("u", "kept", timestamp=1)])
+        client.config_set("maxmemory", 1)
+        with pytest.raises(MachineError, match="maxmemory"):
+            store.append([Event("u", "refused", timestamp=2)])
+        assert [event.item for event in store.recent("u", 5)] == ["kept"]

@@ -1,0 +1,444 @@
+"""Answers that are given again: never stale, bounded, scored once; and what serves without time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.retrieval.latency_budget import FEWER, FULL, POPULAR
+from app.bundle.runtime import Ranker
+from app.errors import MachineError
+from app.recipe import Serve
+from app.serving.feedback.user_events import Recent
+from app.serving.metrics import Metrics
+from app.serving.scoring.response_cache import Answers
+from app.serving.scoring.scoring import CACHED, UNINFORMED, Call, Scoring
+from app.serving.versions.shadow import Shadow
+from app.serving.versions.traffic_split import Variant, Variants
+from tests.bundles import NOW, bundle_of, random_model
+from tests.fakes import FakeRanker, fake_ingress, transport
+from tests.tiny import tiny_dataset
+
+PATH = "/v1/recommend"
+ROOM = 1 << 20
+
+
+class MemoryStore:
+    """Users' events in memory, and who has new ones."""
+
+    def __init__(self) -> None:
+        self.events: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
+        self.changed: list[str] = []
+        self.broken = False
+
+    def add(self, user: str, item: str) -> None:
+        self.events[user].append(HistoryEvent(item, "view", float(NOW)))
+        self.changed.append(user)
+
+    def recent(self, user: str, limit: int) -> list[HistoryEvent]:
+        return self.events[user][-limit:]
+
+    def changes(self, mark: int | None) -> tuple[int, list[str]]:
+        if self.broken:
+            raise MachineError("gone", where="store", remedy="bring it back")
+        return len(self.changed), self.changed[mark or 0 :]
+
+
+class Desk:
+    """A replica's scoring of recommendations, in this process, over a store in memory."""
+
+    def __init__(self, ranker: Any, *, limit: int = ROOM, executor: ThreadPoolExecutor | None = None) -> None:
+        self.store, self.clock, self.metrics = MemoryStore(), 0.0, Metrics("r1")
+        self.variants = Variants(Variant(ranker, "d1"), Shadow(1000))
+        self.known = Answers(limit, 10.0, lambda: self.clock)
+        self.recent = Recent(self.store)  # type: ignore[arg-type]
+        self.scoring = Scoring(
+            self.variants, self.recent, self.metrics, PATH, 10_000, executor, known=self.known
+        )
+
+    def call(self, body: bytes, name: str, answers: dict[str, tuple[int, bytes]]) -> None:
+        def reply(status: int, content: bytes, headers: Any) -> None:
+            answers[name] = status, content
+
+        content = msgspec.json.decode(body, type=RecommendRequest)
+        self.scoring.add(Call(PATH, name, reply, lambda *_: None, body), content)
+
+    def ask(self, *bodies: dict[str, Any] | bytes) -> list[tuple[int, bytes]]:
+        """The answers to calls that come in one tick; their ids are 0, 1, .."""
+        answers: dict[str, tuple[int, bytes]] = {}
+
+        async def run() -> None:
+            for place, body in enumerate(bodies):
+                self.call(body if isinstance(body, bytes) else msgspec.json.encode(body), str(place), answers)
+            while len(answers) < len(bodies):
+                await asyncio.sleep(0)
+
+        asyncio.run(asyncio.wait_for(run(), 10))
+        return [answers[str(place)] for place in range(len(bodies))]
+
+    def answers(self, *bodies: dict[str, Any]) -> list[Answer]:
+        return [msgspec.json.decode(content, type=Answer) for _, content in self.ask(*bodies)]
+
+
+# --- the cache ---------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 900), st.integers(0, 3)), max_size=40))
+def test_the_limit_in_bytes_holds_and_the_bytes_are_those_of_what_is_kept(
+    steps: list[tuple[int, int, int]],
+) -> None:
+    known = Answers(3000, 10.0)
+    for name, size, events in steps:
+        known.keep(b"%d" % name, "d", 0, [HistoryEvent("a")] * events, b"x" * size)
+        assert known.bytes == sum(kept.size for kept in known._kept.values()) <= 3000
+
+
+def test_what_was_not_asked_for_longest_goes_first() -> None:
+    known, events = Answers(1300, 10.0), list[HistoryEvent]()
+    for name in (b"a", b"b", b"c"):
+        known.keep(name, "d", 0, events, b"")
+    assert known.find(b"a", "d", 0, events)
+    known.keep(b"d", "d", 0, events, b"")
+    assert [bool(known.find(name, "d", 0, events)) for name in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+    assert (known.hits, known.misses) == (4, 1)
+
+
+def test_what_is_larger_than_the_limit_is_not_kept_nor_what_it_was_to_replace() -> None:
+    known, events = Answers(1000, 10.0), list[HistoryEvent]()
+    known.keep(b"a", "d", 0, events, b"")
+    known.keep(b"a", "d", 0, events, b"x" * 1000)
+    assert (known.find(b"a", "d", 0, events), known.bytes) == (None, 0)
+    none = Answers(0, 10.0)
+    none.keep(b"a", "d", 0, events, b"")
+    assert none.bytes == 0
+
+
+def test_an_answer_is_of_its_version_of_these_events_and_of_its_time() -> None:
+    clock, events = [0.0], list[HistoryEvent]()
+    known = Answers(ROOM, 10.0, lambda: clock[0])
+    known.keep(b"a", "d1", 0, events, b"answer", cold=True)
+    kept = known.find(b"a", "d1", 0, events)
+    assert kept is not None and (kept.content, kept.cold) == (b"answer", True)
+    assert known.find(b"a", "d2", 0, events) is None
+    assert known.find(b"a", "d1", 1, events) is None  # of a changed catalogue
+    assert known.find(b"a", "d1", 0, []) is None  # equal, and yet read from the store anew
+    clock[0] = 10.0
+    assert known.find(b"a", "d1", 0, events) is None
+    assert (known.stale(b"a", "d1"), known.stale(b"a", "d2")) == (b"answer", None)
+
+
+# --- never stale -------------------------------------------------------------------------
+
+USERS, ITEMS = st.sampled_from("uv"), st.sampled_from(["a", "bb", "ccc"])
+STEPS = st.one_of(
+    st.tuples(st.just("event"), USERS, ITEMS),
+    st.tuples(st.just("ask"), USERS, st.integers(1, 3)),
+    st.tuples(st.just("version"), st.sampled_from("xy")),
+    st.tuples(st.just("item")),
+    st.tuples(st.just("wait"), st.floats(0, 6)),
+)
+
+
+class Named(FakeRanker):
+    """A version of the fake model, whose scores rise with each change of the catalogue."""
+
+    def __init__(self, version: str, edition: int = 0) -> None:
+        super().__init__()
+        self.version, self.edition = version, edition
+
+    def answer(self, questions: Sequence[Any]) -> Any:
+        answers = super().answer(questions)
+        for answer in answers:
+            answer.items[:] = [type(one)(one.item, one.score + self.edition) for one in answer.items]
+        return answers
+
+
+@given(st.lists(STEPS, max_size=30), st.sampled_from([0, 1500, ROOM]))
+def test_a_fresh_event_version_or_item_never_meets_an_older_answer(steps: list[Any], limit: int) -> None:
+    versions = {name: Variant(Named(name), f"digest of {name}") for name in "xy"}  # type: ignore[arg-type]
+    desk = Desk(Named("x"), limit=limit)
+    desk.variants.main = versions["x"]
+    for kind, *what in steps:
+        if kind == "event":
+            desk.store.add(*what)
+        elif kind == "version":
+            desk.variants.main = versions[what[0]]
+        elif kind == "item":
+            desk.variants.main.ranker.edition += 1
+        elif kind == "wait":
+            desk.clock += what[0]
+        else:
+            request = RecommendRequest(what[0], k=what[1])
+            (answer,) = desk.answers({"user": what[0], "k": what[1]})
+            main = desk.variants.main
+            oracle = Named(main.label, main.ranker.edition)
+            assert [answer] == oracle.answer([oracle.read(request, desk.store.events[what[0]])])
+
+
+def test_without_change_an_answer_is_given_again_for_so_long() -> None:
+    ranker = FakeRanker()
+    desk = Desk(ranker)
+    first = desk.ask({"user": "new"})
+    desk.store.add("other", "a")
+    assert desk.ask({"user": "new"}) == first
+    assert len(ranker.batches) == 1
+    assert (desk.known.hits, desk.metrics.cold_starts) == (1, 2)
+    desk.clock = 10.0
+    assert desk.ask({"user": "new"}) == first
+    assert len(ranker.batches) == 2
+
+
+def test_what_is_asked_for_counts_and_not_how_it_is_written() -> None:
+    ranker = FakeRanker()
+    desk = Desk(ranker)
+    desk.ask(b'{"user": "u", "k": 2}', b'{"k":2,"user":"u","exclude":[]}', b'{ "user": "\\u0075", "k": 2 }')
+    assert (ranker.batches, desk.metrics.joined) == ([1], 2)
+    desk.ask(b'{"k":2,"exclude":[],"user":"u"}', b'{"k":3,"user":"u"}', b'{"k":2,"user":"v"}')
+    assert ranker.batches == [1, 2]
+
+
+def test_what_was_answered_without_the_store_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [100.0]
+    monkeypatch.setattr("app.serving.feedback.user_events.time.monotonic", lambda: clock[0])
+    desk = Desk(FakeRanker())
+    desk.store.add("u", "a")
+    (whole,) = desk.answers({"user": "u"})
+    desk.store.broken = True
+    (without,) = desk.answers({"user": "u"})
+    assert without.degraded == UNINFORMED and without.items != whole.items
+    desk.store.broken = False
+    clock[0] += 10.0
+    assert desk.answers({"user": "u"}) == [whole]
+    assert desk.metrics.degraded == {UNINFORMED: 1}
+
+
+# --- scored once -------------------------------------------------------------------------
+
+
+class Gated(FakeRanker):
+    """Works on a batch only once it may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.may = threading.Event(), threading.Event()
+
+    def answer(self, questions: Sequence[Any]) -> Any:
+        self.begun.set()
+        assert self.may.wait(10)
+        return super().answer(questions)
+
+
+def test_equal_calls_of_a_tick_are_scored_once_and_all_are_answered() -> None:
+    ranker = FakeRanker()
+    desk = Desk(ranker)
+    found = desk.ask(*[{"user": "u"}, {"user": "v"}, {"user": "u"}] * 3)
+    assert ranker.batches == [2]
+    assert [status for status, _ in found] == [200] * 9
+    assert found[:3] * 3 == found
+    assert desk.metrics.joined == 7
+
+
+def asked_while_scored(ranker: Gated, later: Sequence[str], event: str = "") -> dict[str, tuple[int, bytes]]:
+    """Answers of equal calls: a first one, and those that come, after an event, while it is scored."""
+    answers = dict[str, tuple[int, bytes]]()
+
+    async def run() -> None:
+        desk.call(b'{"user":"u"}', "first", answers)
+        await asyncio.to_thread(ranker.begun.wait, 10)
+        if event:
+            desk.store.add("u", event)
+        for name in later:
+            desk.call(b'{"user":"u"}', name, answers)
+        ranker.may.set()
+        while len(answers) < 1 + len(later):
+            await asyncio.sleep(0)
+
+    with ThreadPoolExecutor(1) as thread:
+        desk = Desk(ranker, executor=thread)
+        asyncio.run(asyncio.wait_for(run(), 10))
+    return answers
+
+
+def test_a_call_that_comes_while_its_like_is_scored_is_not_scored_again() -> None:
+    ranker = Gated()
+    answers = asked_while_scored(ranker, ["second", "third"])
+    assert ranker.batches == [1]
+    assert len(set(answers.values())) == 1
+
+
+def test_an_event_that_comes_while_a_call_is_scored_is_seen_by_the_next() -> None:
+    answers = asked_while_scored(Gated(), ["second"], event="a")
+    assert b'"ccc","score":3' in answers["first"][1]
+    assert b'{"items":[{"item":"a","score":101' in answers["second"][1].replace(
+        b'"model":"fake",', b""
+    ).replace(b'"version":"v1",', b"")
+
+
+def test_a_failure_is_told_to_each_under_its_own_id_and_not_kept() -> None:
+    ranker = FakeRanker()
+    desk = Desk(ranker)
+    found = desk.ask({"user": "boom"}, {"user": "boom"})
+    assert [status for status, _ in found] == [500, 500]
+    documents = [json.loads(content) for _, content in found]
+    assert [document.pop("request_id") for document in documents] == ["0", "1"]
+    assert documents[0] == documents[1]
+    assert ranker.batches == [1]
+    desk.ask({"user": "boom"})
+    assert (len(ranker.batches), desk.known.bytes) == (2, 0)
+
+
+def test_a_caller_that_goes_away_does_not_end_the_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    replica, ranker = fake_ingress(monkeypatch, tmp_path, Serve()), Gated()
+    monkeypatch.setattr(replica.variants.main, "ranker", ranker)
+    import httpx
+
+    async def run() -> int:
+        async with httpx.AsyncClient(transport=transport(replica), base_url="http://test") as client:
+            calls = [asyncio.ensure_future(client.post(PATH, json={"user": "u"})) for _ in range(3)]
+            await asyncio.to_thread(ranker.begun.wait, 10)
+            calls[0].cancel()
+            ranker.may.set()
+            with pytest.raises(asyncio.CancelledError):
+                await calls[0]
+            return sum(answer.status_code for answer in await asyncio.gather(*calls[1:]))
+
+    assert asyncio.run(asyncio.wait_for(run(), 10)) == 400
+    assert ranker.batches == [1]
+
+
+# --- without time ------------------------------------------------------------------------
+
+
+class Slow:
+    """Stands for a bundle's pace: `step` is all that there is time for."""
+
+    step_ = FULL
+
+    def step(self, left: float, requests: int) -> str:
+        return self.step_ if left < 1e6 else FULL
+
+    def took(self, step: str, seconds: float) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
+    folder = tmp_path_factory.mktemp("cached")
+    dataset = tiny_dataset(folder / "dataset", users=30, items=40, events=400)
+    return bundle_of(random_model("two_tower", dataset), dataset, folder / "bundle")
+
+
+def test_without_time_the_last_answer_comes_before_the_popular_items(
+    ranker: Ranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace, desk = Slow(), Desk(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "context": {"timestamp": NOW}}
+    (whole,) = desk.answers(asked)
+    assert not whole.degraded
+    met = whole.items[2].item
+    desk.store.add("u3", met)
+    for step, label in ((FEWER, FEWER), (POPULAR, CACHED)):
+        pace.step_ = step
+        (answer,) = desk.answers(asked)
+        assert answer.degraded == label
+        assert met not in [one.item for one in answer.items]
+    assert answer.items == [one for one in whole.items if one.item != met]
+    (other,) = desk.answers({**asked, "k": 7})  # never answered
+    assert other.degraded == POPULAR
+    assert desk.metrics.degraded == {FEWER: 1, CACHED: 1, POPULAR: 1}
+    pace.step_ = FULL
+    (again,) = desk.answers(asked)  # none of these was kept
+    assert not again.degraded and met not in [one.item for one in again.items]
+
+
+def test_what_was_seen_comes_again_where_the_request_allows_it(
+    ranker: Ranker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pace, desk = Slow(), Desk(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "exclude_seen": False, "context": {"timestamp": NOW}}
+    (whole,) = desk.answers(asked)
+    desk.store.add("u3", whole.items[0].item)
+    pace.step_ = POPULAR
+    (answer,) = desk.answers(asked)
+    assert (answer.degraded, answer.items) == (CACHED, whole.items)
+
+
+def test_another_versions_answer_does_not_come(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace, desk = Slow(), Desk(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    asked = {"user": "u3", "budget_ms": 50.0}
+    desk.answers(asked)
+    desk.variants.main, pace.step_ = Variant(ranker, "d2"), POPULAR
+    (answer,) = desk.answers(asked)
+    assert answer.degraded == POPULAR
+
+
+# --- metrics -----------------------------------------------------------------------------
+
+
+def test_one_scrape_tells_of_stages_caches_queues_and_joined_calls(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import httpx
+
+    replica = fake_ingress(monkeypatch, tmp_path, Serve())
+
+    async def run() -> str:
+        async with httpx.AsyncClient(transport=transport(replica), base_url="http://test") as client:
+            for _ in range(2):
+                await asyncio.gather(*(client.post(PATH, json={"user": "u"}) for _ in range(3)))
+            await client.post("/v1/rank", json={"user": "u", "items": ["a"]})
+            return (await client.get("/metrics")).text
+
+    lines = asyncio.run(asyncio.wait_for(run(), 10)).splitlines()
+    for line in (
+        'rayrec_joined_total{replica="r1"} 2',
+        'rayrec_cache_hits_total{replica="r1",cache="recommendations"} 3.0',
+        'rayrec_cache_misses_total{replica="r1",cache="recommendations"} 1.0',
+        'rayrec_cache_misses_total{replica="r1",cache="events"} 1.0',
+        'rayrec_queued{replica="r1",route="/v1/recommend"} 0',
+        'rayrec_batch_size_bucket{replica="r1",route="/v1/recommend",le="1.0"} 1',
+        'rayrec_stage_seconds_count{replica="r1",stage="retrieval"} 1',
+        'rayrec_stage_seconds_sum{replica="r1",stage="retrieval"} 0.25',
+        'rayrec_stage_seconds_count{replica="r1",stage="score"} 2',
+        'rayrec_stage_seconds_count{replica="r1",stage="encode"} 2',
+        'rayrec_stage_seconds_count{replica="r1",stage="parse"} 3',
+        'rayrec_stage_seconds_count{replica="r1",stage="features"} 3',
+    ):
+        assert line in lines, line
+    kept = next(line for line in lines if line.startswith("rayrec_cache_bytes") and "recommendations" in line)
+    assert float(kept.split()[-1]) == replica.scoring[PATH].known.bytes > 0  # type: ignore[union-attr]
+
+
+def test_equal_rankings_of_a_tick_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ranker = FakeRanker()
+    desk = Desk(ranker)
+    scoring = Scoring(desk.variants, desk.recent, desk.metrics, "/v1/rank", 1000)
+    statuses: list[int] = []
+
+    async def run() -> None:
+        for place in range(4):
+            body = b'{"user":"u","items":["a"]}'
+            call = Call("/v1/rank", str(place), lambda *a: statuses.append(a[0]), lambda *_: None, body)
+            scoring.add(call, RankRequest("u", ["a"]))
+        while len(statuses) < 4:
+            await asyncio.sleep(0)
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert (statuses, ranker.batches) == ([200] * 4, [1])

@@ -1,0 +1,89 @@
+"""The ledger: results to the journal, failures counted, and when to give up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.errors import DataError, RayRecError
+from app.recipe import Recipe
+from app.terminal.console import Progress
+from tuning.journal import DIRECTIONS, open_journal, points
+from tuning.propose import Proposer
+from tuning.runner import GIVE_UP, Ledger
+from tuning.trial import trial_recipe
+
+GOOD = {"quality": 0.3, "p95_ms": 1.5, "bytes": 10**6, "reused": False, "checkpoint": "k", "seconds": 2.0}
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    recipe = Recipe()
+    made = Ledger(
+        recipe, open_journal(tmp_path / "journal.log", "s"), Proposer(recipe, [], DIRECTIONS), trials=4
+    )
+    made.bar = Progress("tune", 4)
+    return made
+
+
+def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ledger.next("a")
+    ledger.close("a", GOOD)
+    (point,) = points(ledger.study)
+    assert (point.settings, point.quality, point.reused) == (settings, 0.3, False)
+    assert ledger.missing == 3
+    assert "trial 0 (1 of 4): ndcg@10 0.3000, p95 1.50 ms, 1.00 MB, trained (2 s)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "result", [None, {}, {"failed": "train.learning_rate: the loss is nan", "by_user": True}]
+)
+def test_a_failure_leaves_no_trace_in_the_journal(ledger: Ledger, result: dict[str, Any] | None) -> None:
+    ledger.next("a")
+    ledger.close("a", result)
+    assert (ledger.failed, ledger.finished, points(ledger.study)) == (1, 0, [])
+    ledger.raise_if_hopeless()  # one is none
+
+
+@pytest.mark.parametrize(("by_user", "kind"), [(True, DataError), (False, RayRecError)])
+def test_failures_one_after_another_end_the_search(
+    ledger: Ledger, by_user: bool, kind: type[RayRecError]
+) -> None:
+    for n in range(GIVE_UP):
+        assert ledger.next(str(n)) is not None
+        ledger.close(str(n), {"failed": "no columns", "by_user": by_user})
+    assert ledger.next("more") is None
+    with pytest.raises(kind, match="no columns") as caught:
+        ledger.raise_if_hopeless()
+    assert caught.value.exit_code == (1 if by_user else 2)
+
+
+def test_a_success_between_failures_keeps_it_going(ledger: Ledger) -> None:
+    for n in range(2 * GIVE_UP):
+        ledger.next(str(n))
+        ledger.close(str(n), GOOD if n % 2 else None)
+    ledger.raise_if_hopeless()
+    assert ledger.failed == GIVE_UP
+
+
+def test_a_space_without_choices_is_exhausted(tmp_path: Path) -> None:
+    recipe = Recipe().override({"model.name": "popularity"})
+    made = Ledger(
+        recipe, open_journal(tmp_path / "journal.log", "s"), Proposer(recipe, [], DIRECTIONS), trials=99
+    )
+    made.bar = Progress("tune", 99)
+    for n in range(99):
+        if made.next(str(n)) is None:
+            break
+        made.close(str(n), GOOD)
+    assert made.exhausted
+    assert 1 <= made.finished < 99
+
+
+def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:
+    recipe = Recipe().override({"train.epochs": 20, "tune.epochs": 3, "train.workers": 2})
+    shorter = trial_recipe(recipe, {"train.learning_rate": 0.01}).train
+    assert (shorter.epochs, shorter.workers, shorter.learning_rate) == (3, 0, 0.01)
+    assert trial_recipe(recipe.override({"tune.epochs": 0}), {}).train.epochs == 20
