@@ -195,11 +195,11 @@ def deploy(
     """Have a bundle take over a service that runs: verify, load, compare, shift; or back by itself."""
     from app.serving.bundle_cache import absolute
     from app.serving.rollout import admin, discovery
-    from app.serving.rollout.state import Wish
+    from app.serving.rollout.state import Command
 
     limits = admin.limits(set or ())
-    wish = Wish("deploy", absolute(bundle), canary, keep, now, limits=limits)
-    _print(admin.deploy(discovery.find(store, port), wish), json)
+    command = Command("deploy", absolute(bundle), canary, keep, now, limits=limits)
+    _print(admin.deploy(discovery.find(store, port), command), json)
 
 
 @app.command()

@@ -183,7 +183,7 @@ class Train(Section):
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     warmup_steps: Count = 0
     clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
-    unknown_rate: Fraction = Field(0.02, description="share of users hidden, so that row 0 is trained")
+    id_dropout: Fraction = Field(0.02, description="share of users hidden, so that row 0 is trained")
     patience: Count = Field(3, description="epochs without a better validation figure; 0: never stop early")
     metric: str = "ndcg@10"
     valid_users: Positive = Field(2000, description="users that the validation after each epoch ranks")

@@ -49,7 +49,7 @@ class FakeRanker:
     name, version, figures = "fake", "v1", {"ndcg@10": 0.5}
 
     users = items = ("", "a", "bb", "ccc")  # by row
-    artifact, edition = SimpleNamespace(digest="d1"), 0
+    artifact, catalogue_version = SimpleNamespace(digest="d1"), 0
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -116,16 +116,16 @@ class FakeRanker:
 
 def fake_ingress(
     patch: pytest.MonkeyPatch, store: Any, settings: Serve, key: str | None = None
-) -> ingress.Ingress:
+) -> ingress.Replica:
     """A replica over a FakeRanker, in this process."""
     patch.setattr(ingress.Ranker, "open", lambda *_, **__: FakeRanker())
     patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # a replica sets it: put back afterwards
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     patch.setattr(ingress.serve, "get_replica_context", lambda: context)
-    return ingress.Ingress("bundle", str(store), settings, key_digest(key) if key else None)
+    return ingress.Replica("bundle", str(store), settings, key_digest(key) if key else None)
 
 
-def transport(replica: ingress.Ingress) -> httpx.ASGITransport:
+def transport(replica: ingress.Replica) -> httpx.ASGITransport:
     """Carries httpx's requests to the replica."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:

@@ -19,14 +19,16 @@ from app.terminal.console import progress, say
 from tuning.front import Point
 from tuning.journal import points, record
 from tuning.propose import Proposal, Proposer
-from tuning.trial import Place, run_trial
+from tuning.trial import SearchDirs, run_trial
 
 GIVE_UP = 3  # failures one after another
 # Ctrl-C is ours to handle; the journal replaces Tune's own record of the experiment.
 ENVIRONMENT = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
-def run_trials(recipe: Recipe, place: Place, study: optuna.Study, proposer: Proposer, trials: int) -> int:
+def run_trials(
+    recipe: Recipe, place: SearchDirs, study: optuna.Study, proposer: Proposer, trials: int
+) -> int:
     """Run trials until the journal holds `trials` finished ones.
 
     Returns:
@@ -122,7 +124,7 @@ def _line(point: Point) -> str:
     return f"{point.metric} {point.quality:.4f}, p95 {point.p95_ms:.2f} ms, {point.mb:.2f} MB, {reused}"
 
 
-def _tuner(recipe: Recipe, place: Place, ledger: Ledger) -> Any:
+def _tuner(recipe: Recipe, place: SearchDirs, ledger: Ledger) -> Any:
     import ray
     from ray import tune
 

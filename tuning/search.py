@@ -28,7 +28,7 @@ from tuning.journal import DIRECTIONS, open_journal, points
 from tuning.propose import Proposer
 from tuning.report import write_results
 from tuning.runner import run_trials
-from tuning.trial import Place
+from tuning.trial import SearchDirs
 
 
 def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[str, Any]:
@@ -58,7 +58,7 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
         dataset = pipeline.prepare(recipe, out)
         _refuse_empty(dataset)
         study = open_journal(out / "journal.log", study_name(recipe, dataset.digest))
-        failed = _search(recipe, Place(out), study, trials)
+        failed = _search(recipe, SearchDirs(out), study, trials)
     found = points(study)
     best, within = budgets.choose(found, limits)
     files = write_results(recipe, out, found, best, limits)
@@ -86,7 +86,7 @@ def study_name(recipe: Recipe, dataset: str) -> str:
     return f"{recipe.name}-{cache_key('study', settings, {'dataset': dataset})[:12]}"
 
 
-def _search(recipe: Recipe, place: Place, study: optuna.Study, trials: int) -> int:
+def _search(recipe: Recipe, place: SearchDirs, study: optuna.Study, trials: int) -> int:
     """Run what is missing; returns how many trials failed."""
     finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if finished:

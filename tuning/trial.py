@@ -37,7 +37,7 @@ REPEATS, CALLS = 9, 100
 
 
 @dataclass(frozen=True)
-class Place:
+class SearchDirs:
     """The folders that all trials of a search share."""
 
     out: Path
@@ -62,7 +62,7 @@ class Place:
         return self.out / "trials"
 
 
-def run_trial(settings: Settings, recipe: Recipe, place: Place) -> dict[str, Any]:
+def run_trial(settings: Settings, recipe: Recipe, place: SearchDirs) -> dict[str, Any]:
     """Figures of one trial.
 
     Returns:
@@ -88,7 +88,7 @@ def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe.override({**settings, **shorter, "train.workers": 0})
 
 
-def _figures(recipe: Recipe, place: Place, folder: Path) -> dict[str, Any]:
+def _figures(recipe: Recipe, place: SearchDirs, folder: Path) -> dict[str, Any]:
     dataset = Dataset.open(place.dataset, verify=False)
     source, key, reused = _trained(recipe, dataset, place)
     compress(recipe, dataset, source, folder / "compressed")
@@ -112,7 +112,7 @@ def _figures(recipe: Recipe, place: Place, folder: Path) -> dict[str, Any]:
     }
 
 
-def _trained(recipe: Recipe, dataset: Dataset, place: Place) -> tuple[Path, str, bool]:
+def _trained(recipe: Recipe, dataset: Dataset, place: SearchDirs) -> tuple[Path, str, bool]:
     """The checkpoint of the recipe's training settings, its key, and whether it was there.
 
     Two trials with equal settings wait for each other, so that one of them trains.
@@ -126,7 +126,7 @@ def _trained(recipe: Recipe, dataset: Dataset, place: Place) -> tuple[Path, str,
     return folder, key, found is not None
 
 
-def _latency(bundle: Path, place: Place) -> float:
+def _latency(bundle: Path, place: SearchDirs) -> float:
     """p95 in ms of one request at a time on one thread: the median of several measurements.
 
     Only one trial measures at a time; what else runs on the machine disturbs some of the

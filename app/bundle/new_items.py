@@ -27,7 +27,7 @@ from app.tables.rows import Rows
 TEXT_BYTES = 10_000  # of a value
 
 
-class Newcomers:
+class NewItems:
     """The items of a bundle that came or changed after training; used by one thread.
 
     Args:

@@ -20,12 +20,12 @@ from app.artifact import Artifact, open_artifact
 from app.bundle.format.histories import Histories
 from app.bundle.format.ids import Ids
 from app.bundle.format.layout import Array, load_array, read_info
-from app.bundle.new_items import Newcomers
+from app.bundle.new_items import NewItems
 from app.bundle.ranking.explain import explain
-from app.bundle.ranking.scorer import Scores
-from app.bundle.ranking.user_vectors import States
+from app.bundle.ranking.scorer import BatchScorer
+from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request import validation
-from app.bundle.request.encode import Asked, Reader
+from app.bundle.request.encode import EncodedRequest, Reader
 from app.bundle.request.requests import (
     Answer,
     Basis,
@@ -36,19 +36,19 @@ from app.bundle.request.requests import (
     SimilarRequest,
     Value,
 )
-from app.bundle.retrieval.recommend import Recommender, Wish
+from app.bundle.retrieval.recommend import Recommender, RecommendQuery
 from app.errors import RequestError
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
 
 
 @dataclass(frozen=True)
-class Question:
+class PreparedRequest:
     """A request that can be answered, and its rows."""
 
     request: RankRequest | RecommendRequest
     items: list[str]  # candidates, each once; none for a recommendation
-    asked: Asked  # its rows: of the candidates, or of what must not be recommended
+    asked: EncodedRequest  # its rows: of the candidates, or of what must not be recommended
     deadline: float = math.inf  # of a recommendation, on time.perf_counter's clock
 
 
@@ -76,25 +76,25 @@ class Ranker:
         max_candidates: int = 1000,
         max_k: int = 100,
         budget_ms: float = 0.0,
-        states: States | None = None,
+        states: UserVectorCache | None = None,
         max_new_items: int = 10_000,
     ) -> None:
         path = artifact.path
         self.artifact, self.max_candidates, self.max_k = artifact, max_candidates, max_k
-        self.budget_ms, self.edition = budget_ms, 0
+        self.budget_ms, self.catalogue_version = budget_ms, 0
         self.info = read_info(path / "bundle.json")
         self.name = self.info.name
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
         self._popularity = load_array(path / "popularity.npy")
-        self._scores = Scores(path, self.info, threads, states)
+        self._scores = BatchScorer(path, self.info, threads, states)
         histories, scores_history = Histories.open(path / "history"), self._scores.take_history
         self._reader = Reader(self.info, self.users, self.items, histories, scores_history=scores_history)
         self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
         self._trained = self._scores, self._recommender  # without new items
         columns = self._recommender.columns
-        self.newcomers = Newcomers(path, self._scores.stored, columns, max_new_items)
+        self.new_items = NewItems(path, self._scores.stored, columns, max_new_items)
 
     @classmethod
     def open(
@@ -106,7 +106,7 @@ class Ranker:
         max_candidates: int = 1000,
         max_k: int = 100,
         budget_ms: float = 0.0,
-        states: States | None = None,
+        states: UserVectorCache | None = None,
         max_new_items: int = 10_000,
     ) -> Ranker:
         """Open the bundle at `path`; `verify` compares every file with its SHA-256 first.
@@ -147,15 +147,15 @@ class Ranker:
     def check_item(self, name: str, columns: Mapping[str, Value]) -> None:
         """Raise RequestError if an item's id or columns cannot be used; names the field."""
         validation.check_ids([name], "item")
-        self.newcomers.check(columns)
+        self.new_items.check(columns)
 
     def has_room_for(self, name: str) -> bool:
         """Whether an item can be put."""
-        return self.newcomers.room > 0 or self.newcomers.holds(self.items.find(name))
+        return self.new_items.room > 0 or self.new_items.holds(self.items.find(name))
 
     def basis_of(self, name: str) -> Basis:
         """What an item is, or would be, ranked by."""
-        return "training" if self.trained_on(name) else self.newcomers.basis
+        return "training" if self.trained_on(name) else self.new_items.basis
 
     def trained_on(self, name: str) -> bool:
         """Whether training knew an item."""
@@ -175,23 +175,27 @@ class Ranker:
             How many were left aside for want of room.
         """
         rows: dict[str, int] = {}
-        room, following = self.newcomers.room, len(self.items)
+        room, following = self.new_items.room, len(self.items)
         for name in items:
             row = self.items.find(name)
-            if not self.newcomers.holds(row):
+            if not self.new_items.holds(row):
                 if not room:
                     continue
                 room -= 1
             rows[name] = row or following
             following += not row
-        self.newcomers.put({row: items[name] for name, row in rows.items()})
+        self.new_items.put({row: items[name] for name, row in rows.items()})
         scores, recommender = self._trained
-        self._scores = scores.grown(self.newcomers.rows)
-        self._recommender = recommender.grown(self._scores, self.newcomers.patch(), self.newcomers.fresh())
+        self._scores = scores.with_new_items(self.new_items.rows)
+        self._recommender = recommender.with_new_items(
+            self._scores, self.new_items.patch(), self.new_items.fresh()
+        )
         for name, row in rows.items():  # last: whoever finds an id finds its row
             if row >= len(self.items):
                 self.items.add(name)
-        self.edition += 1  # after all: an answer of before it may know the items, none of after it may not
+        self.catalogue_version += (
+            1  # after all: an answer of before it may know the items, none of after it may not
+        )
         return len(items) - len(rows)
 
     def read(
@@ -199,7 +203,7 @@ class Ranker:
         request: RankRequest | RecommendRequest,
         stored: Sequence[HistoryEvent] | None = None,
         arrived: float | None = None,
-    ) -> Question:
+    ) -> PreparedRequest:
         """Check a request and find its rows.
 
         Args:
@@ -215,7 +219,7 @@ class Ranker:
             return self._read_recommend(request, stored, arrived)
         validation.check_but_ids(request, self.max_candidates)
         items, rows = self._candidates(request.items)
-        return Question(request, items, self._reader.read(request, rows, stored))
+        return PreparedRequest(request, items, self._reader.read(request, rows, stored))
 
     def _candidates(self, names: list[str]) -> tuple[list[str], Array]:
         """Each candidate once, and its row."""
@@ -232,16 +236,16 @@ class Ranker:
 
     def _read_recommend(
         self, request: RecommendRequest, stored: Sequence[HistoryEvent] | None, arrived: float | None
-    ) -> Question:
+    ) -> PreparedRequest:
         rows = np.array([0, *self.items.find_all(request.exclude)], np.int64)
         asked = self._reader.read(request, rows, stored)
         if request.exclude_seen:
             asked = replace(asked, rows=np.concatenate([rows, self._reader.seen(asked)]))
         budget = request.budget_ms or self.budget_ms
         start = time.perf_counter() if arrived is None else arrived
-        return Question(request, [], asked, start + budget / 1e3 if budget else math.inf)
+        return PreparedRequest(request, [], asked, start + budget / 1e3 if budget else math.inf)
 
-    def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    def answer(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
         """Answer questions of both kinds, each kind scored together."""
         answers: list[Answer | None] = [None] * len(questions)
         for kind, answer in ((RankRequest, self._rank), (RecommendRequest, self._recommend)):
@@ -278,14 +282,16 @@ class Ranker:
         """
         return self.answer(self._read_all(requests, stored))
 
-    def _read_all(self, requests: Sequence[RankRequest | RecommendRequest], stored: Stored) -> list[Question]:
+    def _read_all(
+        self, requests: Sequence[RankRequest | RecommendRequest], stored: Stored
+    ) -> list[PreparedRequest]:
         return [self.read(one, stored[place] if stored else None) for place, one in enumerate(requests)]
 
-    def _rank(self, questions: Sequence[Question]) -> list[Answer]:
+    def _rank(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
         scores = self._scores.candidates([question.asked for question in questions])
         return [self._ranked(*pair) for pair in zip(questions, scores, strict=True)]
 
-    def _ranked(self, question: Question, scores: Array) -> Answer:
+    def _ranked(self, question: PreparedRequest, scores: Array) -> Answer:
         request, items, asked = question.request, question.items, question.asked
         assert isinstance(request, RankRequest)
         known = np.count_nonzero(asked.rows) == len(asked.rows)
@@ -302,8 +308,8 @@ class Ranker:
         because = [{self.items[row]: change for row, change in one.items()} for one in effects]
         return Answer(self.name, self.version, list(map(Scored, names, values, because)), cold)
 
-    def _recommend(self, questions: Sequence[Question]) -> list[Answer]:
-        found = self._recommender.find([Wish(q.request, q.asked, q.deadline) for q in questions])  # type: ignore[arg-type]
+    def _recommend(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
+        found = self._recommender.find([RecommendQuery(q.request, q.asked, q.deadline) for q in questions])  # type: ignore[arg-type]
         return [
             self._answer(one.rows, one.scores, question.asked.user == 0, one.degraded)
             for question, one in zip(questions, found, strict=True)

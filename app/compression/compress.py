@@ -40,7 +40,7 @@ def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> A
         source = load_checkpoint(checkpoint, dataset)
         parents = {"checkpoint": source.artifact.digest}
         pruned = prune(source.model, recipe.compress.prune)
-        trained = recipe.train.unknown_rate > 0 or not source.model.learns
+        trained = recipe.train.id_dropout > 0 or not source.model.learns
         rows = static_rows(source.model, unknown_is_trained=trained)
         precision: Precision = recipe.compress.rows if source.model.quantisable else "float32"
         curve = json.loads((checkpoint / "curve.json").read_bytes())

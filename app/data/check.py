@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from app.data.prepare.dedupe_sort import read_batch
-from app.data.prepare.ingest import take_in
+from app.data.prepare.ingest import ingest
 from app.data.prepare.plan import Plan
 from app.data.prepare.vocabulary import items_of
 from app.ray.session import ray_session
@@ -25,18 +25,18 @@ def check(recipe: Recipe) -> dict[str, Any]:
         UserError: as `prepare` would.
     """
     with tempfile.TemporaryDirectory(prefix="rayrec-check-") as folder, ray_session():
-        intake = take_in(recipe, Path(folder), dry=True)
-        names = [info.name for info in intake.infos]
-        kept = sum(p["kept"] for r in intake.reports for p in r["pieces"])
+        ingested = ingest(recipe, Path(folder), dry=True)
+        names = [info.name for info in ingested.infos]
+        kept = sum(p["kept"] for r in ingested.reports for p in r["pieces"])
         samples = kept * (1 + recipe.train.negatives) * recipe.train.epochs
         return {
-            "columns": {s.source.name: list(s.source.columns) for s in intake.splits},
-            "rows_in": intake.rows,
+            "columns": {s.source.name: list(s.source.columns) for s in ingested.splits},
+            "rows_in": ingested.rows,
             "rows_kept": kept,
-            "rejected": dict(intake.rejected),
-            "users": _count_users(intake.plan, names),
-            "items": len(items_of(intake.plan, names)),
-            "events": intake.events[1:],
+            "rejected": dict(ingested.rejected),
+            "users": _count_users(ingested.plan, names),
+            "items": len(items_of(ingested.plan, names)),
+            "events": ingested.events[1:],
             "training_seconds": round(samples / SAMPLES_PER_SECOND, 1),
         }
 

@@ -25,15 +25,15 @@ from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
 from app.data.dataset import Schema
 from app.data.input.files import digests, find
-from app.data.prepare.buckets import core, finish_all, number_items, refine_all
+from app.data.prepare.buckets import core, dedupe_sort_all, finalize_all, number_items
 from app.data.prepare.concat import fill_values, join_parts, write_strings
 from app.data.prepare.content_features import write_features, write_raw
 from app.data.prepare.dedupe_sort import read_batch
 from app.data.prepare.finalize import PARTS
-from app.data.prepare.ingest import Intake, no_events, take_in
+from app.data.prepare.ingest import Ingested, ingest, no_events
 from app.data.prepare.plan import Plan
 from app.data.prepare.rejected import put_aside
-from app.data.prepare.vocabulary import attribute_file, fenced_attributes, items_of, merge, write_maps
+from app.data.prepare.vocabulary import attribute_file, bounded_attributes, items_of, merge, write_maps
 from app.data.ray_map import map_splits
 from app.errors import DataError, MachineError, RayRecError
 from app.features.context import context_width
@@ -72,43 +72,43 @@ def prepare(recipe: Recipe, out: Path) -> Artifact:
         scratch = draft.path / "scratch"
         scratch.mkdir()
         try:
-            draft.figures.update(_write(recipe, take_in(recipe, scratch), draft.path))
+            draft.figures.update(_write(recipe, ingest(recipe, scratch), draft.path))
         except MachineError as error:  # tasks know the scratch folder alone
             raise MachineError(error.what, where=str(out), remedy=error.remedy) from None
         shutil.rmtree(scratch)
     return open_artifact(out, "dataset", verify=False)
 
 
-def _write(recipe: Recipe, intake: Intake, out: Path) -> Json:
-    plan, rejected = intake.plan, intake.rejected
-    names = [info.name for info in intake.infos]
+def _write(recipe: Recipe, ingested: Ingested, out: Path) -> Json:
+    plan, rejected = ingested.plan, ingested.rejected
+    names = [info.name for info in ingested.infos]
     items = items_of(plan, names)
     write_maps(plan, names, items)
-    refined = refine_all(intake, len(items))
-    rejected += refined.rejected
-    items = fenced_attributes(plan, items)
-    seen = refined.items > 0
+    deduped = dedupe_sort_all(ingested, len(items))
+    rejected += deduped.rejected
+    items = bounded_attributes(plan, items)
+    seen = deduped.items > 0
     if max(plan.data.min_user_events, plan.data.min_item_events) > 1:
-        refined = core(plan, refined)
-    if refined.rows == 0:
-        raise no_events(rejected + Counter(core=intake.rows - rejected.total()), intake.rows)
+        deduped = core(plan, deduped)
+    if deduped.rows == 0:
+        raise no_events(rejected + Counter(core=ingested.rows - rejected.total()), ingested.rows)
     # Items that nobody met have a row too, unless a core asks for events; those it dropped have none.
-    kept = refined.items > 0 if plan.data.min_item_events > 1 else (refined.items > 0) | ~seen
+    kept = deduped.items > 0 if plan.data.min_item_events > 1 else (deduped.items > 0) | ~seen
     items = number_items(plan, items, kept)
-    reports = finish_all(plan, intake, refined)
+    reports = finalize_all(plan, ingested, deduped)
     rejected.update({"core": sum(r["core"] for r in reports)})
     rows = {part: [r["rows"][part] for r in reports] for part in PARTS}
     _refuse_empty(rows, recipe)
-    join_parts(Path(plan.scratch), out, rows, refined.width)
+    join_parts(Path(plan.scratch), out, rows, deduped.width)
     if plan.data.missing.get(plan.data.value) == "median":
         fill_values(out)
     users = _write_ids(plan, items, out)
-    schema = _describe(recipe, intake, out, users, items, max(r["end"] for r in reports))
+    schema = _describe(recipe, ingested, out, users, items, max(r["end"] for r in reports))
     (out / "schema.json").write_bytes(msgspec.json.format(msgspec.json.encode(schema), indent=1))
-    _put_aside(intake, out, rejected.total())
+    _put_aside(ingested, out, rejected.total())
     figures = {
-        "rows_in": intake.rows,
-        "rows_kept": intake.rows - rejected.total(),
+        "rows_in": ingested.rows,
+        "rows_kept": ingested.rows - rejected.total(),
         "rejected": {r: rejected[r] for r in plan.reasons if rejected[r]},
         "users": schema.users - 1,
         "items": schema.items - 1,
@@ -145,7 +145,7 @@ def _write_ids(plan: Plan, items: pl.DataFrame, out: Path) -> pl.DataFrame:
 
 
 def _describe(
-    recipe: Recipe, intake: Intake, out: Path, users: pl.DataFrame, items: pl.DataFrame, end: int
+    recipe: Recipe, ingested: Ingested, out: Path, users: pl.DataFrame, items: pl.DataFrame, end: int
 ) -> Schema:
     """Write features/ and columns/, and say what the arrays mean."""
     folder, missing = out / "features", recipe.data.missing
@@ -158,7 +158,7 @@ def _describe(
     return Schema(
         users=len(trained["user"]) + 1,
         items=len(trained["item"]) + 1,
-        events=intake.events,
+        events=ingested.events,
         history=recipe.features.history,
         context=list(recipe.features.context),
         context_width=context_width(recipe.features.context),
@@ -179,13 +179,15 @@ def _seen(path: Path, count: int) -> Array:
     return seen[1:]
 
 
-def _put_aside(intake: Intake, out: Path, rejected: int) -> None:
+def _put_aside(ingested: Ingested, out: Path, rejected: int) -> None:
     folder = out / "rejected"
     folder.mkdir()
     if not rejected:
         return
-    shared = (intake.plan, intake.places, str(folder))
-    made = map_splits(put_aside, intake.splits, shared, "putting rejected rows aside", intake.plan.scratch)
+    shared = (ingested.plan, ingested.places, str(folder))
+    made = map_splits(
+        put_aside, ingested.splits, shared, "putting rejected rows aside", ingested.plan.scratch
+    )
     written = sum(m["rows"] for m in made)
     if written != rejected:
         raise RayRecError(

@@ -24,17 +24,17 @@ from app.data.dataset import Array, Dataset, Part
 from app.features.context import age, context
 from app.models.base import Batch, History
 
-Recent = tuple[Array, Array, Array]  # item, event, time; each (B, L), the most recent last
+RecentEvents = tuple[Array, Array, Array]  # item, event, time; each (B, L), the most recent last
 
 
-def recent_of(dataset: Dataset, users: Array, parts: Sequence[Part]) -> Recent:
+def recent_of(dataset: Dataset, users: Array, parts: Sequence[Part]) -> RecentEvents:
     """The last L events of users (B,) over `parts`; unknown users (row 0) have none."""
     item, event, time = dataset.recent(users, *parts)
     known = users[:, None] > 0  # the rows of user 0 are those of many people
     return np.where(known, item, 0), np.where(known, event, 0), np.where(known, time, 0)
 
 
-def history_of(recent: Recent, now: Array) -> History:
+def history_of(recent: RecentEvents, now: Array) -> History:
     """Model input of recent events, with their ages at `now` (B,) microseconds."""
     item, event, time = recent
     return History(
@@ -44,13 +44,18 @@ def history_of(recent: Recent, now: Array) -> History:
     )
 
 
-def context_of(dataset: Dataset, recent: Recent, now: Array) -> torch.Tensor:
+def context_of(dataset: Dataset, recent: RecentEvents, now: Array) -> torch.Tensor:
     """Context features (B, T) of the moments `now` (B,), after the recent events."""
     return torch.from_numpy(context(dataset.schema.context, now, recent[2][:, -1]))
 
 
 def batch_of(
-    dataset: Dataset, users: Array, recent: Recent, now: Array, items: Array, label: Array | None = None
+    dataset: Dataset,
+    users: Array,
+    recent: RecentEvents,
+    now: Array,
+    items: Array,
+    label: Array | None = None,
 ) -> Batch:
     """A batch of B requests.
 

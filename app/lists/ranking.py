@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from app.bundle.request.json_lines import read_line
 from app.bundle.request.requests import Answer, RankRequest
-from app.bundle.runtime import Question, Ranker
+from app.bundle.runtime import PreparedRequest, Ranker
 from app.errors import RequestError
 from app.lists.parts import SCHEMA, Parts
 from app.serving.feedback.store import store_at
@@ -56,8 +56,8 @@ class Rankings:
         self.parts.write(number, make(users, answers), report)
         return report
 
-    def _batches(self, block: Path, report: Json) -> Iterator[list[Question]]:
-        batch: list[Question] = []
+    def _batches(self, block: Path, report: Json) -> Iterator[list[PreparedRequest]]:
+        batch: list[PreparedRequest] = []
         candidates = 0
         for line in block.read_bytes().split(b"\n"):
             request = read_line(line)

@@ -14,7 +14,7 @@ from typing import Any
 from ray.serve.config import AutoscalingContext
 
 from app.errors import RayRecError
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 
 HELD = "held"
 
@@ -56,7 +56,7 @@ class Scale:
     """
 
     def __init__(self, store: str, target: float, up_s: float, down_s: float, least: int = 1) -> None:
-        self.board = Board(Path(store)) if store else None
+        self.board = StateDir(Path(store)) if store else None
         self.target, self.up_s, self.down_s, self.least = target, up_s, down_s, least
         self._mark, self._wanted = (0, 0), 0
         self._since: float | None = None  # when the load began to ask for another number

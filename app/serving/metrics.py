@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from typing import NamedTuple, Protocol
 
-from app.serving.versions.stats import Tally
+from app.serving.versions.stats import VersionStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -45,7 +45,7 @@ class Served(NamedTuple):
     model: str
     version: str
     share: float
-    tally: Tally
+    stats: VersionStats
 
 
 class Cache(Protocol):
@@ -143,13 +143,13 @@ class Metrics:
                 "rayrec_version_requests_total",
                 "counter",
                 "Rankings answered.",
-                [one.tally.requests for one in served],
+                [one.stats.requests for one in served],
             ),
             (
                 "rayrec_version_errors_total",
                 "counter",
                 "Rankings that failed.",
-                [one.tally.errors for one in served],
+                [one.stats.errors for one in served],
             ),
         ):
             yield from _family(name, kind, text, list(zip(names, values, strict=True)))

@@ -20,7 +20,7 @@ from ray import serve
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.bundle.ranking.user_vectors import States
+from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request.requests import (
     Accepted,
     FeedbackRequest,
@@ -35,15 +35,15 @@ from app.serving import metrics
 from app.serving.autoscaling import HELD, Load
 from app.serving.bundle_cache import copy_of
 from app.serving.feedback import new_items
-from app.serving.feedback.group_commit import Full, Writer
+from app.serving.feedback.group_commit import Full, GroupCommitWriter
 from app.serving.feedback.store import store_at
-from app.serving.feedback.user_events import Recent
+from app.serving.feedback.user_events import UserEventCache
 from app.serving.feedback.validation import check_feedback
 from app.serving.http import protocol
 from app.serving.http.guard import key_holds
 from app.serving.http.problems import Problem
-from app.serving.rollout.replica_agent import Watch
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.replica_agent import ReplicaAgent
+from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
 from app.serving.scoring import bulk, registry
 from app.serving.scoring.scoring import Call
@@ -56,7 +56,7 @@ CALLS: dict[str, type] = {
 }
 
 
-class Ingress:
+class Replica:
     """Answers HTTP requests over a bundle; see design.md for the calls.
 
     Args:
@@ -80,11 +80,11 @@ class Ingress:
     ) -> None:
         self.settings, self.key = settings, key
         self.admin, self.store = admin or key, store_at(store)
-        self.items = new_items.Items(self.store)
+        self.items = new_items.StoredItems(self.store)
         replica = serve.get_replica_context().replica_id.unique_id
-        board = Board(Path(folder)) if folder else None
-        self.states = States(int(settings.states_mb * 2**20), settings.cache_s)
-        self.watch = Watch(board, replica, bundle, self._open, settings.rollout.shadow_every)
+        board = StateDir(Path(folder)) if folder else None
+        self.states = UserVectorCache(int(settings.states_mb * 2**20), settings.cache_s)
+        self.watch = ReplicaAgent(board, replica, bundle, self._open, settings.rollout.shadow_every)
         self.variants = self.watch.variants
         self.metrics = metrics.Metrics(replica)
         self._watching: asyncio.Task[None] | None = None
@@ -94,9 +94,9 @@ class Ingress:
         self.decoders: dict[str, msgspec.json.Decoder[Any]] = {
             path: msgspec.json.Decoder(kind) for path, kind in CALLS.items()
         }
-        self.writer = Writer(self.store, self.capacity)
-        self.recent = Recent(self.store, items=self.items)
-        shelf = registry.Shelf(self.recent, self.metrics, settings, ThreadPoolExecutor(1))
+        self.writer = GroupCommitWriter(self.store, self.capacity)
+        self.recent = UserEventCache(self.store, items=self.items)
+        shelf = registry.ScoringFactory(self.recent, self.metrics, settings, ThreadPoolExecutor(1))
         self.scoring = {
             path: shelf.scoring(self.variants, path, long=path == "/v1/recommend")
             for path in ("/v1/rank", "/v1/recommend")
@@ -105,7 +105,7 @@ class Ingress:
         assert known is not None  # long calls are worth keeping
         self.metrics.caches = {"recommendations": known, "users": self.states, "events": self.recent}
         self.bulk = bulk.Bulk(self.scoring, self.metrics, settings)
-        self.models = registry.Models(settings, self._open, shelf)
+        self.models = registry.ModelRegistry(settings, self._open, shelf)
         self._name_models()
         self.routes = Routes(self)
         self.paths: Collection[bytes] = frozenset(path.encode() for path in self.decoders)
@@ -160,13 +160,13 @@ class Ingress:
         return await self.routes.answer(request)
 
     def admits(self, headers: protocol.Headers) -> bool:
-        """See Desk: one without the key goes the usual way, and is refused there."""
+        """See CallHandler: one without the key goes the usual way, and is refused there."""
         return self.key is None or key_holds(
             headers.get(b"authorization", b""), headers.get(b"x-api-key", b""), self.key
         )
 
     def take(self, path: str, body: bytes, request_id: str, reply: protocol.Reply) -> None:
-        """See Desk: hold a bounded number of calls, refuse the rest at once."""
+        """See CallHandler: hold a bounded number of calls, refuse the rest at once."""
         call = Call(path, request_id, reply, self._closed, body)
         self.held += 1
         try:
@@ -184,7 +184,7 @@ class Ingress:
         self.load.add(seconds)
         self.metrics.answered(call.path, status, seconds)
         if call.variant is not None:
-            call.variant.tally.answered(seconds, status >= 500)
+            call.variant.stats.answered(seconds, status >= 500)
 
     def _start(self, call: Call, content: Any) -> None:
         scoring = self.scoring.get(call.path)
@@ -227,7 +227,7 @@ class Ingress:
     def described(self) -> tuple[float, str]:
         """Calls held, and the text of the metrics."""
         served = [
-            metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.tally)
+            metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.stats)
             for one in self.variants.served()
         ]
         served += self.models.served()

@@ -19,7 +19,7 @@ from app.serving.http.problems import Problem, from_error
 from app.serving.scoring import bulk, registry
 
 if TYPE_CHECKING:
-    from app.serving.replica import Ingress
+    from app.serving.replica import Replica
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -31,7 +31,7 @@ class Routes:
         replica: whose calls, models and figures these are.
     """
 
-    def __init__(self, replica: Ingress) -> None:
+    def __init__(self, replica: Replica) -> None:
         self.replica, self.settings = replica, replica.settings
         self._names = replica.ranker.name, *replica.models.named
         self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key

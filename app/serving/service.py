@@ -24,10 +24,10 @@ from app.serving.bundle_cache import absolute, held, is_remote, state_folder
 from app.serving.feedback.store import store_at
 from app.serving.http.guard import BODY_S, key_digest
 from app.serving.listen import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
-from app.serving.rollout.controller import begin, conducting
+from app.serving.rollout.controller import begin, controlling
 from app.serving.rollout.discovery import announced, check_free
 from app.serving.rollout.state import Service, Version
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 from app.serving.scoring.registry import check_names
 from app.terminal.console import progress, say
 
@@ -57,7 +57,7 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
     check_exposure(settings, key)
     processes.end_dead_runs()  # what a killed service left may hold the port
     check_port(settings)
-    board, url = Board(store_folder(place, settings)), base_url(settings)
+    board, url = StateDir(store_folder(place, settings)), base_url(settings)
     with held(place, settings) as folder:
         ranker = Ranker.open(folder)  # refuses a damaged bundle now and not in a replica's log
         check_names(settings, ranker.name)
@@ -70,7 +70,7 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
                 check_cores(settings)
                 _start(place, settings, key, verbose)
                 _wait_until_ready(url)
-            with conducting(board, settings), announced(_service(place, settings)):
+            with controlling(board, settings), announced(_service(place, settings)):
                 yield url
         finally:
             _stop()
@@ -84,7 +84,7 @@ def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None
     """
     with running(bundle, settings, verbose=verbose) as url:
         say(f"serving at {url} - a page to try it: {url}/ - end with Ctrl-C")
-        release = Board(store_folder(absolute(str(bundle)), settings)).release()
+        release = StateDir(store_folder(absolute(str(bundle)), settings)).release()
         assert release is not None  # of a service that runs
         user = Ids.open(Path(release.main.bundle) / "users")[1]
         say(f"try: {example(url, user, bool(os.environ.get(API_KEY)))}")
@@ -212,7 +212,7 @@ def _application(
     from ray import serve as ray_serve
     from ray.serve.config import AutoscalingConfig, AutoscalingPolicy, BackpressureConfig
 
-    from app.serving.replica import Ingress
+    from app.serving.replica import Replica
 
     held = settings.max_ongoing_requests + settings.max_queued_requests
     deployment = ray_serve.deployment(
@@ -243,7 +243,7 @@ def _application(
         max_surge_percent=100,
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         logging_config=dict(log),
-    )(Ingress)
+    )(Replica)
     store = store_location(bundle, settings)
     admin = _digest(os.environ.get(ADMIN_KEY, ""))
     return deployment.bind(bundle, store, settings, _digest(key), folder, admin)

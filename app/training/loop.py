@@ -19,7 +19,7 @@ from app.training.gradients import average
 from app.training.hosts import Host, restarted
 from app.training.optimizers import Optimizers
 from app.training.sampler import Sampler, prefetch
-from app.training.state import Place, State
+from app.training.state import State, TrainingProgress
 
 TELL_EVERY_S = 1.0
 AGREE_EVERY = 32  # steps between looks at the clock for a checkpoint
@@ -44,7 +44,9 @@ class Loop:
             world=host.world,
         )
         self.optimizers = Optimizers(self.model, self.settings, self.settings.epochs * self.sampler.steps)
-        self.state = State(self.model, self.optimizers, Place(resumed_from=0 if restarted(host) else None))
+        self.state = State(
+            self.model, self.optimizers, TrainingProgress(resumed_from=0 if restarted(host) else None)
+        )
         self._begun = 0.0
         if latest := host.latest():
             # Only worker 0's random state is kept; the others go on with a fresh one.
@@ -53,7 +55,7 @@ class Loop:
         host.tell(event="start", resumed_from=self.place.resumed_from, **self._done())
 
     @property
-    def place(self) -> Place:
+    def place(self) -> TrainingProgress:
         """How far the run is."""
         return self.state.place
 

@@ -24,7 +24,7 @@ NEEDS_NEGATIVES = ("bpr", "cross_entropy")
 BITS_PER_EVENT = 16
 
 
-class Seen:
+class SeenPairs:
     """Which (user, item) pairs training holds, in two bytes an event: a Bloom filter of one hash.
 
     It never misses a pair; one that is not there is taken for seen with probability 1/16 or
@@ -113,7 +113,7 @@ class Sampler:
             )
         self.positives = np.asarray(part.item)[np.asarray(part.label) > 0]
         self.before = first_of_moment(np.asarray(part.user), np.asarray(part.time))
-        self.seen = Seen(part.user, part.item) if self.negatives and not repeats else None
+        self.seen = SeenPairs(part.user, part.item) if self.negatives and not repeats else None
 
     @property
     def steps(self) -> int:
@@ -178,7 +178,7 @@ class Sampler:
 
     def _hide(self, rows: Array, random: np.random.Generator) -> Array:
         """Rows with some at random as unknown, so that row 0 learns what to say of the unknown."""
-        rate = self.settings.unknown_rate
+        rate = self.settings.id_dropout
         return np.where(random.random(rows.shape, np.float32) < rate, 0, rows) if rate else rows
 
 

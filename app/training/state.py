@@ -22,7 +22,7 @@ STATE = "state.json"
 
 
 @dataclass
-class Place:
+class TrainingProgress:
     """How far a run is, and what it has measured.
 
     `epoch` counts finished ones, `step` the batches of the one under way; `seconds` and
@@ -47,7 +47,7 @@ class State:
 
     model: nn.Module
     optimizers: Optimizers
-    place: Place
+    place: TrainingProgress
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def keep_best(self) -> None:
@@ -66,7 +66,7 @@ class State:
     def load(self, folder: Path, *, random: bool) -> None:
         """Go on from a folder; `random`: with the random state of the worker that wrote it."""
         content = json.loads((folder / STATE).read_bytes())
-        self.place = Place(**content["place"])
+        self.place = TrainingProgress(**content["place"])
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.best = load_file(folder / "best.safetensors")
         states = _unflatten(
@@ -78,9 +78,9 @@ class State:
             _set_random_state(load_file(folder / "random.safetensors"))
 
 
-def read_place(folder: Path) -> Place:
+def read_progress(folder: Path) -> TrainingProgress:
     """How far the run was that wrote this checkpoint."""
-    return Place(**json.loads((folder / STATE).read_bytes())["place"])
+    return TrainingProgress(**json.loads((folder / STATE).read_bytes())["place"])
 
 
 def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

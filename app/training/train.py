@@ -23,7 +23,7 @@ from app.recipe import Recipe
 from app.training.checkpoint import save_checkpoint, weights_of
 from app.training.hosts import Figures, LocalHost
 from app.training.loop import Loop
-from app.training.state import Place, read_place
+from app.training.state import TrainingProgress, read_progress
 from app.training.watch import watching
 
 
@@ -43,7 +43,7 @@ def train(recipe: Recipe, dataset: Dataset, out: Path) -> Artifact:
         MachineError: workers that died more than `train.max_failures` times, or no GPU.
     """
     if not model_class(recipe.model.name).learns:
-        return _publish(recipe, dataset, out, _fitted(recipe, dataset), Place())
+        return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress())
     folder = _run_folder(recipe, dataset, out)
     with watching(folder, recipe.train.epochs):
         if recipe.train.workers:
@@ -65,7 +65,7 @@ def fit(
             what it raises ends the training, and a later call goes on from there.
     """
     if not model_class(recipe.model.name).learns:
-        return _publish(recipe, dataset, out, _fitted(recipe, dataset), Place())
+        return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress())
     folder = _run_folder(recipe, dataset, out)
     return _publish_run(recipe, dataset, out, folder, _train_here(recipe, dataset, folder, report))
 
@@ -114,7 +114,7 @@ def _parents(dataset: Dataset) -> dict[str, str]:
 
 def _publish_run(recipe: Recipe, dataset: Dataset, out: Path, folder: Path, found: Path) -> Artifact:
     """Make the artefact from the best weights of a finished run, and forget the run."""
-    place = read_place(found)
+    place = read_progress(found)
     model = build_model(recipe.model.name, recipe.model.hyperparameters, dataset)
     model.load_state_dict(load_file(found / "best.safetensors"))
     artifact = _publish(recipe, dataset, out, model, place)
@@ -122,7 +122,7 @@ def _publish_run(recipe: Recipe, dataset: Dataset, out: Path, folder: Path, foun
     return artifact
 
 
-def _publish(recipe: Recipe, dataset: Dataset, out: Path, model: Model, place: Place) -> Artifact:
+def _publish(recipe: Recipe, dataset: Dataset, out: Path, model: Model, place: TrainingProgress) -> Artifact:
     parameters, size = weights_of(model)
     with publish(out, "checkpoint", checkpoint_settings(recipe), _parents(dataset)) as draft:
         hyperparameters = recipe.model.hyperparameters

@@ -15,7 +15,7 @@ from typing import Any
 from app.errors import ArtifactError
 from app.recipe import Serve
 from app.serving.rollout import admin, discovery
-from app.serving.rollout.state import Wish
+from app.serving.rollout.state import Command
 from app.serving.rollout.status import status
 from app.serving.service import running, store_folder
 from app.terminal.console import say
@@ -52,7 +52,7 @@ class Site:
     def deploy(self, name: str, **options: Any) -> str:
         """What became of it: "done", or the reason why not."""
         try:
-            admin.deploy(self.service, Wish("deploy", str(self.folder / name), **options))
+            admin.deploy(self.service, Command("deploy", str(self.folder / name), **options))
         except ArtifactError as error:
             return error.what
         return "done"

@@ -25,7 +25,7 @@ from app.ray import processes
 from app.serving.feedback.store import FILE
 from app.serving.rollout import admin
 from app.serving.rollout.state import Snapshot
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 from app.terminal.console import say
 from tests.bench.faults_change import Bars, Site, bar
 from tests.bench.serving_systems import free_port
@@ -37,7 +37,7 @@ FEEDERS, START_S = 4, 60.0
 def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, Any]]:
     """Kill one of two replicas, several times, under at least so many requests in all."""
     admin.scale(site.service, 2)
-    board = Board(Path(site.service.store))
+    board = StateDir(Path(site.service.store))
     _until(lambda: len(_working(board)) == 2, 60)
     sent, failed, lost = site.traffic.total, site.traffic.failed, site.traffic.lost
     seconds = []
@@ -61,7 +61,7 @@ def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, 
     ], {"requests": sent, "failed": failed, "seconds": seconds, "failures": site.traffic.failures}
 
 
-def _working(board: Board) -> list[Snapshot]:
+def _working(board: StateDir) -> list[Snapshot]:
     """Replicas that live and answered requests just now."""
     return [
         one

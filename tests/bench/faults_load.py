@@ -14,7 +14,7 @@ import psutil
 
 from app.models.build import build_model
 from app.recipe import Serve
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 from app.serving.service import running, store_folder
 from app.terminal.console import say
 from tests.bench.faults_change import Bars, bar
@@ -119,7 +119,7 @@ def private(pid: int) -> int:
 
 
 def _replicas(bundle: Path, settings: Serve) -> list[int]:
-    board = Board(store_folder(bundle, settings))
+    board = StateDir(store_folder(bundle, settings))
     return [one.pid for one in board.snapshots() if psutil.pid_exists(one.pid)]
 
 

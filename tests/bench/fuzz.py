@@ -19,7 +19,7 @@ import psutil
 
 from app.ray.processes import of_run
 from app.serving.rollout import admin
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 from app.terminal.console import say
 from tests.bench.faults_change import ITEMS, USERS, Bars, Site, bar
 from tests.bench.faults_load import private
@@ -76,7 +76,7 @@ def fuzz(site: Site, requests: int, seed: int = 0) -> tuple[Bars, dict[str, Any]
 
 def memory_of(site: Site) -> dict[str, float]:
     """Private MiB of the replica and of HAProxy, of which an older one may still drain, less caches."""
-    (replica,) = Board(Path(site.service.store)).snapshots()
+    (replica,) = StateDir(Path(site.service.store)).snapshots()
     started = {}
     for pid in of_run(site.service.mark):
         with suppress(psutil.Error):

@@ -73,7 +73,7 @@ def make_log(folder: Path, rows: int) -> Path:
     return folder / "events.csv"
 
 
-class Watch:
+class ReplicaAgent:
     """Memory and CPU of a process and all below it, sampled.
 
     Memory is the proportional set size: pages that processes share count once. CPU seconds
@@ -128,7 +128,7 @@ def ours_here(events: Path, out: Path) -> Figures:
 
     with ray_session():
         time.sleep(3)  # the node settles: what is measured now counts as idle
-        watch = Watch(os.getpid())
+        watch = ReplicaAgent(os.getpid())
         idle, before = watch.sample(), sum(watch.cpu.values())
         with watch.running():
             start = time.perf_counter()
@@ -145,7 +145,7 @@ def run(name: str, events: Path, out: Path) -> Figures:
     command = [sys.executable, "-m", *module, str(events), str(out)]
     load = os.getloadavg()[0]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    watch = Watch(process.pid)
+    watch = ReplicaAgent(process.pid)
     with watch.running():
         output = process.communicate()[0]
     if process.returncode:

@@ -24,7 +24,7 @@ import numpy as np
 from app.bundle.export.build_index import build, recall, top
 from app.bundle.request.requests import Answer, RecommendRequest
 from app.bundle.retrieval.index import Blocks, Exact
-from app.bundle.retrieval.pool import Allowed
+from app.bundle.retrieval.pool import EligibleItems
 from app.bundle.runtime import Ranker
 from app.client import Client
 from app.recipe import Serve
@@ -79,7 +79,7 @@ def found_share(ranker: Ranker, requests: Sequence[RecommendRequest], given: Seq
     scores, recommender = ranker._scores, ranker._recommender
     asked = [ranker.read(request).asked for request in requests]
     match = recommender._filters.match(requests[0].filter) if requests[0].filter else None
-    allowed = [Allowed(scores.info.items, np.zeros(1, np.int64), match)] * len(asked)
+    allowed = [EligibleItems(scores.info.items, np.zeros(1, np.int64), match)] * len(asked)
     exact = Exact(Blocks(scores.rows["item"])).search(scores.states(asked), K, allowed)
     answers = [np.array(ranker.items.find_all([one.item for one in answer.items])) for answer in given]
     return recall(answers, [top(pool) for pool in exact])
@@ -89,7 +89,10 @@ def exact_ms(ranker: Ranker) -> float:
     """Milliseconds in which a request's 20 best are found by scoring every item."""
     scores, taken = ranker._scores, []
     asked = [ranker.read(request).asked for request in requests_of(ranker, 8, {})]
-    allowed, exact = [Allowed(scores.info.items, np.zeros(1, np.int64))], Exact(Blocks(scores.rows["item"]))
+    allowed, exact = (
+        [EligibleItems(scores.info.items, np.zeros(1, np.int64))],
+        Exact(Blocks(scores.rows["item"])),
+    )
     for one in asked:
         start = time.perf_counter()
         exact.search(scores.states([one]), K, allowed)

@@ -42,7 +42,7 @@ Figures = dict[str, Any]
 
 
 def recipe_of(name: str) -> Recipe:
-    training = {"epochs": 1, "workers": 0, "valid_users": 100, "unknown_rate": 0.0}
+    training = {"epochs": 1, "workers": 0, "valid_users": 100, "id_dropout": 0.0}
     return parse({"model": {"name": name}, "train": training}, "bench")
 
 

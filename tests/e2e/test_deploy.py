@@ -21,7 +21,7 @@ from app.errors import ArtifactError
 from app.events import Event
 from app.recipe import Rollout, Serve
 from app.serving.rollout import admin, discovery
-from app.serving.rollout.state import Wish
+from app.serving.rollout.state import Command
 from app.serving.service import running, store_folder
 from tests import versions
 from tests.bench import faults_change
@@ -42,7 +42,7 @@ class Site:
     traffic: Traffic
 
     def deploy(self, name: str, **options: Any) -> dict[str, Any]:
-        return admin.deploy(self.place, Wish("deploy", str(self.folder / name), 30, **options))
+        return admin.deploy(self.place, Command("deploy", str(self.folder / name), 30, **options))
 
     def verb(self, *arguments: str) -> dict[str, Any]:
         command = [*arguments, "--store", self.place.store, "--json"]

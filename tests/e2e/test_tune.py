@@ -24,7 +24,7 @@ from app.errors import DataError, MachineError, RecipeError
 from app.recipe import Recipe, load
 from tests.conftest import REPOSITORY
 from tuning.search import tune
-from tuning.trial import Place, locked, run_trial
+from tuning.trial import SearchDirs, locked, run_trial
 
 TRIALS, KILLED_AFTER = 5, 2
 CHANGES = ["train.epochs=1", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
@@ -145,7 +145,7 @@ def test_trials_that_all_fail_end_the_search(searched: Searched, ray_local: None
 
 def test_a_trial_that_fails_says_why_and_leaves_nothing(searched: Searched) -> None:
     recipe = load(searched.recipe, CHANGES)
-    result = run_trial({"model.hidden": []}, recipe, Place(searched.out))
+    result = run_trial({"model.hidden": []}, recipe, SearchDirs(searched.out))
     assert "hidden" in result["failed"]
     assert result["by_user"] is True
     assert list((searched.out / "trials").iterdir()) == []

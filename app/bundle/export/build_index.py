@@ -12,7 +12,7 @@ import numpy as np
 
 from app.bundle.format.layout import Array, IndexInfo
 from app.bundle.retrieval.index import Approximate, Blocks, Exact, Index, import_faiss
-from app.bundle.retrieval.pool import Allowed, Pool
+from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.errors import RecipeError
 from app.tables.rows import Rows
 
@@ -97,7 +97,7 @@ class _Trial:
     """User states and the items that exact search finds for them."""
 
     def __init__(self, states: Array, rows: Rows) -> None:
-        self.states, self.allowed = states, [Allowed(len(rows), np.zeros(1, np.int64))] * len(states)
+        self.states, self.allowed = states, [EligibleItems(len(rows), np.zeros(1, np.int64))] * len(states)
         self.truth = self._found(Exact(Blocks(rows)))
 
     def recall(self, index: Index) -> float:
@@ -112,7 +112,7 @@ class _Trial:
         ]
 
 
-def top(pool: Pool) -> Array:
+def top(pool: ScoredCandidates) -> Array:
     """The best K rows of a pool."""
     return pool.rows[np.argsort(-pool.scores, kind="stable")[:K]]
 

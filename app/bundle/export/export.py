@@ -118,7 +118,7 @@ def _write_rows(recipe: Recipe, checkpoint: Trained, folder: Path) -> dict[str, 
         for name, rows in checkpoint.rows.items():
             rows.copy_to(folder, name)
     else:
-        trained = recipe.train.unknown_rate > 0 or not checkpoint.model.learns
+        trained = recipe.train.id_dropout > 0 or not checkpoint.model.learns
         for name, values in static_rows(checkpoint.model, unknown_is_trained=trained).items():
             write_rows(folder, name, values, "float32")
     return {name: Rows.open(folder, name) for name in ROWS}

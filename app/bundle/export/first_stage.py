@@ -14,14 +14,14 @@ from app.bundle.export.item_columns import write_candidates, write_columns
 from app.bundle.format.histories import Histories
 from app.bundle.format.item_columns import Columns
 from app.bundle.format.layout import Array, Info, Retrieval
-from app.bundle.ranking.scorer import Scores
-from app.bundle.request.encode import Asked
+from app.bundle.ranking.scorer import BatchScorer
+from app.bundle.request.encode import EncodedRequest
 from app.bundle.request.requests import RecommendRequest
-from app.bundle.retrieval.candidates import Sources
+from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.retrieval.latency_budget import FULL
-from app.bundle.retrieval.pool import Allowed
+from app.bundle.retrieval.pool import EligibleItems
 from app.bundle.retrieval.rules import Rules
-from app.bundle.retrieval.two_stage import Plan, Stages
+from app.bundle.retrieval.two_stage import Plan, TwoStageRanker
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
@@ -40,7 +40,7 @@ def write_retrieval(
         kind: "exact", "all" or "sources", or of the faiss index; and where items can be missed
         recall@20, the share of the exact best 20 found, of users' states at the end of training.
     """
-    export, scores = recipe.export, Scores(folder, info, os.cpu_count() or 1)
+    export, scores = recipe.export, BatchScorer(folder, info, os.cpu_count() or 1)
     kind = kind_of(export.index, info.items, retrieves=scores.retrieves, model=info.model)
     bounded = not kind and info.items - 1 > export.candidates
     retrieval = Retrieval(
@@ -65,25 +65,31 @@ def write_retrieval(
     return figures
 
 
-def _asked(dataset: Dataset, histories: Histories, seed: int) -> list[Asked]:
+def _asked(dataset: Dataset, histories: Histories, seed: int) -> list[EncodedRequest]:
     """Requests of some known users just after training."""
     known = np.arange(1, dataset.schema.users)
     drawn = np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False)
     now = dataset.schema.end_time
-    return [Asked(int(user), now, histories.of(int(user)), np.zeros(1, np.int64)) for user in np.sort(drawn)]
+    return [
+        EncodedRequest(int(user), now, histories.of(int(user)), np.zeros(1, np.int64))
+        for user in np.sort(drawn)
+    ]
 
 
-def _recall(asked: list[Asked], scores: Scores, retrieval: Retrieval, folder: Path) -> float:
+def _recall(asked: list[EncodedRequest], scores: BatchScorer, retrieval: Retrieval, folder: Path) -> float:
     """Of the best 20 of all items, the share that the candidates of each request hold."""
     asked = asked[: max(FEWEST, min(200, SCORED // scores.info.items))]
     columns = Columns.open(folder / "columns", scores.info.items)
     segment = columns.texts(retrieval.segment, "segment") if retrieval.segment else None
-    sources = Sources.open(folder / "candidates", scores.info.items, segment)
+    sources = CandidateGenerators.open(folder / "candidates", scores.info.items, segment)
     popularity = np.load(folder / "popularity.npy", mmap_mode="r")
-    allowed, request = Allowed(scores.info.items, np.zeros(1, np.int64)), RecommendRequest("", k=K)
+    allowed, request = EligibleItems(scores.info.items, np.zeros(1, np.int64)), RecommendRequest("", k=K)
     plans = [Plan(request, one, allowed, Rules()) for one in asked]
     tops: list[list[Array]] = [
-        [top(pool) for pool in Stages(scores, popularity, None, sources, candidates).pools(plans, FULL)]
+        [
+            top(pool)
+            for pool in TwoStageRanker(scores, popularity, None, sources, candidates).pools(plans, FULL)
+        ]
         for candidates in (retrieval.candidates, 0)
     ]
     return recall(*tops)

@@ -23,7 +23,7 @@ CHECKED = 16  # items whose content the graph is checked with
 INPUTS = ("item_dense", "item_category")
 
 
-class _Newcomer(nn.Module):
+class _NewItem(nn.Module):
     """(1, F) and (1, K) content, those that have a width -> (1, R + Dh): rows of an unknown item."""
 
     def __init__(self, model: Model) -> None:
@@ -55,7 +55,7 @@ def write_item_graph(model: Model, folder: Path) -> int:
     Raises:
         RayRecError: the graph differs from the model by more than 1e-4.
     """
-    newcomer = _Newcomer(model).eval()
+    newcomer = _NewItem(model).eval()
     examples = _examples(model, newcomer.names)
     with torch.no_grad():
         expected = np.concatenate([newcomer(*example).numpy() for example in examples])
@@ -73,7 +73,7 @@ def _examples(model: Model, names: list[str]) -> list[tuple[Tensor, ...]]:
     return [tuple(getattr(model, name)[row : row + 1] for name in names) for row in rows.tolist()]
 
 
-def _trace(newcomer: _Newcomer, example: tuple[Tensor, ...], path: Path) -> None:
+def _trace(newcomer: _NewItem, example: tuple[Tensor, ...], path: Path) -> None:
     whole = path.with_suffix(".whole")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter is deprecated
@@ -95,7 +95,7 @@ def _trace(newcomer: _Newcomer, example: tuple[Tensor, ...], path: Path) -> None
     whole.unlink()
 
 
-def _check(path: Path, newcomer: _Newcomer, examples: list[tuple[Tensor, ...]], expected: Array) -> None:
+def _check(path: Path, newcomer: _NewItem, examples: list[tuple[Tensor, ...]], expected: Array) -> None:
     graph = Graph(path, 1)
     feeds = [dict(zip(newcomer.names, map(Tensor.numpy, example), strict=True)) for example in examples]
     found = np.concatenate([graph.run({n: v for n, v in one.items() if n in graph.inputs}) for one in feeds])

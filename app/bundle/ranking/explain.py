@@ -11,14 +11,14 @@ from dataclasses import replace
 import numpy as np
 
 from app.bundle.format.layout import Array
-from app.bundle.ranking.scorer import Scores
-from app.bundle.request.encode import Asked
+from app.bundle.ranking.scorer import BatchScorer
+from app.bundle.request.encode import EncodedRequest
 
 REASONS = 3
 NOTHING = 1e-6  # smaller changes are rounding
 
 
-def explain(scores: Scores, asked: Asked, rows: Array) -> list[dict[int, float]]:
+def explain(scores: BatchScorer, asked: EncodedRequest, rows: Array) -> list[dict[int, float]]:
     """The strongest effects of history items on candidates.
 
     Args:

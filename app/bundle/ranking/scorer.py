@@ -12,17 +12,17 @@ import numpy as np
 
 from app.bundle.format.layout import ROWS, Array, Info
 from app.bundle.format.session import Graph
-from app.bundle.ranking.user_vectors import States
-from app.bundle.request.encode import Asked, model_inputs
+from app.bundle.ranking.user_vectors import UserVectorCache
+from app.bundle.request.encode import EncodedRequest, model_inputs
 from app.bundle.retrieval.index import Blocks
-from app.bundle.retrieval.overlay import GrownRows
+from app.bundle.retrieval.overlay import ExtendedRows
 from app.tables.rows import Rows
 
 BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
 _editions = itertools.count()  # of models with their rows, each of its own
 
 
-class Scores:
+class BatchScorer:
     """The model of a bundle over its rows. Safe to use from several threads.
 
     Args:
@@ -32,22 +32,22 @@ class Scores:
         states: keeps user states; None: they are made each time.
     """
 
-    def __init__(self, path: Path, info: Info, threads: int, states: States | None = None) -> None:
+    def __init__(self, path: Path, info: Info, threads: int, states: UserVectorCache | None = None) -> None:
         self.info, self._states, self._edition = info, states, next(_editions)
         self.stored = {name: Rows.open(path / "rows", name) for name in ROWS}
-        self.rows: dict[str, Rows | GrownRows] = {**self.stored}
+        self.rows: dict[str, Rows | ExtendedRows] = {**self.stored}
         self._model = Graph(path / "model.onnx", threads)
         self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
         self.blocks = Blocks(self.stored["item"])  # of the bundle alone
         self.added: Array = np.zeros((0, self.stored["item"].width), np.float32)
 
-    def grown(self, added: Mapping[str, Array]) -> Scores:
+    def with_new_items(self, added: Mapping[str, Array]) -> BatchScorer:
         """The same with the rows "item" (N, R) and "history" (N, Dh) of new items behind the bundle's."""
         other = copy.copy(self)
         other._edition = next(_editions)
         other.added = added["item"]
-        grown = {name: GrownRows(self.stored[name], values) for name, values in added.items()}
-        other.rows = {**self.stored, **grown}
+        with_new_items = {name: ExtendedRows(self.stored[name], values) for name, values in added.items()}
+        other.rows = {**self.stored, **with_new_items}
         return other
 
     @property
@@ -55,7 +55,7 @@ class Scores:
         """Rows in all, row 0 and new items counted."""
         return self.info.items + len(self.added)
 
-    def candidates(self, asked: Sequence[Asked]) -> list[Array]:
+    def candidates(self, asked: Sequence[EncodedRequest]) -> list[Array]:
         """Logits (C,) of the candidates of each request.
 
         Requests of about one size run together, so that little is padded and ONNX Runtime
@@ -73,14 +73,14 @@ class Scores:
                     scores[place] = row[: len(asked[place].rows)]
         return scores
 
-    def _run(self, asked: list[Asked]) -> Array:
+    def _run(self, asked: list[EncodedRequest]) -> Array:
         """Logits (B, widest) of requests of about one size."""
         rows = np.zeros((len(asked), max(len(one.rows) for one in asked)), np.int64)
         for place, one in enumerate(asked):
             rows[place, : len(one.rows)] = one.rows
         return self._model.run(self._feeds(self._model, asked) | {"items": self.rows["item"].gather(rows)})
 
-    def _feeds(self, graph: Graph, asked: Sequence[Asked]) -> dict[str, Array]:
+    def _feeds(self, graph: Graph, asked: Sequence[EncodedRequest]) -> dict[str, Array]:
         inputs = model_inputs(asked, self.info, graph.inputs)
         for name in inputs.keys() & self.rows.keys():
             inputs[name] = self.rows[name].gather(inputs[name])
@@ -96,17 +96,17 @@ class Scores:
         """Whether a score is the inner product of a user state and an item row."""
         return self._user is not None
 
-    def states(self, asked: Sequence[Asked]) -> Array:
+    def states(self, asked: Sequence[EncodedRequest]) -> Array:
         """User states (B, Q); only where the model retrieves."""
         if self._states is None:
             return self._made(asked)
         return self._states.of(self._edition, self.info.history, asked, self._made)
 
-    def _made(self, asked: Sequence[Asked]) -> Array:
+    def _made(self, asked: Sequence[EncodedRequest]) -> Array:
         assert self._user is not None
         return self._user.run(self._feeds(self._user, asked))
 
-    def all(self, asked: Sequence[Asked]) -> Array:
+    def all(self, asked: Sequence[EncodedRequest]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
         scores = np.empty((len(asked), self.items), np.float32)
         feeds = self._feeds(self._model, asked)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.bundle.format.layout import Array
-from app.bundle.request.encode import Asked
+from app.bundle.request.encode import EncodedRequest
 
 OVERHEAD = 500  # bytes of an entry beside its key and its vector
 Key = tuple[int, int, bytes]
@@ -24,7 +24,7 @@ class Kept(NamedTuple):
     moment: int
 
 
-class States:
+class UserVectorCache:
     """User vectors by model, user and last events; safe to use from several threads.
 
     A vector depends on the user, on the events that the model looks at, and on the moment (its
@@ -46,7 +46,11 @@ class States:
         self._lock = threading.Lock()
 
     def of(
-        self, edition: int, length: int, asked: Sequence[Asked], make: Callable[[Sequence[Asked]], Array]
+        self,
+        catalogue_version: int,
+        length: int,
+        asked: Sequence[EncodedRequest],
+        make: Callable[[Sequence[EncodedRequest]], Array],
     ) -> Array:
         """The vectors (B, Q) of the users of requests; those that are not known are made together.
 
@@ -58,7 +62,8 @@ class States:
         """
         events = [_seen(length, one) for one in asked]
         keys = [
-            (edition, one.user, b"" if one.user else seen) for one, seen in zip(asked, events, strict=True)
+            (catalogue_version, one.user, b"" if one.user else seen)
+            for one, seen in zip(asked, events, strict=True)
         ]
         with self._lock:
             found = [self._find(*three) for three in zip(keys, events, asked, strict=True)]
@@ -72,7 +77,7 @@ class States:
                     self._keep(keys[place], events[place], found[place], asked[place].now)
         return np.stack(found)  # type: ignore[arg-type]
 
-    def _find(self, key: Key, seen: bytes, asked: Asked) -> Array | None:
+    def _find(self, key: Key, seen: bytes, asked: EncodedRequest) -> Array | None:
         kept = self._kept.get(key)
         if kept is None or kept.seen != seen or abs(asked.now - kept.moment) >= self.tolerance:
             self.misses += 1
@@ -95,7 +100,7 @@ class States:
             self.bytes -= _size(kept)
 
 
-def _seen(length: int, asked: Asked) -> bytes:
+def _seen(length: int, asked: EncodedRequest) -> bytes:
     history, last = asked.history, slice(max(0, len(asked.history) - length), None)
     return history.item[last].tobytes() + history.event[last].tobytes() + history.time[last].tobytes()
 

@@ -20,7 +20,7 @@ NONE = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64
 
 
 @dataclass(frozen=True)
-class Asked:
+class EncodedRequest:
     """A request as rows. `history` may be longer than the model sees."""
 
     user: int
@@ -45,7 +45,7 @@ class Reader:
 
     def read(
         self, request: RankRequest | RecommendRequest, rows: Array, stored: Sequence[HistoryEvent] | None
-    ) -> Asked:
+    ) -> EncodedRequest:
         """A request about candidate `rows`, with the user's stored feedback.
 
         The history is the request's own, else what training knew and the feedback after it.
@@ -67,9 +67,9 @@ class Reader:
                 history = history.merge(self._events(stored, now, strict=False))
         if given is not None and len(history) and history.time[-1] > now:
             history = history.where(history.time <= now)
-        return Asked(user, now, history, rows)
+        return EncodedRequest(user, now, history, rows)
 
-    def seen(self, asked: Asked) -> Array:
+    def seen(self, asked: EncodedRequest) -> Array:
         """Rows of the items that a user is known to have met."""
         return np.concatenate([asked.history.item, self._histories.older(asked.user)])
 
@@ -104,7 +104,7 @@ class Reader:
             raise RequestError("not an id", where=field, remedy="give an item id as text") from None
 
 
-def model_inputs(asked: Sequence[Asked], info: Info, wanted: Container[str]) -> dict[str, Array]:
+def model_inputs(asked: Sequence[EncodedRequest], info: Info, wanted: Container[str]) -> dict[str, Array]:
     """What a graph is fed of B requests, apart from candidates; rows are not gathered yet.
 
     Returns:

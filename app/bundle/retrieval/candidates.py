@@ -20,7 +20,7 @@ import numpy as np
 
 from app.bundle.format.item_columns import Texts
 from app.bundle.format.layout import Array, load_array
-from app.bundle.retrieval.pool import Allowed
+from app.bundle.retrieval.pool import EligibleItems
 from app.errors import ArtifactError
 
 NEAR, SEGMENT, FRESH = 0.6, 0.15, 0.05  # shares of the candidates; the rest is popular
@@ -29,7 +29,7 @@ HALF_LIFE = 10.0  # events back at which one counts half
 NONE = np.zeros(0, np.int64)
 
 
-class Sources:
+class CandidateGenerators:
     """Candidates of several kinds, each by preference.
 
     Args:
@@ -41,7 +41,7 @@ class Sources:
         self._arrays, self._segment = arrays, segment
 
     @classmethod
-    def open(cls, folder: Path, items: int, segment: Texts | None) -> Sources:
+    def open(cls, folder: Path, items: int, segment: Texts | None) -> CandidateGenerators:
         """Map the files of a folder.
 
         Raises:
@@ -59,7 +59,7 @@ class Sources:
             )
         return cls(arrays, segment)
 
-    def mixed(self, history: Array, user: str, allowed: Allowed, count: int) -> Array:
+    def mixed(self, history: Array, user: str, allowed: EligibleItems, count: int) -> Array:
         """About `count` allowed items, ascending; all of them where there are no more.
 
         Args:
@@ -78,7 +78,7 @@ class Sources:
         popular = first(self._arrays["popular"], allowed, count - len(found), without=found)
         return np.sort(np.concatenate([found, popular]))
 
-    def near(self, history: Array, allowed: Allowed, count: int) -> Array:
+    def near(self, history: Array, allowed: EligibleItems, count: int) -> Array:
         """Items co-consumed with the last events, recent ones weighing more."""
         if "neighbour" not in self._arrays or not len(history):
             return NONE
@@ -93,7 +93,7 @@ class Sources:
         items, worth = items[kept], worth[kept]
         return items[np.argsort(-worth, kind="stable")[:count]].astype(np.int64)
 
-    def segment(self, history: Array, allowed: Allowed, count: int) -> Array:
+    def segment(self, history: Array, allowed: EligibleItems, count: int) -> Array:
         """Popular items of the category that the history met most."""
         if self._segment is None:
             return NONE
@@ -104,11 +104,11 @@ class Sources:
         start, stop = self._segment.of(int(np.bincount(met).argmax()))
         return first(self._segment.rows[start:stop], allowed, count)
 
-    def popular(self, allowed: Allowed, count: int) -> Array:
+    def popular(self, allowed: EligibleItems, count: int) -> Array:
         """The most popular items."""
         return first(self._arrays["popular"], allowed, count)
 
-    def fresh(self, user: str, allowed: Allowed, count: int) -> Array:
+    def fresh(self, user: str, allowed: EligibleItems, count: int) -> Array:
         """Fresh or rarely met items; users get different ones."""
         rows = self._arrays["fresh"]
         if not len(rows):
@@ -116,7 +116,7 @@ class Sources:
         digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
         return first(np.roll(rows, int.from_bytes(digest, "little") % len(rows)), allowed, count)
 
-    def grown(self, popular: Array, added: Array) -> Sources:
+    def with_new_items(self, popular: Array, added: Array) -> CandidateGenerators:
         """The same with items that came after training: the freshest, and the least popular.
 
         Args:
@@ -124,7 +124,7 @@ class Sources:
             added: their rows, the latest first.
         """
         fresh = np.concatenate([added, self._arrays["fresh"]])
-        return Sources({**self._arrays, "popular": popular, "fresh": fresh}, self._segment)
+        return CandidateGenerators({**self._arrays, "popular": popular, "fresh": fresh}, self._segment)
 
     @property
     def explored(self) -> Array:
@@ -137,7 +137,7 @@ class Sources:
         return self._arrays["popular"]
 
 
-def first(order: Array, allowed: Allowed, count: int, *, without: Array = NONE) -> Array:
+def first(order: Array, allowed: EligibleItems, count: int, *, without: Array = NONE) -> Array:
     """The first `count` of `order` that are allowed and not in `without` (ascending)."""
     found, held, start, step = [NONE], 0, 0, max(64, 2 * count)
     while held < count and start < len(order):

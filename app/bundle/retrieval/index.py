@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.bundle.format.layout import Array, IndexInfo, damaged
-from app.bundle.retrieval.pool import Allowed, Pool
+from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.errors import MachineError
 from app.tables.rows import Rows
 
@@ -35,8 +35,8 @@ class Index(Protocol):
     """The nearest items of user states. Safe to use from several threads."""
 
     def search(
-        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
-    ) -> list[Pool]:
+        self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
+    ) -> list[ScoredCandidates]:
         """At least the `count` best allowed items of each state, where the search meets so many.
 
         Args:
@@ -77,8 +77,8 @@ class Exact:
         self._blocks = blocks
 
     def search(
-        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
-    ) -> list[Pool]:
+        self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
+    ) -> list[ScoredCandidates]:
         """See Index."""
         held = [_Best(count, one) for one in allowed]
         for start, block in self._blocks:
@@ -88,7 +88,7 @@ class Exact:
 
 
 class _Best:
-    def __init__(self, count: int, allowed: Allowed) -> None:
+    def __init__(self, count: int, allowed: EligibleItems) -> None:
         self.count, self.allowed, self.least = count, allowed, -np.inf
         self.rows, self.scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
@@ -107,8 +107,8 @@ class _Best:
         if len(rows) > self.count:
             self.least = self.scores.min()
 
-    def pool(self) -> Pool:
-        return Pool(self.rows, self.scores)
+    def pool(self) -> ScoredCandidates:
+        return ScoredCandidates(self.rows, self.scores)
 
 
 def _highest(scores: Array, count: int) -> Array:
@@ -150,14 +150,14 @@ class Approximate:
             self._faiss.downcast_InvertedLists(self._index.invlists).prefetch_nthread = 0
 
     def search(
-        self, states: Array, count: int, allowed: Sequence[Allowed], effort: float = 1.0
-    ) -> list[Pool]:
+        self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
+    ) -> list[ScoredCandidates]:
         """See Index."""
         alike = defaultdict(list)  # one call for those that differ little
         for place, one in enumerate(allowed):
             wanted = count * self.info.propose + min(len(one.left_out), count * 8)
             alike[id(one.match), (wanted - 1).bit_length()].append(place)
-        found: list[Pool | None] = [None] * len(allowed)
+        found: list[ScoredCandidates | None] = [None] * len(allowed)
         for (_, exponent), places in alike.items():
             step = max(1, GATHERED >> exponent)
             for start in range(0, len(places), step):
@@ -169,7 +169,9 @@ class Approximate:
                     found[place] = pool
         return found  # type: ignore[return-value]
 
-    def _some(self, states: Array, proposals: int, allowed: Sequence[Allowed], effort: float) -> list[Pool]:
+    def _some(
+        self, states: Array, proposals: int, allowed: Sequence[EligibleItems], effort: float
+    ) -> list[ScoredCandidates]:
         """Pools of states that share a filter."""
         self._faiss.omp_set_num_threads(self._threads)  # a setting of the calling thread
         options = self._options(allowed[0], proposals, effort)
@@ -182,10 +184,10 @@ class Approximate:
         pools = []
         for one, items, values in zip(allowed, rows, scores, strict=True):
             kept = (items >= 0) & one.keeps(items)
-            pools.append(Pool(items[kept], values[kept]))
+            pools.append(ScoredCandidates(items[kept], values[kept]))
         return pools
 
-    def _options(self, allowed: Allowed, proposals: int, effort: float) -> Any:
+    def _options(self, allowed: EligibleItems, proposals: int, effort: float) -> Any:
         """faiss's own parameters: a narrower filter needs a wider search."""
         faiss, match = self._faiss, allowed.match
         share = 1.0 if match is None else max(match.count / len(self.rows), 1 / WIDEST)

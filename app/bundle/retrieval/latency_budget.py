@@ -7,7 +7,7 @@ STEPS = (FULL, FEWER, POPULAR)  # as answers call them, the best first
 FORGET = 0.99  # of a step's time each time it is passed over, so that it is tried again
 
 
-class Pace:
+class LatencyBudget:
     """Learns what a request takes in each form; the last one is always in time."""
 
     def __init__(self) -> None:

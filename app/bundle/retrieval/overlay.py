@@ -86,7 +86,7 @@ class PatchedFilters(Filters):
         return Filters(self._patch.columns(self._columns))
 
 
-class GrownRows:
+class ExtendedRows:
     """Rows of a bundle, and behind them those of new items, (N, D) float32 in memory."""
 
     def __init__(self, base: Rows, added: Array) -> None:

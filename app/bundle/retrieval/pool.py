@@ -12,7 +12,7 @@ from app.bundle.retrieval.item_filter import Match
 
 
 @dataclass(frozen=True)
-class Allowed:
+class EligibleItems:
     """The items that may be answered with.
 
     Args:
@@ -32,10 +32,10 @@ class Allowed:
             return self.items - len(self.left_out)
         return self.match.count - int(self.match.mask[self.left_out].sum())
 
-    def matching(self, match: Match) -> Allowed:
+    def matching(self, match: Match) -> EligibleItems:
         """Those of them that another filter holds for, too."""
         mask = match.mask if self.match is None else match.mask & self.match.mask
-        return Allowed(self.items, self.left_out, Match(mask))
+        return EligibleItems(self.items, self.left_out, Match(mask))
 
     def keeps(self, rows: Array) -> Array:
         """(C,) bool: which of `rows` are allowed."""
@@ -49,16 +49,16 @@ class Allowed:
 
 
 @dataclass(frozen=True)
-class Pool:
+class ScoredCandidates:
     """Candidates: distinct `rows` (C,) and their `scores` (C,); ascending, or the best first."""
 
     rows: Array
     scores: Array
 
-    def join(self, other: Pool) -> Pool:
+    def join(self, other: ScoredCandidates) -> ScoredCandidates:
         """Both, ascending; they have no row in common."""
         if not len(other.rows):
             return self
         rows, scores = np.concatenate([self.rows, other.rows]), np.concatenate([self.scores, other.scores])
         order = np.argsort(rows)
-        return Pool(rows[order], scores[order])
+        return ScoredCandidates(rows[order], scores[order])

@@ -22,25 +22,25 @@ import numpy as np
 
 from app.bundle.format.item_columns import Columns
 from app.bundle.format.layout import Array, Retrieval, read_retrieval
-from app.bundle.ranking.scorer import Scores
-from app.bundle.request.encode import Asked
+from app.bundle.ranking.scorer import BatchScorer
+from app.bundle.request.encode import EncodedRequest
 from app.bundle.request.requests import RecommendRequest
-from app.bundle.retrieval.candidates import NONE, Sources, first
+from app.bundle.retrieval.candidates import NONE, CandidateGenerators, first
 from app.bundle.retrieval.index import Approximate, Exact, Index
 from app.bundle.retrieval.item_filter import Filters
-from app.bundle.retrieval.latency_budget import POPULAR, STEPS, Pace
+from app.bundle.retrieval.latency_budget import POPULAR, STEPS, LatencyBudget
 from app.bundle.retrieval.overlay import Patch, PatchedColumns, PatchedFilters
-from app.bundle.retrieval.pool import Allowed, Pool
+from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.bundle.retrieval.rules import Cap, Rules, choose
-from app.bundle.retrieval.two_stage import Plan, Stages
+from app.bundle.retrieval.two_stage import Plan, TwoStageRanker
 from app.errors import RequestError
 
 BOOSTED = 100  # popular items of each boost that become candidates
-EMPTY = Pool(NONE, np.zeros(0, np.float32))
+EMPTY = ScoredCandidates(NONE, np.zeros(0, np.float32))
 
 
 @dataclass(frozen=True)
-class Wish:
+class RecommendQuery:
     """A recommendation asked for.
 
     Args:
@@ -50,7 +50,7 @@ class Wish:
     """
 
     request: RecommendRequest
-    asked: Asked
+    asked: EncodedRequest
     deadline: float = math.inf
 
 
@@ -73,14 +73,14 @@ class Recommender:
         vectors: whether item rows tell how alike items are.
     """
 
-    def __init__(self, stages: Stages, columns: Columns, popularity: Array, *, vectors: bool) -> None:
+    def __init__(self, stages: TwoStageRanker, columns: Columns, popularity: Array, *, vectors: bool) -> None:
         self._stages, self._columns, self._popularity = stages, columns, popularity
         self._smoothed = int(popularity.sum(dtype=np.int64)) + len(popularity)
-        self._filters, self._pace, self._vectors = Filters(columns), Pace(), vectors
+        self._filters, self._pace, self._vectors = Filters(columns), LatencyBudget(), vectors
         self._retrieval_s = 0.0
 
     @classmethod
-    def open(cls, path: Path, scores: Scores, popularity: Array, threads: int) -> Recommender:
+    def open(cls, path: Path, scores: BatchScorer, popularity: Array, threads: int) -> Recommender:
         """Map what a bundle has of the first stage; an older one has nothing, and all items are scored.
 
         Raises:
@@ -90,11 +90,11 @@ class Recommender:
         columns = Columns.open(path / "columns", scores.info.items)
         sources = _sources(path / "candidates", retrieval, columns, popularity)
         index = _index(path / "index", retrieval, scores, threads)
-        stages = Stages(scores, popularity, index, sources, retrieval.candidates)
+        stages = TwoStageRanker(scores, popularity, index, sources, retrieval.candidates)
         vectors = retrieval.vectors and scores.rows["item"].width > 1
         return cls(stages, columns, popularity, vectors=vectors)
 
-    def grown(self, scores: Scores, patch: Patch, fresh: Array) -> Recommender:
+    def with_new_items(self, scores: BatchScorer, patch: Patch, fresh: Array) -> Recommender:
         """What this one, of a bundle alone, becomes where there are new items.
 
         Args:
@@ -106,8 +106,8 @@ class Recommender:
         other._popularity = np.concatenate([self._popularity, np.zeros(new, self._popularity.dtype)])
         order = self._stages.sources.order
         order = np.concatenate([order, np.arange(scores.info.items, scores.items, dtype=np.int64)])
-        sources = self._stages.sources.grown(order, fresh)
-        other._stages = self._stages.grown(scores, other._popularity, sources)
+        sources = self._stages.sources.with_new_items(order, fresh)
+        other._stages = self._stages.with_new_items(scores, other._popularity, sources)
         other._columns = PatchedColumns(self._columns, patch)
         other._filters = PatchedFilters(self._filters, other._columns, patch)
         other._retrieval_s = 0.0
@@ -129,7 +129,7 @@ class Recommender:
         if request.diversity and not self._vectors:
             raise RequestError("the model has no item vectors", where="diversity", remedy="use caps instead")
 
-    def find(self, wishes: Sequence[Wish]) -> list[Found]:
+    def find(self, wishes: Sequence[RecommendQuery]) -> list[Found]:
         """The answers, in order; each in the best form that its deadline allows."""
         found: list[Found | None] = [None] * len(wishes)
         steps, now = defaultdict(list), time.perf_counter()
@@ -154,10 +154,12 @@ class Recommender:
         if row:
             pool = self._stages.similar(row, k)
             return Found(pool.rows, pool.scores)
-        rows = self._stages.sources.popular(Allowed(self._stages.scores.items, np.zeros(1, np.int64)), k)
+        rows = self._stages.sources.popular(
+            EligibleItems(self._stages.scores.items, np.zeros(1, np.int64)), k
+        )
         return Found(rows, np.zeros(len(rows), np.float32))
 
-    def _plan(self, wish: Wish) -> Plan:
+    def _plan(self, wish: RecommendQuery) -> Plan:
         request = wish.request
         match = self._filters.match(request.filter) if request.filter else None
         rules = Rules(
@@ -166,7 +168,7 @@ class Recommender:
             boosts=[(self._filters.match(one.filter), one.add) for one in request.boost],
             floor=math.ceil(request.explore * request.k - 1e-9),
         )
-        allowed = Allowed(self._stages.scores.items, np.unique(wish.asked.rows), match)
+        allowed = EligibleItems(self._stages.scores.items, np.unique(wish.asked.rows), match)
         return Plan(request, wish.asked, allowed, rules)
 
     def _find(self, plans: Sequence[Plan], step: str) -> list[Found]:
@@ -183,12 +185,12 @@ class Recommender:
         if any(map(len, left)):
             more = self._filled(plans, left, step)
             found = [
-                Pool(np.concatenate([a.rows, b.rows]), np.concatenate([a.scores, b.scores]))
+                ScoredCandidates(np.concatenate([a.rows, b.rows]), np.concatenate([a.scores, b.scores]))
                 for a, b in zip(found, more, strict=True)
             ]
         return [Found(one.rows, one.scores, step) for one in found]
 
-    def _extra(self, plan: Plan, pool: Pool) -> Array:
+    def _extra(self, plan: Plan, pool: ScoredCandidates) -> Array:
         """Candidates that the rules need beside a pool, ascending."""
         allowed, sources, rules = plan.allowed, self._stages.sources, plan.rules
         some = [sources.popular(allowed.matching(match), BOOSTED) for match, add in rules.boosts if add > 0]
@@ -196,7 +198,7 @@ class Recommender:
             some.append(sources.fresh(plan.request.user, allowed, 4 * rules.floor))
         return np.setdiff1d(np.concatenate(some), pool.rows) if some else NONE
 
-    def _ranked(self, plans: Sequence[Plan], rows: Sequence[Array]) -> list[Pool]:
+    def _ranked(self, plans: Sequence[Plan], rows: Sequence[Array]) -> list[ScoredCandidates]:
         """Scores of some rows of each plan, which may be none."""
         found = [EMPTY] * len(plans)
         places = [place for place, some in enumerate(rows) if len(some)]
@@ -205,19 +207,19 @@ class Recommender:
             found[place] = pool
         return found
 
-    def _choose(self, plan: Plan, pool: Pool) -> Pool:
+    def _choose(self, plan: Plan, pool: ScoredCandidates) -> ScoredCandidates:
         """Of a pool what the rules let through, in order."""
         rules, k = plan.rules, plan.request.k
         if rules.plain:
             return self._stages.best(pool, k)
-        boosted = Pool(pool.rows, rules.boosted(pool.rows, pool.scores))
+        boosted = ScoredCandidates(pool.rows, rules.boosted(pool.rows, pool.scores))
         ranked = self._stages.best(boosted, len(pool.rows))
         vectors = self._stages.scores.directions(ranked.rows) if rules.diversity else None
         fresh = self._stages.sources.explored
         places = choose(ranked.rows, k, rules, scores=ranked.scores, vectors=vectors, fresh=fresh)
-        return Pool(ranked.rows[places], ranked.scores[places])
+        return ScoredCandidates(ranked.rows[places], ranked.scores[places])
 
-    def _fill(self, plan: Plan, pool: Pool, chosen: Pool) -> Array:
+    def _fill(self, plan: Plan, pool: ScoredCandidates, chosen: ScoredCandidates) -> Array:
         """Popular items for the places that are left, caps kept."""
         missing, allowed = plan.request.k - len(chosen.rows), plan.allowed
         if missing <= 0 or len(pool.rows) >= allowed.count:
@@ -233,13 +235,13 @@ class Recommender:
                 return rows[places]
             looked *= 8
 
-    def _filled(self, plans: Sequence[Plan], rows: Sequence[Array], step: str) -> list[Pool]:
+    def _filled(self, plans: Sequence[Plan], rows: Sequence[Array], step: str) -> list[ScoredCandidates]:
         """The fill with its scores, best first; popular ones as they are where there is no time to rank."""
         if step == POPULAR:
-            return [Pool(some, self._share(some)) for some in rows]
+            return [ScoredCandidates(some, self._share(some)) for some in rows]
         pools = self._ranked(plans, rows)
         return [
-            self._stages.best(Pool(p.rows, plan.rules.boosted(p.rows, p.scores)), len(p.rows))
+            self._stages.best(ScoredCandidates(p.rows, plan.rules.boosted(p.rows, p.scores)), len(p.rows))
             for plan, p in zip(plans, pools, strict=True)
         ]
 
@@ -248,15 +250,15 @@ class Recommender:
         return np.log((self._popularity[rows] + 1.0) / self._smoothed)
 
 
-def _sources(folder: Path, retrieval: Retrieval, columns: Columns, popularity: Array) -> Sources:
+def _sources(folder: Path, retrieval: Retrieval, columns: Columns, popularity: Array) -> CandidateGenerators:
     segment = columns.texts(retrieval.segment, "segment") if retrieval.segment else None
     if folder.is_dir():
-        return Sources.open(folder, columns.items, segment)
+        return CandidateGenerators.open(folder, columns.items, segment)
     order = 1 + np.argsort(-popularity[1:].astype(np.int64), kind="stable")
-    return Sources({"popular": order, "fresh": NONE}, segment)
+    return CandidateGenerators({"popular": order, "fresh": NONE}, segment)
 
 
-def _index(folder: Path, retrieval: Retrieval, scores: Scores, threads: int) -> Index | None:
+def _index(folder: Path, retrieval: Retrieval, scores: BatchScorer, threads: int) -> Index | None:
     if not scores.retrieves:
         return None
     if retrieval.index is None:

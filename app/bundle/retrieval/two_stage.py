@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from app.bundle.format.layout import Array
-from app.bundle.ranking.scorer import Scores
+from app.bundle.ranking.scorer import BatchScorer
 from app.bundle.ranking.top_k import best
-from app.bundle.request.encode import Asked
+from app.bundle.request.encode import EncodedRequest
 from app.bundle.request.requests import RecommendRequest
-from app.bundle.retrieval.candidates import Sources
+from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.retrieval.index import Approximate, Index
 from app.bundle.retrieval.latency_budget import FEWER
-from app.bundle.retrieval.pool import Allowed, Pool
+from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.bundle.retrieval.rules import Rules
 
 POOL = 256  # candidates at least that rules choose from, and ten times as many as places
@@ -31,8 +31,8 @@ class Plan:
     """A recommendation to make; the rows of `asked` are not used."""
 
     request: RecommendRequest
-    asked: Asked
-    allowed: Allowed
+    asked: EncodedRequest
+    allowed: EligibleItems
     rules: Rules
 
     @property
@@ -40,12 +40,12 @@ class Plan:
         """Candidates to choose from."""
         return self.request.k if self.rules.plain else max(10 * self.request.k, POOL)
 
-    def about(self, rows: Array) -> Asked:
+    def about(self, rows: Array) -> EncodedRequest:
         """The request as one to rank `rows`."""
         return replace(self.asked, rows=rows)
 
 
-class Stages:
+class TwoStageRanker:
     """Candidates with the ranker's scores. Safe to use from several threads.
 
     Args:
@@ -57,18 +57,25 @@ class Stages:
     """
 
     def __init__(
-        self, scores: Scores, popularity: Array, index: Index | None, sources: Sources, candidates: int
+        self,
+        scores: BatchScorer,
+        popularity: Array,
+        index: Index | None,
+        sources: CandidateGenerators,
+        candidates: int,
     ) -> None:
         self.scores, self.sources, self._index = scores, sources, index
         self._popularity, self._candidates = popularity, candidates
 
-    def grown(self, scores: Scores, popularity: Array, sources: Sources) -> Stages:
+    def with_new_items(
+        self, scores: BatchScorer, popularity: Array, sources: CandidateGenerators
+    ) -> TwoStageRanker:
         """The same where there are new items."""
-        return Stages(scores, popularity, self._index, sources, self._candidates)
+        return TwoStageRanker(scores, popularity, self._index, sources, self._candidates)
 
-    def pools(self, plans: Sequence[Plan], step: str) -> list[Pool]:
+    def pools(self, plans: Sequence[Plan], step: str) -> list[ScoredCandidates]:
         """Of each plan all allowed items, or at least the best of them that are wanted and found."""
-        pools: list[Pool | None] = [None] * len(plans)
+        pools: list[ScoredCandidates | None] = [None] * len(plans)
         rows = [self._rows(plan, step) for plan in plans]
         listed = [place for place, found in enumerate(rows) if found is not None]
         made = self.rank([plans[p] for p in listed], [rows[p] for p in listed])  # type: ignore[misc]
@@ -85,30 +92,30 @@ class Stages:
                 pools[place] = pool
         return pools  # type: ignore[return-value]
 
-    def rank(self, plans: Sequence[Plan], rows: Sequence[Array]) -> list[Pool]:
+    def rank(self, plans: Sequence[Plan], rows: Sequence[Array]) -> list[ScoredCandidates]:
         """The ranker's scores of some rows of each plan."""
         asked = [plan.about(some) for plan, some in zip(plans, rows, strict=True)]
-        return [Pool(*pair) for pair in zip(rows, self.scores.candidates(asked), strict=True)]
+        return [ScoredCandidates(*pair) for pair in zip(rows, self.scores.candidates(asked), strict=True)]
 
-    def similar(self, row: int, k: int) -> Pool:
+    def similar(self, row: int, k: int) -> ScoredCandidates:
         """The k other items with the highest cosine to the row of one, best first."""
-        allowed, rows = Allowed(self.scores.items, np.array([0, row])), self.scores.rows["item"]
+        allowed, rows = EligibleItems(self.scores.items, np.array([0, row])), self.scores.rows["item"]
         if isinstance(self._index, Approximate):
             state = rows.gather(np.array([row]))
             (pool,) = self._index.search(state, max(POOL, 4 * k), [allowed])
             new = allowed.of(np.arange(self.scores.info.items, self.scores.items))
             found = np.concatenate([pool.rows, new])
             near = self.scores.directions(found) @ self.scores.directions(np.array([row]))[0]
-            return self.best(Pool(found, near), k)
+            return self.best(ScoredCandidates(found, near), k)
         cosines = self.scores.cosines(row)
         cosines[allowed.left_out] = -np.inf
         chosen = best(cosines, k, self._popularity)
-        return Pool(chosen, cosines[chosen])
+        return ScoredCandidates(chosen, cosines[chosen])
 
-    def best(self, pool: Pool, k: int) -> Pool:
+    def best(self, pool: ScoredCandidates, k: int) -> ScoredCandidates:
         """The k best of a pool, best first; of equal scores the more popular first."""
         order = best(pool.scores, k, self._popularity[pool.rows])
-        return Pool(pool.rows[order], pool.scores[order])
+        return ScoredCandidates(pool.rows[order], pool.scores[order])
 
     def _rows(self, plan: Plan, step: str) -> Array | None:
         """The candidates of a plan, ascending; None: to be searched for, or all items."""
@@ -125,7 +132,7 @@ class Stages:
             return self.sources.mixed(history, plan.request.user, allowed, max(few, plan.request.k))
         return None
 
-    def _search(self, plans: Sequence[Plan], count: int, step: str) -> list[Pool]:
+    def _search(self, plans: Sequence[Plan], count: int, step: str) -> list[ScoredCandidates]:
         assert self._index is not None
         states = self.scores.states([plan.asked for plan in plans])
         effort = 1 / LESS if step == FEWER else 1.0
@@ -138,15 +145,15 @@ class Stages:
             for plan, pool, scores in zip(plans, pools, new, strict=True)
         ]
 
-    def _new(self, allowed: Allowed, scores: Array, count: int) -> Pool:
+    def _new(self, allowed: EligibleItems, scores: Array, count: int) -> ScoredCandidates:
         """The best `count` allowed new items, which no index knows, by their scores (N,)."""
         rows = np.arange(self.scores.info.items, self.scores.items)
         kept = allowed.keeps(rows)
         rows, scores = rows[kept], scores[kept]
         chosen = np.sort(best(scores, count, np.zeros(len(rows), np.int64)))
-        return Pool(rows[chosen], scores[chosen])
+        return ScoredCandidates(rows[chosen], scores[chosen])
 
-    def _all(self, plans: Sequence[Plan]) -> list[Pool]:
+    def _all(self, plans: Sequence[Plan]) -> list[ScoredCandidates]:
         pools, at_once = [], max(1, SCORES_AT_ONCE // self.scores.items)
         for start in range(0, len(plans), at_once):
             chunk = plans[start : start + at_once]
@@ -155,5 +162,5 @@ class Stages:
                 if plan.allowed.match is not None:
                     scores[~plan.allowed.match.mask] = -np.inf
                 rows = np.sort(best(scores, plan.wanted, self._popularity))
-                pools.append(Pool(rows, scores[rows]))
+                pools.append(ScoredCandidates(rows, scores[rows]))
         return pools

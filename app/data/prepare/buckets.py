@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from app.data.prepare.dedupe_sort import refine
-from app.data.prepare.finalize import ALIVE, ITEM_ROWS, core_round, finish
-from app.data.prepare.ingest import Intake
-from app.data.prepare.outliers import Column, find_fences
+from app.data.prepare.dedupe_sort import dedupe_sort
+from app.data.prepare.finalize import ALIVE, ITEM_ROWS, core_round, finalize
+from app.data.prepare.ingest import Ingested
+from app.data.prepare.outliers import Column, find_outlier_bounds
 from app.data.prepare.plan import Plan
 from app.data.ray_map import run_all
 
@@ -24,7 +24,7 @@ _DAY = 86_400_000_000
 
 
 @dataclass
-class Refined:
+class DedupedBuckets:
     """Phase 2: the buckets' users and rows, and rows of each item over all of them."""
 
     users: list[int]
@@ -34,13 +34,13 @@ class Refined:
     width: int  # listed negatives of a row
 
 
-def refine_all(intake: Intake, items: int) -> Refined:
+def dedupe_sort_all(ingested: Ingested, items: int) -> DedupedBuckets:
     """Phase 2 of all buckets; `items` counts the vocabulary."""
-    plan, infos = intake.plan, intake.infos
-    fences = find_fences(plan, [f"{info.name}.rows" for info in infos])
-    total = Refined([0] * plan.buckets, 0, np.zeros(items, np.int64), Counter(), 0)
-    calls = [(bucket, plan, infos, fences) for bucket in range(plan.buckets)]
-    for bucket, made in run_all(refine, calls, "refining", plan.scratch):
+    plan, infos = ingested.plan, ingested.infos
+    bounds = find_outlier_bounds(plan, [f"{info.name}.rows" for info in infos])
+    total = DedupedBuckets([0] * plan.buckets, 0, np.zeros(items, np.int64), Counter(), 0)
+    calls = [(bucket, plan, infos, bounds) for bucket in range(plan.buckets)]
+    for bucket, made in run_all(dedupe_sort, calls, "refining", plan.scratch):
         total.users[bucket] = made["users"]
         total.rows += made["rows"]
         total.items[: len(made["items"])] += made["items"]
@@ -49,13 +49,13 @@ def refine_all(intake: Intake, items: int) -> Refined:
     return total
 
 
-def core(plan: Plan, refined: Refined) -> Refined:
+def core(plan: Plan, deduped: DedupedBuckets) -> DedupedBuckets:
     """Drop rare items and users until nothing more falls."""
-    alive = refined.items >= plan.data.min_item_events
+    alive = deduped.items >= plan.data.min_item_events
     calls = [(bucket, plan) for bucket in range(plan.buckets)]
     while True:
         np.save(Path(plan.scratch) / ALIVE, alive)
-        total = Refined([0] * plan.buckets, 0, np.zeros_like(refined.items), Counter(), refined.width)
+        total = DedupedBuckets([0] * plan.buckets, 0, np.zeros_like(deduped.items), Counter(), deduped.width)
         train = np.zeros_like(alive, np.int64)
         for bucket, made in run_all(core_round, calls, "", plan.scratch):
             total.users[bucket] = made["users"]
@@ -74,15 +74,15 @@ def number_items(plan: Plan, items: pl.DataFrame, kept: Array) -> pl.DataFrame:
     return items.filter(pl.Series(kept))
 
 
-def finish_all(plan: Plan, intake: Intake, refined: Refined) -> list[Json]:
+def finalize_all(plan: Plan, ingested: Ingested, deduped: DedupedBuckets) -> list[Json]:
     """Phase 3 of all buckets; their reports in order."""
     positive = np.array(
-        [bool(e) and (not plan.data.positive or e in plan.data.positive) for e in intake.events]
+        [bool(e) and (not plan.data.positive or e in plan.data.positive) for e in ingested.events]
     )
-    first = 1 + np.concatenate([[0], np.cumsum(refined.users)])
-    cuts = _cuts(plan, refined.rows)
-    calls = [(b, plan, int(first[b]), cuts, positive, refined.width) for b in range(plan.buckets)]
-    made = dict(run_all(finish, calls, "splitting", plan.scratch))
+    first = 1 + np.concatenate([[0], np.cumsum(deduped.users)])
+    cuts = _cuts(plan, deduped.rows)
+    calls = [(b, plan, int(first[b]), cuts, positive, deduped.width) for b in range(plan.buckets)]
+    made = dict(run_all(finalize, calls, "splitting", plan.scratch))
     return [made[bucket] for bucket in range(plan.buckets)]
 
 

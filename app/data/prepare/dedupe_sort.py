@@ -16,8 +16,8 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from app.data.prepare.outliers import Fence
-from app.data.prepare.partition import fenced
+from app.data.prepare.outliers import OutlierBounds
+from app.data.prepare.partition import within_bounds
 from app.data.prepare.plan import Plan
 
 Array = npt.NDArray[Any]
@@ -39,13 +39,13 @@ class PieceInfo:
     events: tuple[int, ...]  # rows of schema.events by the piece's own codes
 
 
-def refine(bucket: int, plan: Plan, infos: Sequence[PieceInfo], fences: Sequence[Fence]) -> Json:
+def dedupe_sort(bucket: int, plan: Plan, infos: Sequence[PieceInfo], bounds: Sequence[OutlierBounds]) -> Json:
     """Returns users and rows kept, rejected rows by reason, and rows kept of each item."""
     scratch = Path(plan.scratch)
     users, codes = _users(scratch, bucket, infos, plan)
     rows, negatives = _rows(scratch, bucket, infos, codes, plan)
     duplicate = _duplicates(rows, plan)
-    outlier = _outliers(rows, fences, plan) & ~duplicate
+    outlier = _outliers(rows, bounds, plan) & ~duplicate
     reason = np.where(duplicate, plan.code("duplicate"), np.where(outlier, plan.code("outlier"), 0))
     write_late(scratch / f"bucket-{bucket}.late.npy", rows["row"], reason.astype(np.uint8))
     kept = np.flatnonzero(reason == 0)
@@ -150,13 +150,13 @@ def _duplicates(rows: dict[str, Array], plan: Plan) -> Array:
     return ~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
 
 
-def _outliers(rows: dict[str, Array], fences: Sequence[Fence], plan: Plan) -> Array:
+def _outliers(rows: dict[str, Array], bounds: Sequence[OutlierBounds], plan: Plan) -> Array:
     """Rows beyond a fence that drops; a fence that clips changes the value in place."""
     bad = np.zeros(len(rows["row"]), bool)
-    for fence in fences:
-        values = rows[fenced(fence.column)]
+    for fence in bounds:
+        values = rows[within_bounds(fence.column)]
         if fence.clip:
-            rows[fenced(fence.column)] = np.clip(values, fence.low, fence.high)
+            rows[within_bounds(fence.column)] = np.clip(values, fence.low, fence.high)
             if fence.column == plan.data.value:
                 rows["value"] = np.clip(rows["value"], fence.low, fence.high).astype(np.float32)
         else:
@@ -169,9 +169,9 @@ def _write_attributes(path: Path, rows: dict[str, Array], kept: Array, plan: Pla
     for column in plan.item_columns:
         if column not in plan.outlier_columns:
             continue
-        values = rows[fenced(column)][kept]
+        values = rows[within_bounds(column)][kept]
         present = kept[~np.isnan(values)]
         item, first = np.unique(rows["item"][present], return_index=True)
         chosen = present[first]
-        table = {"item": item, "row": rows["row"][chosen], "value": rows[fenced(column)][chosen]}
+        table = {"item": item, "row": rows["row"][chosen], "value": rows[within_bounds(column)][chosen]}
         write_table(path.with_name(f"{path.name}-{plan.item_columns.index(column)}"), pa.table(table))

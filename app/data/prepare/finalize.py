@@ -56,7 +56,7 @@ def _core(rows: dict[str, Array], plan: Plan) -> Array:
     return result
 
 
-def finish(
+def finalize(
     bucket: int, plan: Plan, first_user: int, cuts: tuple[int, int], positive: Array, width: int
 ) -> Json:
     """Write a bucket's columns of each part, raw, and its users; returns their counts.

@@ -12,7 +12,7 @@ import numpy as np
 
 from app.data.input.files import Source, Split, cut, describe, find
 from app.data.prepare.dedupe_sort import PieceInfo
-from app.data.prepare.partition import MAX_EVENTS, scatter
+from app.data.prepare.partition import MAX_EVENTS, partition
 from app.data.prepare.plan import Plan, make_plan
 from app.data.prepare.rejected import Place
 from app.data.ray_map import map_splits
@@ -24,7 +24,7 @@ Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Intake:
+class Ingested:
     """What phase 1 found. Lists are in the order of the input."""
 
     plan: Plan
@@ -79,7 +79,7 @@ def sources_of(recipe: Recipe) -> list[Source]:
     return found
 
 
-def take_in(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Intake:
+def ingest(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Ingested:
     """Run phase 1; `dry` counts without writing rows.
 
     Raises:
@@ -93,15 +93,15 @@ def take_in(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Intake:
         names = ", ".join(s.name for s in sources)
         raise DataError("a header and no rows", where=names, remedy="give a file with rows")
     plan = replace(make_plan(recipe, sources, splits, str(scratch)), dry=dry)
-    splits, reports = _scatter_all(splits, plan)
+    splits, reports = _partition_all(splits, plan)
     offsets = np.concatenate([[0], np.cumsum([r["rows"] for r in reports])]).tolist()
-    intake = Intake(plan, splits, reports, offsets[:-1], _event_types(plan, reports))
-    _refuse(intake)
-    return intake
+    ingested = Ingested(plan, splits, reports, offsets[:-1], _event_types(plan, reports))
+    _refuse(ingested)
+    return ingested
 
 
-def _scatter_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[Json]]:
-    reports = {r["split"]: r for r in map_splits(scatter, splits, (plan,), "reading", plan.scratch)}
+def _partition_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[Json]]:
+    reports = {r["split"]: r for r in map_splits(partition, splits, (plan,), "reading", plan.scratch)}
     torn = {splits[n].source for n, r in reports.items() if r.get("torn")}
     if torn:
         # Quotes may span lines there, so byte ranges cannot be told apart: read as one.
@@ -110,7 +110,7 @@ def _scatter_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[Jso
             for path in Path(plan.scratch).glob(f"{split.number:07d}-*"):
                 path.unlink()
         whole = [replace(s, start=0, end=s.source.size, whole=True) for s in again.values()]
-        more = map_splits(scatter, whole, (plan,), "reading whole files", plan.scratch)
+        more = map_splits(partition, whole, (plan,), "reading whole files", plan.scratch)
         splits = sorted([s for s in splits if s.source not in torn] + whole, key=lambda s: s.number)
         reports |= {r["split"]: r for r in more}
     return splits, [reports[s.number] for s in splits]
@@ -128,33 +128,33 @@ def _event_types(plan: Plan, reports: Sequence[Json]) -> list[str]:
     return ["", *known, *sorted(seen - set(known))]
 
 
-def _refuse(intake: Intake) -> None:
-    _refuse_mixed(intake)
-    if not any(p["kept"] for r in intake.reports for p in r["pieces"]):
-        first = next(iter(_notes(intake, "timestamp")), None)
-        example = f"{intake.plan.data.timestamp} = {first[0]['value']!r} in {first[1]}" if first else ""
-        raise no_events(intake.rejected, intake.rows, example)
+def _refuse(ingested: Ingested) -> None:
+    _refuse_mixed(ingested)
+    if not any(p["kept"] for r in ingested.reports for p in r["pieces"]):
+        first = next(iter(_notes(ingested, "timestamp")), None)
+        example = f"{ingested.plan.data.timestamp} = {first[0]['value']!r} in {first[1]}" if first else ""
+        raise no_events(ingested.rejected, ingested.rows, example)
 
 
-def _notes(intake: Intake, role: str) -> list[tuple[Json, str]]:
+def _notes(ingested: Ingested, role: str) -> list[tuple[Json, str]]:
     """Notes on a column that tell of bad values, with the place of the first."""
-    places = intake.places
+    places = ingested.places
     return [
         (note, f"{split.source.name}, row {places[split.number].in_file + note['row'] + 1}")
-        for split, report in zip(intake.splits, intake.reports, strict=True)
+        for split, report in zip(ingested.splits, ingested.reports, strict=True)
         for note in report["notes"]
         if note["column"] == role and note["bad"]
     ]
 
 
-def _refuse_mixed(intake: Intake) -> None:
+def _refuse_mixed(ingested: Ingested) -> None:
     """A few values that are no numbers are dirt, and told; more than half are a mistake."""
-    notes = _notes(intake, "value")
+    notes = _notes(ingested, "value")
     if not notes:
         return
-    told = f"{intake.plan.data.value} = {notes[0][0]['value']!r} is not a number"
+    told = f"{ingested.plan.data.value} = {notes[0][0]['value']!r} is not a number"
     bad = sum(note["bad"] for note, _ in notes)
-    good = sum(n["good"] for r in intake.reports for n in r["notes"] if n["column"] == "value")
+    good = sum(n["good"] for r in ingested.reports for n in r["notes"] if n["column"] == "value")
     if bad > good:
         remedy = "map data.value to a column of numbers, or leave it out"
         raise DataError(f"{told}, nor are most values of this column", where=notes[0][1], remedy=remedy)

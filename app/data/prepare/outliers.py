@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from app.data.prepare.partition import fenced
+from app.data.prepare.partition import within_bounds
 from app.data.prepare.plan import Plan
 from app.data.ray_map import cores, run_all
 from app.recipe import Outlier
@@ -28,7 +28,7 @@ _SIGN = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True)
-class Fence:
+class OutlierBounds:
     """Values of a column beyond `low` and `high` are outliers."""
 
     column: str
@@ -37,13 +37,13 @@ class Fence:
     clip: bool
 
 
-def find_fences(plan: Plan, files: Sequence[str]) -> list[Fence]:
+def find_outlier_bounds(plan: Plan, files: Sequence[str]) -> list[OutlierBounds]:
     """The fences of the recipe's outlier rules over the rows in `files`."""
-    return [_fence(rule, plan, files) for rule in plan.data.outliers]
+    return [_bounds_of(rule, plan, files) for rule in plan.data.outliers]
 
 
-def _fence(rule: Outlier, plan: Plan, files: Sequence[str]) -> Fence:
-    column = Column(plan.scratch, tuple(files), fenced(rule.column))
+def _bounds_of(rule: Outlier, plan: Plan, files: Sequence[str]) -> OutlierBounds:
+    column = Column(plan.scratch, tuple(files), within_bounds(rule.column))
     if rule.method == "iqr":
         low, high = (column.quantile(q) for q in (0.25, 0.75))
         reach = rule.threshold * (high - low)
@@ -51,7 +51,7 @@ def _fence(rule: Outlier, plan: Plan, files: Sequence[str]) -> Fence:
         mean, deviation = column.moments()
         low = high = mean
         reach = rule.threshold * deviation
-    return Fence(rule.column, low - reach, high + reach, rule.action == "clip")
+    return OutlierBounds(rule.column, low - reach, high + reach, rule.action == "clip")
 
 
 @dataclass(frozen=True)

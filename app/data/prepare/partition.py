@@ -33,7 +33,7 @@ REJECT = np.dtype([("split", "<i4"), ("row", "<i8"), ("reason", "u1")])
 MAX_EVENTS = 255
 
 
-def scatter(split: Split, plan: Plan) -> Json:
+def partition(split: Split, plan: Plan) -> Json:
     """Write the pieces of a split; returns counts: rows, rejected, pieces, notes, times."""
     report: Json = {"split": split.number, "rows": 0, "rejected": Counter(), "pieces": [], "notes": []}
     report["times"] = []
@@ -81,7 +81,7 @@ def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str)
     _write_batches(f"{target}.users", users, np.bincount(bucket, minlength=plan.buckets))
 
     item, item_texts, first = _compact(cleaned.item[kept], cleaned.item_texts)
-    columns = _firsts(cleaned.frame, kept, item, _unfenced(plan), len(first))
+    columns = _firsts(cleaned.frame, kept, item, _without_bounds(plan), len(first))
     items = pa.table({"id": _text(item_texts), **columns})
     event, event_texts, _ = _compact(cleaned.event[kept], pl.Series(cleaned.event_texts, dtype=pl.String))
     if len(event_texts) > MAX_EVENTS:
@@ -125,7 +125,7 @@ def _text(texts: pl.Series) -> pa.Array:
     return texts.to_arrow().cast(pa.large_string())
 
 
-def _unfenced(plan: Plan) -> list[str]:
+def _without_bounds(plan: Plan) -> list[str]:
     """Item attributes; those under an outlier rule are taken once the fences are known."""
     return [c for c in plan.item_columns if c not in plan.outlier_columns]
 
@@ -169,7 +169,7 @@ def _row_table(
         hashes = pl.DataFrame(texts).hash_rows(plan.seed).to_numpy() if texts else rows.astype(np.uint64)
         columns["hash"] = hashes[kept]
     for column, values in zip(plan.outlier_columns, cleaned.outliers, strict=True):
-        columns[fenced(column)] = values[kept]
+        columns[within_bounds(column)] = values[kept]
     if negatives is not None:
         columns["negatives"] = negatives
     return pa.table(columns)
@@ -180,7 +180,7 @@ def text_of_raw(series: pl.Series) -> pl.Series:
     return series if series.dtype == pl.String else text_of(series)
 
 
-def fenced(column: str) -> str:
+def within_bounds(column: str) -> str:
     """Name of a column that rows carry for its outlier fences."""
     return f"outlier {column}"
 

@@ -96,7 +96,7 @@ def write_maps(plan: Plan, names: Sequence[str], items: pl.DataFrame) -> None:
         np.save(path.with_name(f"{name}.map.npy"), found["place"].to_numpy().astype(np.int32))
 
 
-def fenced_attributes(plan: Plan, items: pl.DataFrame) -> pl.DataFrame:
+def bounded_attributes(plan: Plan, items: pl.DataFrame) -> pl.DataFrame:
     """Add the item attributes that are under an outlier rule: the first value kept of each."""
     for number, column in enumerate(plan.item_columns):
         if column not in plan.outlier_columns:

@@ -21,7 +21,7 @@ class Full(Exception):
     """More waits to be written than may."""
 
 
-class Writer:
+class GroupCommitWriter:
     """Writes events in a thread of its own, in the order given.
 
     Args:

@@ -37,7 +37,7 @@ class Said(msgspec.Struct, frozen=True):
     versions: list[str] = []
 
 
-class Items:
+class StoredItems:
     """Tells the rankers of a replica what the store says of items.
 
     Args:
@@ -92,7 +92,7 @@ class Items:
             _log.error("%s new items are not known to %s: raise serve.max_new_items", left, ranker.version)
 
 
-async def put(request: Request, items: Items, ranker: Ranker, limit: int) -> ItemAnswer:
+async def put(request: Request, items: StoredItems, ranker: Ranker, limit: int) -> ItemAnswer:
     """Store what a request says of an item.
 
     Args:

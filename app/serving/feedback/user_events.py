@@ -13,7 +13,7 @@ from collections import OrderedDict
 
 from app.bundle.request.requests import HistoryEvent
 from app.errors import MachineError
-from app.serving.feedback.new_items import Items
+from app.serving.feedback.new_items import StoredItems
 from app.serving.feedback.store import Store
 
 _log = logging.getLogger("ray.serve")
@@ -22,7 +22,7 @@ KEPT = 200_000  # events in memory, about 40 MB; a user without any counts as on
 REST_S = 1.0  # for a store that failed
 
 
-class Recent:
+class UserEventCache:
     """A cache of `Store.recent`; used from one thread.
 
     `hits` and `misses` count lookups.
@@ -33,7 +33,7 @@ class Recent:
         items: told of new items whenever the store is asked; None: nobody is.
     """
 
-    def __init__(self, store: Store, kept: int = KEPT, items: Items | None = None) -> None:
+    def __init__(self, store: Store, kept: int = KEPT, items: StoredItems | None = None) -> None:
         self.store, self.kept, self._items = store, kept, items
         self.hits = self.misses = 0
         self._rests_until = 0.0

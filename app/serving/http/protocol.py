@@ -43,7 +43,7 @@ _OF_SERVE = frozenset(
 _STREAMED = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 
 
-class Desk(Protocol):
+class CallHandler(Protocol):
     """Who answers hot calls; all on the event loop of the server."""
 
     paths: Collection[bytes]
@@ -56,13 +56,13 @@ class Desk(Protocol):
         """Answer a call; `reply` (status, JSON body, further headers) is called exactly once."""
 
 
-def install(desk: Desk, max_body_bytes: int) -> None:
+def install(desk: CallHandler, max_body_bytes: int) -> None:
     """Make every HTTP server that this process starts from now on offer plain calls to `desk`."""
     # uvicorn takes a class as well as the name of one.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(Wire, desk, max_body_bytes)  # type: ignore[assignment]
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(HttpProtocol, desk, max_body_bytes)  # type: ignore[assignment]
 
 
-class Wire(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
     Args:
@@ -70,7 +70,7 @@ class Wire(HttpToolsProtocol):
         max_body_bytes: longer bodies go the usual way, which refuses them.
     """
 
-    def __init__(self, desk: Desk, max_body_bytes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, desk: CallHandler, max_body_bytes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.desk, self.max_body_bytes = desk, max_body_bytes
         self._body: list[bytes] | None = None  # of the hot call that is being received

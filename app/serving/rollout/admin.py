@@ -10,8 +10,8 @@ from typing import Any
 from app.errors import ArtifactError, MachineError, RecipeError
 from app.recipe import parse, parse_override
 from app.serving.rollout.discovery import runs
-from app.serving.rollout.state import Outcome, Release, Service, Snapshot, Wish
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import Command, CommandResult, DesiredState, Service, Snapshot
+from app.serving.rollout.state_dir import StateDir
 from app.serving.rollout.status import release_of
 from app.terminal.console import say
 
@@ -36,7 +36,7 @@ def limits(changes: Sequence[str]) -> dict[str, float]:
     return {key: float(getattr(rollout, key)) for key in (name[len(PREFIX) :] for name in given)}
 
 
-def deploy(service: Service, wish: Wish) -> dict[str, Any]:
+def deploy(service: Service, wish: Command) -> dict[str, Any]:
     """Have a bundle take over, and wait until it did.
 
     Returns:
@@ -45,7 +45,7 @@ def deploy(service: Service, wish: Wish) -> dict[str, Any]:
     Raises:
         ArtifactError: it was refused or rolled back, and the version before goes on.
     """
-    wish = Board(Path(service.store)).wish(wish)
+    wish = StateDir(Path(service.store)).wish(wish)
     release = _settled(service, wish, _narrator())
     outcome = release.outcome(wish.id)
     assert outcome is not None
@@ -56,18 +56,18 @@ def deploy(service: Service, wish: Wish) -> dict[str, Any]:
 
 def roll_back(service: Service) -> dict[str, Any]:
     """End a trial, or return to the version before, and wait until all replicas did."""
-    return _done(service, Wish("rollback"))
+    return _done(service, Command("rollback"))
 
 
 def promote(service: Service) -> dict[str, Any]:
     """Give all users the version on trial, and wait until all replicas do."""
-    return _done(service, Wish("promote"))
+    return _done(service, Command("promote"))
 
 
 def scale(service: Service, replicas: int) -> dict[str, Any]:
     """Have so many replicas, 0: as the load asks; waits until they are there."""
-    board = Board(Path(service.store))
-    wish = board.wish(Wish("scale", replicas=replicas))
+    board = StateDir(Path(service.store))
+    wish = board.wish(Command("scale", replicas=replicas))
     outcome = _settled(service, wish).outcome(wish.id)
     assert outcome is not None
     _check(outcome, "")
@@ -76,8 +76,8 @@ def scale(service: Service, replicas: int) -> dict[str, Any]:
     return {"replicas": replicas or "as the load asks"}
 
 
-def _done(service: Service, wish: Wish) -> dict[str, Any]:
-    wish = Board(Path(service.store)).wish(wish)
+def _done(service: Service, wish: Command) -> dict[str, Any]:
+    wish = StateDir(Path(service.store)).wish(wish)
     release = _settled(service, wish)
     outcome = release.outcome(wish.id)
     assert outcome is not None
@@ -86,9 +86,11 @@ def _done(service: Service, wish: Wish) -> dict[str, Any]:
     return _serving(release)
 
 
-def _settled(service: Service, wish: Wish, told: Callable[[Release], None] = lambda _: None) -> Release:
+def _settled(
+    service: Service, wish: Command, told: Callable[[DesiredState], None] = lambda _: None
+) -> DesiredState:
     """The release in which the outcome of a wish stands."""
-    board = Board(Path(service.store))
+    board = StateDir(Path(service.store))
     while True:
         release = release_of(board)
         told(release)
@@ -100,7 +102,7 @@ def _settled(service: Service, wish: Wish, told: Callable[[Release], None] = lam
 
 
 def _applied(service: Service, holds: Callable[[Snapshot], bool]) -> None:
-    board = Board(Path(service.store))
+    board = StateDir(Path(service.store))
     _wait(service, lambda: all(map(holds, board.snapshots())), "not all replicas serve it")
 
 
@@ -114,17 +116,17 @@ def _wait(service: Service, holds: Callable[[], bool], what: str) -> None:
         time.sleep(LOOK_S)
 
 
-def _check(outcome: Outcome, bundle: str) -> None:
+def _check(outcome: CommandResult, bundle: str) -> None:
     if outcome.state != "done":
         remedy = "what was served before goes on" if bundle else ""
         raise ArtifactError(f"{outcome.state}: {outcome.reason}", where=bundle, remedy=remedy)
 
 
-def _narrator() -> Callable[[Release], None]:
+def _narrator() -> Callable[[DesiredState], None]:
     """Says each phase and, now and then, how far it is."""
     said = ["", ""]
 
-    def tell(release: Release) -> None:
+    def tell(release: DesiredState) -> None:
         if release.trial is None or (said[0] == release.phase and said[1] == release.note):
             return
         said[:] = [release.phase, release.note]
@@ -134,7 +136,7 @@ def _narrator() -> Callable[[Release], None]:
     return tell
 
 
-def _shares(release: Release) -> dict[str, float]:
+def _shares(release: DesiredState) -> dict[str, float]:
     return {one.digest: round(one.share, 6) for one in release.versions if one.share}
 
 
@@ -142,7 +144,7 @@ def _served(snapshot: Snapshot) -> dict[str, float]:
     return {digest: round(one.share, 6) for digest, one in snapshot.versions.items() if one.share}
 
 
-def _serving(release: Release) -> dict[str, Any]:
+def _serving(release: DesiredState) -> dict[str, Any]:
     return {
         "phase": release.phase,
         "versions": {one.label: one.share for one in release.versions},

@@ -18,7 +18,7 @@ import msgspec
 
 from app.recipe import Rollout as Limits
 from app.serving.rollout.state import Snapshot, VersionState
-from app.serving.versions.stats import Comparison, Scores, Tally, plus, quantile_ms
+from app.serving.versions.stats import Comparison, Scores, VersionStats, plus, quantile_ms
 
 ENOUGH = 20  # requests before a rate or a mean is believed
 ENOUGH_MORE = 50  # before a 95th percentile is, and the mean of users who ask again and again
@@ -141,8 +141,8 @@ class Rollout:
             f" the old one {before:.0f} ms in the same time"
         )
 
-    def _tally(self, digest: str) -> Tally:
-        return self._since(self._base, digest, lambda version: version.tally, Tally())
+    def _tally(self, digest: str) -> VersionStats:
+        return self._since(self._base, digest, lambda version: version.stats, VersionStats())
 
     def _compared(self) -> Comparison:
         return self._since(self._start or {}, self.new, lambda version: version.compared, Comparison())

@@ -18,8 +18,8 @@ from app.recipe import Serve
 from app.serving.bundle_cache import held
 from app.serving.rollout.canary import Rollout
 from app.serving.rollout.memory import check_room, free_bytes
-from app.serving.rollout.state import KEPT_OUTCOMES, Experiment, Outcome, Release, Version, Wish
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import KEPT_OUTCOMES, Command, CommandResult, DesiredState, Experiment, Version
+from app.serving.rollout.state_dir import StateDir
 from app.serving.scoring.registry import check_names
 from app.terminal.console import say
 
@@ -37,7 +37,7 @@ def version_of(bundle: Path) -> Version:
     return Version(label, str(bundle), artifact.digest)
 
 
-def begin(board: Board, version: Version) -> Release:
+def begin(board: StateDir, version: Version) -> DesiredState:
     """Put the bundle that a service starts with on its board.
 
     It is served whatever was deployed before: who names a bundle means it. Only after a crash
@@ -52,7 +52,7 @@ def begin(board: Board, version: Version) -> Release:
             say(f"version {version.label} is served; last was {before.main.label}, deployed since")
     if main is version:
         main = replace(version, bundle=str(board.keep(Path(version.bundle), version.digest)))
-    release = Release([replace(main, share=1.0)], began=version.digest)
+    release = DesiredState([replace(main, share=1.0)], began=version.digest)
     if before is not None:
         release = replace(release, experiment=before.experiment)
     board.publish(release)
@@ -69,16 +69,16 @@ def _whole(version: Version) -> bool:
 
 
 @contextmanager
-def conducting(board: Board, settings: Serve) -> Iterator[None]:
+def controlling(board: StateDir, settings: Serve) -> Iterator[None]:
     """Do what is wished for the block. The board has a release already."""
     release = board.release()
     assert release is not None
-    conductor, ended = Conductor(board, settings, release), threading.Event()
+    controller, ended = RolloutController(board, settings, release), threading.Event()
 
     def conduct() -> None:
         while not ended.wait(EVERY_S):
             try:
-                conductor.step(time.time())
+                controller.step(time.time())
             except RayRecError as error:
                 say(f"deployments: {error}")
 
@@ -89,17 +89,17 @@ def conducting(board: Board, settings: Serve) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
-        conductor.end()
+        controller.end()
 
 
-class Conductor:
+class RolloutController:
     """Takes wishes and steers rollouts; used by one thread.
 
     Args:
         release: what is served now.
     """
 
-    def __init__(self, board: Board, settings: Serve, release: Release) -> None:
+    def __init__(self, board: StateDir, settings: Serve, release: DesiredState) -> None:
         self.board, self.settings, self.release = board, settings, release
         self.rollout: Rollout | None = None
         # Of the rollout: whose wish it is, the share of users, and where a rollback led before.
@@ -112,7 +112,7 @@ class Conductor:
             try:
                 self._take(wish, now)
             except RayRecError as error:
-                self._publish(**self._told(Outcome(wish.id, "refused", str(error))))
+                self._publish(**self._told(CommandResult(wish.id, "refused", str(error))))
         if self.rollout is not None:
             self._advance(self.rollout, now)
 
@@ -120,7 +120,7 @@ class Conductor:
         """The service stops in good order: what is on trial is not served next time."""
         self._publish(ended=True)
 
-    def _take(self, wish: Wish, now: float) -> None:
+    def _take(self, wish: Command, now: float) -> None:
         if wish.kind == "deploy":
             self._deploy(wish, now)
         elif wish.kind == "rollback":
@@ -128,11 +128,11 @@ class Conductor:
         elif wish.kind == "promote":
             if self.rollout is None or self.rollout.state not in ("canary", "experiment"):
                 raise RecipeError("no version is on trial", remedy="deploy one first")
-            self._promote(f"promoted by hand (wish {wish.id})", Outcome(wish.id, "done"))
+            self._promote(f"promoted by hand (wish {wish.id})", CommandResult(wish.id, "done"))
         else:
             self._scale(wish)
 
-    def _deploy(self, wish: Wish, now: float) -> None:
+    def _deploy(self, wish: Command, now: float) -> None:
         if self.rollout is not None:
             raise RecipeError(
                 f"version {self.release.versions[-1].label} is on trial",
@@ -141,7 +141,7 @@ class Conductor:
         with held(wish.bundle, self.settings) as folder:
             self._take_on(wish, folder, now)
 
-    def _take_on(self, wish: Wish, folder: Path, now: float) -> None:
+    def _take_on(self, wish: Command, folder: Path, now: float) -> None:
         """Put the bundle in a folder on trial."""
         version, main = version_of(folder), self.release.main
         if version.digest == main.digest:
@@ -190,45 +190,45 @@ class Conductor:
         if rollout.state == "experiment":
             labels = [main.label, trial.label]
             changes["experiment"] = Experiment(self.release.salt, time.time(), labels)
-            changes |= self._told(Outcome(self._wish, "done", "both versions stay until one is chosen"))
+            changes |= self._told(CommandResult(self._wish, "done", "both versions stay until one is chosen"))
         self._publish(**changes)
 
-    def _promote(self, note: str = "", outcome: Outcome | None = None) -> None:
+    def _promote(self, note: str = "", outcome: CommandResult | None = None) -> None:
         main, trial = self.release.versions
-        told = [Outcome(self._wish, "done"), *([outcome] if outcome else [])]
+        told = [CommandResult(self._wish, "done"), *([outcome] if outcome else [])]
         self._settle(replace(trial, share=1.0), replace(main, share=0.0), note, *told)
 
-    def _return(self, reason: str, *further: Outcome) -> None:
+    def _return(self, reason: str, *further: CommandResult) -> None:
         """From a trial back to the version before."""
-        outcome = Outcome(self._wish, "rolled back", reason)
+        outcome = CommandResult(self._wish, "rolled back", reason)
         note = f"version {self.release.versions[1].label} was rolled back: {reason}"
         self._settle(replace(self.release.main, share=1.0), self._before, note, outcome, *further)
 
-    def _roll_back(self, wish: Wish) -> None:
+    def _roll_back(self, wish: Command) -> None:
         if self.rollout is not None:
-            self._return("rolled back by hand", Outcome(wish.id, "done"))
+            self._return("rolled back by hand", CommandResult(wish.id, "done"))
         elif self.release.previous is None:
             raise RecipeError("there is no version before this one", remedy="deploy the bundle that you want")
         else:
             main, previous = self.release.main, self.release.previous
-            done = Outcome(wish.id, "done")
+            done = CommandResult(wish.id, "done")
             self._settle(replace(previous, share=1.0), replace(main, share=0.0), "rolled back by hand", done)
 
-    def _settle(self, main: Version, previous: Version | None, note: str, *outcomes: Outcome) -> None:
+    def _settle(self, main: Version, previous: Version | None, note: str, *outcomes: CommandResult) -> None:
         self.rollout = None
         told = self._told(*outcomes)
         self._publish(versions=[main], previous=previous, phase="steady", note=note, **told)
 
-    def _scale(self, wish: Wish) -> None:
+    def _scale(self, wish: Command) -> None:
         if wish.replicas > self.settings.max_replicas:
             raise RecipeError(
                 f"{wish.replicas} replicas, the service may have {self.settings.max_replicas}",
                 where="serve.max_replicas",
                 remedy=f"start it with --set serve.max_replicas={wish.replicas}",
             )
-        self._publish(replicas=wish.replicas, **self._told(Outcome(wish.id, "done")))
+        self._publish(replicas=wish.replicas, **self._told(CommandResult(wish.id, "done")))
 
-    def _told(self, *outcomes: Outcome) -> dict[str, Any]:
+    def _told(self, *outcomes: CommandResult) -> dict[str, Any]:
         return {"outcomes": [*self.release.outcomes, *outcomes][-KEPT_OUTCOMES:]}
 
     def _publish(self, **changes: Any) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from app.errors import MachineError, RecipeError, disk_errors
 from app.ray import processes
 from app.serving.rollout.state import Service
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state_dir import StateDir
 
 
 @contextmanager
@@ -20,7 +20,7 @@ def announced(service: Service) -> Iterator[None]:
     Raises:
         MachineError: another service that runs has the same store.
     """
-    board = Board(Path(service.store))
+    board = StateDir(Path(service.store))
     check_free(board)
     board.announce(service)
     entry = _index() / str(service.pid)
@@ -34,7 +34,7 @@ def announced(service: Service) -> Iterator[None]:
         (board.folder / "service.json").unlink(missing_ok=True)
 
 
-def check_free(board: Board) -> None:
+def check_free(board: StateDir) -> None:
     """Refuse a store that another service uses."""
     other = board.service()
     if other is not None and runs(other) and other.pid != os.getpid():
@@ -52,7 +52,7 @@ def find(store: str = "", port: int = 0) -> Service:
         RecipeError: there is none, or more than one.
     """
     if store:
-        service = Board(Path(store).absolute()).service()
+        service = StateDir(Path(store).absolute()).service()
         found = [service] if service is not None and runs(service) else []
     else:
         found = [one for one in _running() if not port or one.url.endswith(f":{port}")]
@@ -73,7 +73,7 @@ def runs(service: Service) -> bool:
 def _running() -> list[Service]:
     found = []
     for entry in sorted(_index().glob("*")):
-        service = Board(Path(entry.read_text())).service()
+        service = StateDir(Path(entry.read_text())).service()
         if service is not None and str(service.pid) == entry.name and runs(service):
             found.append(service)
         else:

@@ -12,19 +12,19 @@ from collections.abc import Callable, Iterator
 from app.bundle.request.requests import RankRequest
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError, RayRecError, RequestError
-from app.serving.rollout.state import Release, Snapshot, Version, VersionState
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import DesiredState, Snapshot, Version, VersionState
+from app.serving.rollout.state_dir import StateDir
 from app.serving.versions.experiment import Exposures
 from app.serving.versions.shadow import Ranking, Shadow, compare
-from app.serving.versions.stats import Tally, plus
-from app.serving.versions.traffic_split import Variant, Variants
+from app.serving.versions.stats import VersionStats, plus
+from app.serving.versions.traffic_split import TrafficSplit, Variant
 
 LOOK_S, REPORT_S, REPORTS = 0.2, 1.0, 10
 MADE_UP, CANDIDATES = 24, 100  # requests, and items of each, where too few live ones are known
 _log = logging.getLogger("ray.serve")
 
 
-class Watch:
+class ReplicaAgent:
     """Opens what the board names, or `bundle` where it names nothing; used on one event loop.
 
     Args:
@@ -39,21 +39,21 @@ class Watch:
     """
 
     def __init__(
-        self, board: Board | None, replica: str, bundle: str, opener: Callable[[str], Ranker], every: int
+        self, board: StateDir | None, replica: str, bundle: str, opener: Callable[[str], Ranker], every: int
     ) -> None:
         self.board, self.replica, self._open = board, replica, opener
         self._loaded: dict[str, Variant] = {}
         self._refused: dict[str, str] = {}
         self._loading: tuple[str, asyncio.Future[Variant]] | None = None
-        self._past: deque[tuple[float, dict[str, Tally]]] = deque(maxlen=REPORTS)
+        self._past: deque[tuple[float, dict[str, VersionStats]]] = deque(maxlen=REPORTS)
         self._mark, self._release = (board.changed(), board.release()) if board else ((0, 0), None)
         exposures = Exposures(board.folder.parent) if board else None
         if self._release is None:
-            self.variants = Variants(Variant(opener(bundle), ""), Shadow(every), exposures)
+            self.variants = TrafficSplit(Variant(opener(bundle), ""), Shadow(every), exposures)
             return
         main = self._opened(self._release.main)
         self._loaded[main.digest] = main
-        self.variants = Variants(main, Shadow(every), exposures)
+        self.variants = TrafficSplit(main, Shadow(every), exposures)
         for version in self._release.versions[1:]:
             if version.share:  # else its users would meet another version here until it is loaded
                 self._note(version.digest, lambda version=version: self._opened(version))  # type: ignore[misc]
@@ -96,7 +96,7 @@ class Watch:
     def snapshot(self, held: float, metrics: str) -> Snapshot:
         """What this replica does."""
         now = time.monotonic()
-        tallies = {digest: plus(one.tally, Tally()) for digest, one in self._loaded.items()}
+        tallies = {digest: plus(one.stats, VersionStats()) for digest, one in self._loaded.items()}
         since, before = self._past[0] if self._past else (now, tallies)
         self._past.append((now, tallies))
         versions = {
@@ -105,7 +105,7 @@ class Watch:
                 "",
                 self.variants.share_of(digest),
                 tallies[digest],
-                plus(tallies[digest], before.get(digest, Tally()), -1),
+                plus(tallies[digest], before.get(digest, VersionStats()), -1),
                 one.compared,
             )
             for digest, one in self._loaded.items()
@@ -115,7 +115,7 @@ class Watch:
             versions[self._loading[0]] = VersionState("loading")
         return Snapshot(self.replica, time.time(), os.getpid(), held, now - since, versions, metrics)
 
-    def _apply(self, release: Release) -> None:
+    def _apply(self, release: DesiredState) -> None:
         served = [self._loaded.get(version.digest) for version in release.versions if version.share]
         main = self._loaded.get(release.main.digest)
         # What is not loaded yet cannot be shifted to: until then all stays as it is.
@@ -129,7 +129,7 @@ class Watch:
         self._loaded = {digest: one for digest, one in self._loaded.items() if digest in kept}
         self._refused = {digest: error for digest, error in self._refused.items() if digest in named}
 
-    def _load(self, release: Release) -> None:
+    def _load(self, release: DesiredState) -> None:
         for version in _named(release):
             known = version.digest in self._loaded or version.digest in self._refused
             if not known and self._loading is None:
@@ -158,7 +158,7 @@ class Watch:
             self._refused[digest] = str(error) if known else f"{type(error).__name__}: {error}"
 
 
-def warm(variants: Variants, new: Variant) -> None:
+def warm(variants: TrafficSplit, new: Variant) -> None:
     """Have a new version answer recent requests, or made-up ones, and compare it with the running one.
 
     Raises:
@@ -182,5 +182,5 @@ def _made_up(ranker: Ranker) -> Iterator[Ranking]:
         yield RankRequest(ranker.users[row], names)
 
 
-def _named(release: Release) -> list[Version]:
+def _named(release: DesiredState) -> list[Version]:
     return [*release.versions, *([release.previous] if release.previous else [])]

@@ -6,7 +6,7 @@ from typing import Literal
 
 import msgspec
 
-from app.serving.versions.stats import Comparison, Tally
+from app.serving.versions.stats import Comparison, VersionStats
 
 KEPT_OUTCOMES = 20
 Phase = Literal["steady", "loading", "shadow", "canary", "experiment"]
@@ -21,7 +21,7 @@ class Version(msgspec.Struct, frozen=True):
     share: float = 0.0  # of the users
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class CommandResult(msgspec.Struct, frozen=True):
     """What became of a wish."""
 
     wish: str
@@ -37,7 +37,7 @@ class Experiment(msgspec.Struct, frozen=True):
     labels: list[str]  # what was served before comes first
 
 
-class Release(msgspec.Struct, frozen=True):
+class DesiredState(msgspec.Struct, frozen=True):
     """What is to be served. The first version is the one to return to; a second is on trial."""
 
     versions: list[Version]
@@ -46,7 +46,7 @@ class Release(msgspec.Struct, frozen=True):
     note: str = ""  # how the trial goes
     previous: Version | None = None  # stays loaded, for a rollback at once
     replicas: int = 0  # wanted; 0: as many as the load needs
-    outcomes: list[Outcome] = []
+    outcomes: list[CommandResult] = []
     experiment: Experiment | None = None
     began: str = ""  # digest of the bundle that the service was started with
     ended: bool = False  # the driver stopped in good order
@@ -61,12 +61,12 @@ class Release(msgspec.Struct, frozen=True):
         """The version on trial."""
         return self.versions[1] if len(self.versions) > 1 else None
 
-    def outcome(self, wish: str) -> Outcome | None:
+    def outcome(self, wish: str) -> CommandResult | None:
         """What became of a wish, once that is known."""
         return next((one for one in self.outcomes if one.wish == wish), None)
 
 
-class Wish(msgspec.Struct, frozen=True):
+class Command(msgspec.Struct, frozen=True):
     """What a person asks of a running service."""
 
     kind: Literal["deploy", "rollback", "promote", "scale"]
@@ -85,8 +85,8 @@ class VersionState(msgspec.Struct):
     state: Literal["loading", "ready", "refused"]
     error: str = ""
     share: float = 0.0  # as this replica chooses now
-    tally: Tally = msgspec.field(default_factory=Tally)
-    recent: Tally = msgspec.field(default_factory=Tally)  # of the snapshot's last `seconds`
+    stats: VersionStats = msgspec.field(default_factory=VersionStats)
+    recent: VersionStats = msgspec.field(default_factory=VersionStats)  # of the snapshot's last `seconds`
     compared: Comparison = msgspec.field(default_factory=Comparison)
 
 

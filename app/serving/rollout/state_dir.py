@@ -23,13 +23,13 @@ from typing import TypeVar
 import msgspec
 
 from app.errors import ArtifactError, disk_errors
-from app.serving.rollout.state import Release, Service, Snapshot, Wish
+from app.serving.rollout.state import Command, DesiredState, Service, Snapshot
 
 FRESH_S = 5.0  # a replica that has not written for so long is gone, or as good as
 S = TypeVar("S", bound=msgspec.Struct)
 
 
-class Board:
+class StateDir:
     """The board of one service.
 
     Args:
@@ -39,9 +39,9 @@ class Board:
     def __init__(self, store: Path) -> None:
         self.folder = store / "board"
 
-    def release(self) -> Release | None:
+    def release(self) -> DesiredState | None:
         """What is to be served; None before a driver said so."""
-        return _read(self.folder / "release.json", Release)
+        return _read(self.folder / "release.json", DesiredState)
 
     def changed(self) -> tuple[int, int]:
         """Differs once the release is another; as quick as looking a file up."""
@@ -51,7 +51,7 @@ class Board:
             return 0, 0
         return found.st_mtime_ns, found.st_ino
 
-    def publish(self, release: Release) -> None:
+    def publish(self, release: DesiredState) -> None:
         """Say what is to be served.
 
         Raises:
@@ -67,18 +67,18 @@ class Board:
         """Say where the service is."""
         _write(self.folder / "service.json", service)
 
-    def wish(self, wish: Wish) -> Wish:
+    def wish(self, wish: Command) -> Command:
         """Ask for something; returns it with its id."""
         wish = msgspec.structs.replace(wish, id=f"{time.time_ns():020d}-{secrets.token_hex(3)}")
         _write(self.folder / "wishes" / f"{wish.id}.json", wish)
         return wish
 
-    def take_wishes(self) -> list[Wish]:
+    def take_wishes(self) -> list[Command]:
         """All wishes that wait, the oldest first; they wait no more."""
         found = []
         for path in sorted((self.folder / "wishes").glob("*.json")):
             try:
-                wish = _read(path, Wish)
+                wish = _read(path, Command)
             finally:
                 path.unlink(missing_ok=True)
             if wish is not None:

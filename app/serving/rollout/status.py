@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import RecipeError
-from app.serving.rollout.state import Release, Service, Snapshot, VersionState
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import DesiredState, Service, Snapshot, VersionState
+from app.serving.rollout.state_dir import StateDir
 from app.serving.versions import experiment
-from app.serving.versions.stats import Tally, plus, quantile_ms
+from app.serving.versions.stats import VersionStats, plus, quantile_ms
 
 
 def status(service: Service) -> dict[str, Any]:
     """Versions, shares, phase, replicas, and what they did in the last seconds."""
-    board = Board(Path(service.store))
+    board = StateDir(Path(service.store))
     release, snapshots = release_of(board), board.snapshots()
     named = [*release.versions, *([release.previous] if release.previous else [])]
     return {
@@ -46,7 +46,7 @@ def report(service: Service, event: str = "") -> dict[str, Any]:
     Raises:
         RecipeError: there was none.
     """
-    release = release_of(Board(Path(service.store)))
+    release = release_of(StateDir(Path(service.store)))
     last = release.experiment
     if last is None:
         raise RecipeError(
@@ -73,7 +73,7 @@ def report(service: Service, event: str = "") -> dict[str, Any]:
     }
 
 
-def release_of(board: Board) -> Release:
+def release_of(board: StateDir) -> DesiredState:
     """The release on a board.
 
     Raises:
@@ -87,7 +87,7 @@ def release_of(board: Board) -> Release:
 
 def _figures(digest: str, snapshots: list[Snapshot]) -> dict[str, Any]:
     states: list[VersionState] = [one.versions[digest] for one in snapshots if digest in one.versions]
-    recent = Tally()
+    recent = VersionStats()
     for state in states:
         recent = plus(recent, state.recent)
     seconds = max((one.seconds for one in snapshots), default=0.0)
@@ -96,5 +96,5 @@ def _figures(digest: str, snapshots: list[Snapshot]) -> dict[str, Any]:
         "error": next((state.error for state in states if state.error), ""),
         "requests_per_s": round(recent.requests / seconds, 1) if seconds else 0.0,
         "p95_ms": round(quantile_ms(recent.times, 0.95), 2),
-        "errors": sum(state.tally.errors for state in states),
+        "errors": sum(state.stats.errors for state in states),
     }

@@ -16,7 +16,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Ticks(Generic[T, R]):
+class MicroBatcher(Generic[T, R]):
     """Collects entries and works on them in batches, first come, first served.
 
     Args:

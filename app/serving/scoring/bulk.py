@@ -102,7 +102,7 @@ class Window:
         """See Call."""
         self.metrics.bulk_lines[status] += 1
         if call.variant is not None:
-            call.variant.tally.answered(time.perf_counter() - call.started, status >= 500)
+            call.variant.stats.answered(time.perf_counter() - call.started, status >= 500)
 
     def answered(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
         """See Call: the line itself keeps the answer."""

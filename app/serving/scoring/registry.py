@@ -17,13 +17,13 @@ from app.bundle.runtime import Ranker
 from app.errors import RayRecError, RecipeError
 from app.recipe import Serve
 from app.serving.bundle_cache import copy_of
-from app.serving.feedback.user_events import Recent
+from app.serving.feedback.user_events import UserEventCache
 from app.serving.http.problems import Problem
 from app.serving.metrics import Metrics, Served
-from app.serving.scoring.response_cache import Answers
+from app.serving.scoring.response_cache import ResponseCache
 from app.serving.scoring.scoring import Call, Scoring
 from app.serving.versions.shadow import Shadow
-from app.serving.versions.traffic_split import Variant, Variants
+from app.serving.versions.traffic_split import TrafficSplit, Variant
 
 PREFIX = "/v1/models/"
 KINDS: dict[str, type] = {"rank": RankRequest, "recommend": RecommendRequest, "similar": SimilarRequest}
@@ -34,7 +34,7 @@ State = Literal["not loaded", "loading", "loaded", "refused"]
 _log = logging.getLogger("ray.serve")
 
 
-class Shelf:
+class ScoringFactory:
     """Where a model's calls are scored: with the replica's own memory of users, for each model apart.
 
     Args:
@@ -44,22 +44,22 @@ class Shelf:
         executor: for what takes long.
     """
 
-    def __init__(self, recent: Recent, metrics: Metrics, settings: Serve, executor: Executor) -> None:
+    def __init__(self, recent: UserEventCache, metrics: Metrics, settings: Serve, executor: Executor) -> None:
         self.recent, self.metrics, self.settings, self.executor = recent, metrics, settings, executor
 
-    def scoring(self, variants: Variants, path: str, *, long: bool) -> Scoring:
+    def scoring(self, variants: TrafficSplit, path: str, *, long: bool) -> Scoring:
         """Of the calls of a path.
 
         Scoring candidates takes less time than a change of threads, and hardly more than to find
         an answer that is kept. Scoring all items is `long`: it leaves the loop, and is worth keeping.
         """
         share = self.settings.cache_mb * 2**20 / (1 + len(self.settings.models))
-        known = Answers(int(share), self.settings.cache_s) if long else None
+        known = ResponseCache(int(share), self.settings.cache_s) if long else None
         executor, limit = self.executor if long else None, self.settings.max_batch_candidates
         return Scoring(variants, self.recent, self.metrics, path, limit, executor, known)
 
 
-class Loaded:
+class LoadedModel:
     """A model that is open.
 
     Args:
@@ -68,9 +68,9 @@ class Loaded:
         shelf: where its calls are scored.
     """
 
-    def __init__(self, name: str, ranker: Ranker, shelf: Shelf) -> None:
+    def __init__(self, name: str, ranker: Ranker, shelf: ScoringFactory) -> None:
         self.ranker, self.variant = ranker, Variant(ranker, ranker.artifact.digest)
-        variants = Variants(self.variant, Shadow(shelf.settings.rollout.shadow_every))
+        variants = TrafficSplit(self.variant, Shadow(shelf.settings.rollout.shadow_every))
         self._scoring = {
             kind: shelf.scoring(variants, path_of(name, kind), long=kind == "recommend")
             for kind in ("rank", "recommend")
@@ -90,7 +90,7 @@ class Model:
 
     def __init__(self, name: str, place: str) -> None:
         self.name, self.place, self.bytes = name, place, 0
-        self.loaded: Loaded | None = None
+        self.loaded: LoadedModel | None = None
         self.loading: asyncio.Task[None] | None = None
         self.waiting: list[tuple[Call, Content]] = []
         self.error, self.rests_until = "", 0.0
@@ -110,7 +110,7 @@ class Model:
         return Problem(503, self.error, headers={"Retry-After": str(seconds)})
 
 
-class Models:
+class ModelRegistry:
     """All further models of a replica; used on its event loop.
 
     Args:
@@ -119,7 +119,7 @@ class Models:
         shelf: where their calls are scored.
     """
 
-    def __init__(self, settings: Serve, opener: Callable[[str], Ranker], shelf: Shelf) -> None:
+    def __init__(self, settings: Serve, opener: Callable[[str], Ranker], shelf: ScoringFactory) -> None:
         self.settings, self._open, self._shelf = settings, opener, shelf
         self.named = {name: Model(name, place) for name, place in settings.models.items()}
         self._paths = {path_of(name, kind): model for name, model in self.named.items() for kind in KINDS}
@@ -154,7 +154,7 @@ class Models:
         for model in self._used.values():
             assert model.loaded is not None
             one = model.loaded.variant
-            yield Served(model.name, one.label, 1.0, one.tally)
+            yield Served(model.name, one.label, 1.0, one.stats)
 
     def described(self, name: str) -> dict[str, Any]:
         """A model as its page tells of it.
@@ -198,7 +198,7 @@ class Models:
             except Exception as error:
                 call.fail(error)
 
-    async def _loaded(self, model: Model) -> Loaded:
+    async def _loaded(self, model: Model) -> LoadedModel:
         copy = await asyncio.to_thread(copy_of, model.place, self.settings)
         try:
             model.bytes = (await asyncio.to_thread(_described, copy.path)).bytes
@@ -208,7 +208,7 @@ class Models:
             copy.close()
             raise
         copy.stay_for(ranker)
-        return Loaded(model.name, ranker, self._shelf)
+        return LoadedModel(model.name, ranker, self._shelf)
 
     def _make_room(self, model: Model) -> None:
         limit = int(self.settings.models_mb * 2**20)

@@ -22,13 +22,13 @@ class Kept(NamedTuple):
     content: bytes
     cold: bool
     digest: str
-    edition: int
+    catalogue_version: int
     stored: list[HistoryEvent]
     until: float
     size: int
 
 
-class Answers:
+class ResponseCache:
     """Answers by their request, encoded; used on one event loop.
 
     A request says all that an answer depends on but the version, its catalogue, the user's
@@ -50,7 +50,9 @@ class Answers:
         self.hits = self.misses = self.bytes = 0
         self._kept: OrderedDict[bytes, Kept] = OrderedDict()
 
-    def find(self, request: bytes, digest: str, edition: int, stored: list[HistoryEvent]) -> Kept | None:
+    def find(
+        self, request: bytes, digest: str, catalogue_version: int, stored: list[HistoryEvent]
+    ) -> Kept | None:
         """The answer to a request, if it would be the same now.
 
         Args:
@@ -64,7 +66,7 @@ class Answers:
         if (
             kept
             and kept.stored is stored
-            and (kept.digest, kept.edition) == (digest, edition)
+            and (kept.digest, kept.catalogue_version) == (digest, catalogue_version)
             and self._clock() < kept.until
         ):
             self.hits += 1
@@ -82,7 +84,7 @@ class Answers:
         self,
         request: bytes,
         digest: str,
-        edition: int,
+        catalogue_version: int,
         stored: list[HistoryEvent],
         content: bytes,
         *,
@@ -93,7 +95,9 @@ class Answers:
         size = len(request) + len(content) + OVERHEAD + EVENT * len(stored)
         if size > self.limit:
             return
-        self._kept[request] = Kept(content, cold, digest, edition, stored, self._clock() + self.seconds, size)
+        self._kept[request] = Kept(
+            content, cold, digest, catalogue_version, stored, self._clock() + self.seconds, size
+        )
         self.bytes += size
         while self.bytes > self.limit:
             self._forget(next(iter(self._kept)))

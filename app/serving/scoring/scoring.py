@@ -13,15 +13,15 @@ import msgspec
 
 from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
 from app.bundle.retrieval.latency_budget import POPULAR
-from app.bundle.runtime import Question
-from app.serving.feedback.user_events import Recent
+from app.bundle.runtime import PreparedRequest
+from app.serving.feedback.user_events import UserEventCache
 from app.serving.http.guard import JSON
 from app.serving.http.problems import CONTENT_TYPE, from_error
 from app.serving.http.protocol import Reply
 from app.serving.metrics import Metrics
-from app.serving.scoring.batching import Ticks
-from app.serving.scoring.response_cache import Answers
-from app.serving.versions.traffic_split import Variant, Variants
+from app.serving.scoring.batching import MicroBatcher
+from app.serving.scoring.response_cache import ResponseCache
+from app.serving.versions.traffic_split import TrafficSplit, Variant
 
 ALL_ITEMS = 256  # candidates that a recommendation counts for, which scores every item
 CACHED = "cached answer"  # of before the user's last events, or of a while ago
@@ -77,8 +77,8 @@ class Call:
 class _Batch:
     calls: list[Call] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
-    editions: list[int] = field(default_factory=list)  # of the catalogue when it was read
-    questions: list[Question] = field(default_factory=list)
+    catalogue_versions: list[int] = field(default_factory=list)  # of the catalogue when it was read
+    questions: list[PreparedRequest] = field(default_factory=list)
     stored: list[list[HistoryEvent]] = field(default_factory=list)
     places: dict[bytes, int] = field(default_factory=dict)  # of calls, by key
     joined: list[tuple[Call, int]] = field(default_factory=list)  # equal to the call at a place
@@ -107,17 +107,17 @@ class Scoring:
 
     def __init__(
         self,
-        variants: Variants,
-        recent: Recent,
+        variants: TrafficSplit,
+        recent: UserEventCache,
         metrics: Metrics,
         path: str,
         limit: int,
         executor: Executor | None = None,
-        known: Answers | None = None,
+        known: ResponseCache | None = None,
     ) -> None:
         self.variants, self.recent, self.metrics, self.path = variants, recent, metrics, path
         self.known, self._long = known, executor is not None
-        self._ticks: Ticks[tuple[Call, RankRequest | RecommendRequest], _Batch] = Ticks(
+        self._ticks: MicroBatcher[tuple[Call, RankRequest | RecommendRequest], _Batch] = MicroBatcher(
             self._begin, self._work, self._finish, cost=_cost, limit=limit, executor=executor
         )
         metrics.queues[path] = self._ticks.queue
@@ -155,11 +155,11 @@ class Scoring:
             return
         stored = self.recent.of(request.user)
         call.variant = variant = self.variants.of(request.user)
-        edition = variant.ranker.edition
+        catalogue_version = variant.ranker.catalogue_version
         if self.known is not None and key:
-            kept = self.known.find(key, variant.digest, edition, stored)
+            kept = self.known.find(key, variant.digest, catalogue_version, stored)
             if kept is not None:
-                self.variants.met(request.user, variant)
+                self.variants.record_exposure(request.user, variant)
                 self.metrics.cold_starts += kept.cold
                 call.answer_json(kept.content)
                 return
@@ -171,7 +171,7 @@ class Scoring:
                 if older is not None:
                     batch.stale[len(batch.calls)] = older
         batch.keys.append(key)
-        batch.editions.append(edition)
+        batch.catalogue_versions.append(catalogue_version)
         batch.questions.append(question)
         batch.stored.append(stored)
         batch.calls.append(call)
@@ -217,7 +217,7 @@ class Scoring:
             self.metrics.degraded[answer.degraded] += 1
         call.answer_json(content)
 
-    def _keep(self, known: Answers, batch: _Batch) -> None:
+    def _keep(self, known: ResponseCache, batch: _Batch) -> None:
         """Keep what is whole."""
         for place, (key, answer, content) in enumerate(
             zip(batch.keys, batch.answers, batch.contents, strict=True)
@@ -225,8 +225,8 @@ class Scoring:
             if isinstance(answer, Answer) and isinstance(content, bytes) and key and not answer.degraded:
                 variant = batch.calls[place].variant
                 assert variant is not None
-                edition, stored = batch.editions[place], batch.stored[place]
-                known.keep(key, variant.digest, edition, stored, content, cold=answer.cold_start)
+                catalogue_version, stored = batch.catalogue_versions[place], batch.stored[place]
+                known.keep(key, variant.digest, catalogue_version, stored, content, cold=answer.cold_start)
 
 
 def _variants(batch: _Batch) -> set[Variant]:

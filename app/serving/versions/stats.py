@@ -41,7 +41,7 @@ class Scores(msgspec.Struct):
         return math.sqrt(max(0.0, self.squares / self.count - self.mean**2)) if self.count else 0.0
 
 
-class Tally(msgspec.Struct):
+class VersionStats(msgspec.Struct):
     """Answers of a version: how many, faults of ours, times until answered, best scores."""
 
     requests: int = 0

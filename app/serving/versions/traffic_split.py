@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
-from app.bundle.runtime import Question, Ranker
+from app.bundle.runtime import PreparedRequest, Ranker
 from app.serving.versions.experiment import Exposures
 from app.serving.versions.shadow import Shadow
-from app.serving.versions.stats import Comparison, Tally
+from app.serving.versions.stats import Comparison, VersionStats
 
 if TYPE_CHECKING:
     from app.serving.scoring.scoring import Call
@@ -30,17 +30,17 @@ class Variant:
 
     def __init__(self, ranker: Ranker, digest: str) -> None:
         self.ranker, self.digest, self.label = ranker, digest, ranker.version
-        self.tally, self.compared = Tally(), Comparison()
+        self.stats, self.compared = VersionStats(), Comparison()
 
     def noted(self, score: float) -> None:
         """Count the best score of an answer; one that is no number is a fault."""
         if math.isfinite(score):
-            self.tally.scores.add(score)
+            self.stats.scores.add(score)
         else:
-            self.tally.errors += 1
+            self.stats.errors += 1
 
 
-class Variants:
+class TrafficSplit:
     """Who meets which version; used on one event loop.
 
     `shared`: users are shared between versions now. `recent` are live requests. `shadow` scores
@@ -82,7 +82,7 @@ class Variants:
     def note(
         self,
         calls: Sequence[Call],
-        questions: Sequence[Question],
+        questions: Sequence[PreparedRequest],
         stored: Sequence[list[HistoryEvent]],
         answers: Sequence[Answer | Exception],
     ) -> None:
@@ -94,12 +94,12 @@ class Variants:
                 continue
             if answer.items:
                 variant.noted(answer.items[0].score)
-            self.met(question.request.user, variant)
+            self.record_exposure(question.request.user, variant)
             if self.trial is not None and variant is self.main:
                 new = self.trial
                 self.shadow.offer(variant.ranker, new.ranker, new.compared, question.request, events)
 
-    def met(self, user: str, variant: Variant) -> None:
+    def record_exposure(self, user: str, variant: Variant) -> None:
         """Note who met which version while users are shared."""
         if self.exposures is not None and self.shared:
             self.exposures.note(self.salt, user, variant.label)

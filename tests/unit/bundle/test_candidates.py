@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from app.bundle.export.item_columns import write_candidates
 from app.bundle.format.item_columns import Texts
 from app.bundle.format.layout import load_array
-from app.bundle.retrieval.candidates import Sources, first
+from app.bundle.retrieval.candidates import CandidateGenerators, first
 from app.bundle.retrieval.item_filter import Match
-from app.bundle.retrieval.pool import Allowed, Pool
+from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.data.dataset import Dataset
 from app.errors import ArtifactError
 from app.models.item_knn import neighbours, sets_of
@@ -22,23 +22,23 @@ from app.tables.strings import Strings
 from tests.tiny import tiny_dataset
 
 ITEMS = 10
-ALL = Allowed(ITEMS, np.zeros(1, np.int64))
+ALL = EligibleItems(ITEMS, np.zeros(1, np.int64))
 POPULAR = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1])
 CODES = np.array([0, 1, 1, 1, 2, 2, 2, 0, 0, 0])  # 1, 2, 3 are hats, 4, 5, 6 shoes
 
 
-def sources() -> Sources:
+def sources() -> CandidateGenerators:
     neighbour, similarity = np.zeros((ITEMS, 2), np.uint8), np.zeros((ITEMS, 2), np.float16)
     neighbour[1], similarity[1] = [2, 4], [0.5, 0.4]
     neighbour[5], similarity[5] = [4, 0], [0.25, 0.0]
     arrays = {"popular": POPULAR, "fresh": np.array([3, 6]), "neighbour": neighbour, "similarity": similarity}
     rows, starts = np.array([3, 2, 1, 6, 5, 4]), np.array([0, 3, 6])
     texts = Strings(np.array([0, 4, 9]), np.frombuffer(b"hatsshoes", np.uint8))
-    return Sources(arrays, Texts(rows, texts, starts, CODES))
+    return CandidateGenerators(arrays, Texts(rows, texts, starts, CODES))
 
 
-def without(*rows: int) -> Allowed:
-    return Allowed(ITEMS, np.array(sorted({0, *rows})))
+def without(*rows: int) -> EligibleItems:
+    return EligibleItems(ITEMS, np.array(sorted({0, *rows})))
 
 
 def test_neighbours_add_up_and_recent_events_weigh_more() -> None:
@@ -55,7 +55,7 @@ def test_a_segment_is_the_category_met_most() -> None:
     assert segment(np.array([4, 1, 5]), ALL, 2).tolist() == [6, 5]
     assert segment(np.array([4, 1, 5]), without(6, 5), 2).tolist() == [4]
     assert segment(np.array([7, 8]), ALL, 2).tolist() == []
-    assert Sources({}, None).segment(np.array([4]), ALL, 2).tolist() == []
+    assert CandidateGenerators({}, None).segment(np.array([4]), ALL, 2).tolist() == []
 
 
 def test_fresh_items_take_turns_by_user() -> None:
@@ -74,7 +74,7 @@ def test_a_mix_has_as_many_as_wanted_and_none_twice(
     history: list[int], left_out: set[int], count: int, filtered: bool
 ) -> None:
     match = Match(np.arange(ITEMS) % 2 > 0) if filtered else None
-    allowed = Allowed(ITEMS, np.array(sorted({0, *left_out})), match)
+    allowed = EligibleItems(ITEMS, np.array(sorted({0, *left_out})), match)
     found = sources().mixed(np.array(history, np.int64), "u", allowed, count).tolist()
     assert len(found) == len(set(found)) == min(count, allowed.count)
     assert found == sorted(found) and allowed.keeps(np.array(found, np.int64)).all()
@@ -89,13 +89,16 @@ def test_the_first_are_the_first_that_may(left_out: set[int], taken: set[int], c
 
 def test_allowed_items_are_counted() -> None:
     match = Match(np.arange(ITEMS) > 6)
-    allowed = Allowed(ITEMS, np.array([0, 2, 7]), match)
+    allowed = EligibleItems(ITEMS, np.array([0, 2, 7]), match)
     assert allowed.count == 2 and allowed.of(np.array([9, 7, 2, 8])).tolist() == [9, 8]
     assert allowed.matching(Match(np.arange(ITEMS) < 9)).of(np.arange(ITEMS)).tolist() == [8]
 
 
 def test_pools_join_in_order() -> None:
-    one, other = Pool(np.array([2, 5]), np.array([1.0, 2.0])), Pool(np.array([4, 1]), np.array([3.0, 4.0]))
+    one, other = (
+        ScoredCandidates(np.array([2, 5]), np.array([1.0, 2.0])),
+        ScoredCandidates(np.array([4, 1]), np.array([3.0, 4.0])),
+    )
     both = one.join(other)
     assert (both.rows.tolist(), both.scores.tolist()) == ([1, 2, 4, 5], [4.0, 1.0, 3.0, 2.0])
 
@@ -119,7 +122,7 @@ def test_what_export_writes(dataset: Dataset, tmp_path: Path) -> None:
     assert sorted(arrays["fresh"].tolist()) == list(range(1, 41))
     expected, _ = neighbours(sets_of(dataset), 40, 10.0)
     assert arrays["neighbour"].tolist() == expected.tolist()
-    assert Sources.open(tmp_path / "candidates", 41, None).explored.dtype.itemsize == 1, "narrow"
+    assert CandidateGenerators.open(tmp_path / "candidates", 41, None).explored.dtype.itemsize == 1, "narrow"
 
 
 @pytest.mark.parametrize("name", ["popular", "neighbour"])
@@ -128,4 +131,4 @@ def test_arrays_that_do_not_fit_are_refused(dataset: Dataset, tmp_path: Path, na
     file = tmp_path / "candidates" / f"{name}.npy"
     np.save(file, np.load(file)[:-1])
     with pytest.raises(ArtifactError, match="do not fit"):
-        Sources.open(tmp_path / "candidates", 41, None)
+        CandidateGenerators.open(tmp_path / "candidates", 41, None)

@@ -14,7 +14,7 @@ from app.bundle.export.build_index import K, build, kind_of, recall, top
 from app.bundle.format.layout import IndexInfo
 from app.bundle.retrieval.index import Approximate, Blocks, Exact
 from app.bundle.retrieval.item_filter import Match
-from app.bundle.retrieval.pool import Allowed
+from app.bundle.retrieval.pool import EligibleItems
 from app.errors import ArtifactError, MachineError, RecipeError
 from app.tables.rows import Rows, write_rows
 
@@ -28,8 +28,8 @@ def rows_of(folder: Path, vectors: np.ndarray, precision: str = "float32") -> Ro
     return Rows.open(folder, "item")
 
 
-def everything(items: int, *left_out: int) -> Allowed:
-    return Allowed(items, np.array(sorted({0, *left_out}), np.int64))
+def everything(items: int, *left_out: int) -> EligibleItems:
+    return EligibleItems(items, np.array(sorted({0, *left_out}), np.int64))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_exact_is_a_full_sort(values: list[float], count: int, left_out: set[int
     blocks = [(start, scores[start : start + 7, None]) for start in range(0, len(values), 7)]
     mask = np.arange(len(values)) % 3 > 0
     gone = np.array(sorted({0, *(row for row in left_out if row < len(values))}))
-    allowed = Allowed(len(values), gone, Match(mask) if filtered else None)
+    allowed = EligibleItems(len(values), gone, Match(mask) if filtered else None)
     (pool,) = Exact(blocks).search(np.ones((1, 1), np.float32), count, [allowed])  # type: ignore[arg-type]
     may = [r for r in range(len(values)) if r not in gone and (mask[r] or not filtered)]
     least = sorted((scores[r] for r in may), reverse=True)[:count][-1:] or [np.inf]
@@ -127,7 +127,7 @@ def test_a_filter_finds_nearly_what_exact_search_does(
 ) -> None:
     path, info, _ = built
     match = Match(np.random.default_rng(2).random(ITEMS) < share)
-    allowed = [Allowed(ITEMS, np.zeros(1, np.int64), match), everything(ITEMS)] * 50
+    allowed = [EligibleItems(ITEMS, np.zeros(1, np.int64), match), everything(ITEMS)] * 50
     truth = Exact(Blocks(rows)).search(states[:100], K, allowed)
     found = Approximate(path, info, rows, 1).search(states[:100], K, allowed)
     assert all(match.mask[pool.rows].all() for pool in found[::2])

@@ -22,7 +22,7 @@ from app.bundle.request.requests import (
     RecommendRequest,
     SimilarRequest,
 )
-from app.bundle.retrieval.candidates import Sources
+from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.data.values.text import text_of
@@ -226,10 +226,10 @@ def test_what_cannot_be_used_is_refused(ranker: Ranker) -> None:
 
 
 def test_new_items_are_explored_first_and_are_the_least_popular() -> None:
-    sources = Sources({"popular": np.array([2, 1]), "fresh": np.array([1])})
-    grown = sources.grown(np.array([2, 1, 3, 4]), np.array([4, 3]))
-    assert grown.explored.tolist() == [4, 3, 1]
-    assert grown.order.tolist() == [2, 1, 3, 4]
+    sources = CandidateGenerators({"popular": np.array([2, 1]), "fresh": np.array([1])})
+    with_new_items = sources.with_new_items(np.array([2, 1, 3, 4]), np.array([4, 3]))
+    assert with_new_items.explored.tolist() == [4, 3, 1]
+    assert with_new_items.order.tolist() == [2, 1, 3, 4]
 
 
 def test_there_is_room_for_so_many(ranker: Ranker) -> None:

@@ -24,7 +24,7 @@ from app.bundle.request.requests import (
     RecommendRequest,
     SimilarRequest,
 )
-from app.bundle.retrieval.latency_budget import FEWER, FORGET, FULL, POPULAR, Pace
+from app.bundle.retrieval.latency_budget import FEWER, FORGET, FULL, POPULAR, LatencyBudget
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.errors import RequestError
@@ -310,7 +310,7 @@ def test_the_rankers_own_budget_holds_where_none_is_named(exact: Ranker) -> None
 
 
 def test_pace_takes_the_best_step_in_time() -> None:
-    pace = Pace()
+    pace = LatencyBudget()
     assert pace.step(0.001, 1) == FULL, "nothing is known yet"
     pace.took(FULL, 0.010)
     pace.took(FEWER, 0.002)
@@ -319,7 +319,7 @@ def test_pace_takes_the_best_step_in_time() -> None:
 
 
 def test_pace_learns_slow_at_once_and_fast_by_and_by() -> None:
-    pace = Pace()
+    pace = LatencyBudget()
     pace.took(FULL, 0.010)
     pace.took(FULL, 0.005)
     assert pace.step(0.0085, 1) == FEWER and pace.step(0.0091, 1) == FULL
@@ -328,7 +328,7 @@ def test_pace_learns_slow_at_once_and_fast_by_and_by() -> None:
 
 
 def test_a_step_passed_over_is_tried_again() -> None:
-    pace = Pace()
+    pace = LatencyBudget()
     pace.took(FULL, 0.010)
     tries = next(n for n in range(1000) if pace.step(0.005, 1) == FULL)
     assert FORGET**tries < 0.6

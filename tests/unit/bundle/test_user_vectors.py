@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bundle.format.histories import Events
-from app.bundle.ranking.user_vectors import States
-from app.bundle.request.encode import Asked
+from app.bundle.ranking.user_vectors import UserVectorCache
+from app.bundle.request.encode import EncodedRequest
 from app.bundle.request.requests import Context, HistoryEvent, RecommendRequest
 from app.bundle.runtime import Ranker
 from tests.bundles import NOW, bundle_of, random_model
@@ -23,10 +23,10 @@ from tests.tiny import tiny_dataset
 SECOND, LENGTH, ROOM = 1_000_000, 3, 1 << 20
 
 
-def asked(user: int, items: Sequence[int], now: int = 0, kind: int = 1, time: int = 5) -> Asked:
+def asked(user: int, items: Sequence[int], now: int = 0, kind: int = 1, time: int = 5) -> EncodedRequest:
     rows = np.array(items, np.int64)
     history = Events(rows, np.full_like(rows, kind), np.full_like(rows, time * SECOND))
-    return Asked(user, now, history, np.zeros(1, np.int64))
+    return EncodedRequest(user, now, history, np.zeros(1, np.int64))
 
 
 class Model:
@@ -35,7 +35,7 @@ class Model:
     def __init__(self) -> None:
         self.batches: list[int] = []
 
-    def __call__(self, some: Sequence[Asked]) -> Any:
+    def __call__(self, some: Sequence[EncodedRequest]) -> Any:
         self.batches.append(len(some))
         made = np.zeros((len(some), 3 * LENGTH + 2))
         for row, one in zip(made, some, strict=True):
@@ -51,14 +51,19 @@ STEPS = st.lists(st.tuples(st.integers(1, 2), st.lists(ASKED, min_size=1, max_si
 
 @given(STEPS, st.sampled_from([0, 1500, ROOM]), st.integers(0, 5))
 def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_moment(
-    steps: list[tuple[int, list[Asked]]], limit: int, tolerance: int
+    steps: list[tuple[int, list[EncodedRequest]]], limit: int, tolerance: int
 ) -> None:
-    states, oracle = States(limit, tolerance / SECOND), Model()
-    for edition, some in steps:
-        found = states.of(edition, LENGTH, some, lambda few, edition=edition: oracle(few) * edition)
-        expected = oracle(some) * edition
+    states, oracle = UserVectorCache(limit, tolerance / SECOND), Model()
+    for catalogue_version, some in steps:
+        found = states.of(
+            catalogue_version,
+            LENGTH,
+            some,
+            lambda few, catalogue_version=catalogue_version: oracle(few) * catalogue_version,
+        )
+        expected = oracle(some) * catalogue_version
         assert np.array_equal(found[:, 1:], expected[:, 1:])
-        apart = np.abs(found[:, 0] / edition - [one.now for one in some])
+        apart = np.abs(found[:, 0] / catalogue_version - [one.now for one in some])
         assert (apart < max(1, tolerance)).all()
         assert states.bytes <= limit
     assert states.hits + states.misses == sum(len(some) for _, some in steps)
@@ -67,7 +72,7 @@ def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_mome
 
 
 def test_only_those_that_are_not_known_are_made_and_events_before_the_last_do_not_matter() -> None:
-    states, model = States(ROOM, 10.0), Model()
+    states, model = UserVectorCache(ROOM, 10.0), Model()
     states.of(1, LENGTH, [asked(1, [1, 2, 3])], model)
     states.of(1, LENGTH, [asked(2, []), asked(1, [9, 1, 2, 3]), asked(1, [2, 3, 1])], model)
     assert model.batches == [1, 2]
@@ -79,17 +84,17 @@ OTHERS = [asked(2, [1]), asked(1, [2]), asked(1, [1], kind=2), asked(1, [1], tim
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=["user", "item", "kind", "time", "none"])
-def test_another_user_or_event_is_another_vector(other: Asked) -> None:
-    states, model = States(ROOM, 10.0), Model()
+def test_another_user_or_event_is_another_vector(other: EncodedRequest) -> None:
+    states, model = UserVectorCache(ROOM, 10.0), Model()
     for one in (asked(1, [1]), other):
         states.of(1, LENGTH, [one], model)
     assert (states.hits, states.misses) == (0, 2)
 
 
 def test_a_failure_of_the_model_leaves_nothing_behind() -> None:
-    states = States(ROOM, 10.0)
+    states = UserVectorCache(ROOM, 10.0)
 
-    def broken(some: Sequence[Asked]) -> Any:
+    def broken(some: Sequence[EncodedRequest]) -> Any:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -99,7 +104,7 @@ def test_a_failure_of_the_model_leaves_nothing_behind() -> None:
 
 
 def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
-    states, model = States(5000, 10.0), Model()
+    states, model = UserVectorCache(5000, 10.0), Model()
 
     def use(seed: int) -> bool:
         rng = np.random.default_rng(seed)
@@ -120,7 +125,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
-    states = States(ROOM, 10.0)
+    states = UserVectorCache(ROOM, 10.0)
     kept, plain = Ranker.open(bundle, states=states), Ranker.open(bundle)
     context = Context(timestamp=float(NOW))
     event = HistoryEvent("i7", "view", float(NOW - 5))
@@ -134,7 +139,7 @@ def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
 
 
 def test_two_versions_share_a_limit_and_no_vector(bundle: Path) -> None:
-    states = States(ROOM, 10.0)
+    states = UserVectorCache(ROOM, 10.0)
     for _ in range(2):
         Ranker.open(bundle, states=states).recommend([RecommendRequest("u3")])
     assert (states.hits, states.misses) == (0, 2)

@@ -103,7 +103,7 @@ def test_models_whose_rows_hold_ids_are_not_quantised(dataset: Dataset, tmp_path
 def test_an_unknown_user_that_training_never_met_is_the_mean_one(
     dataset: Dataset, trained: Path, tmp_path: Path
 ) -> None:
-    settled = recipe(train={"unknown_rate": 0.0, "epochs": 4, "workers": 0}, compress={"rows": "float32"})
+    settled = recipe(train={"id_dropout": 0.0, "epochs": 4, "workers": 0}, compress={"rows": "float32"})
     checkpoint = load_checkpoint(compress(settled, dataset, trained, tmp_path / "a").path, dataset)
     assert checkpoint.rows is not None
     rows = checkpoint.rows["user"].all()

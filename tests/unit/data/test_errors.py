@@ -201,9 +201,9 @@ def test_splits_agree_with_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("module", "phase"),
     [
-        ("prepare.ingest", "scatter"),
-        ("prepare.buckets", "refine"),
-        ("prepare.buckets", "finish"),
+        ("prepare.ingest", "partition"),
+        ("prepare.buckets", "dedupe_sort"),
+        ("prepare.buckets", "finalize"),
         ("stage", "put_aside"),
     ],
 )

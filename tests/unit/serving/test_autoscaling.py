@@ -10,8 +10,8 @@ import pytest
 
 from app.serving import autoscaling
 from app.serving.autoscaling import HELD, Load, Scale
-from app.serving.rollout.state import Release
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import DesiredState
+from app.serving.rollout.state_dir import StateDir
 
 
 def test_more_come_after_some_patience_and_fewer_after_more() -> None:
@@ -47,10 +47,10 @@ def test_a_service_that_may_have_none_wakes_at_once() -> None:
 
 
 def test_a_deployment_needs_a_replica(tmp_path: Path) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     scale = Scale(str(tmp_path), target=10, up_s=0, down_s=0, least=0)
     for phase, wanted in (("loading", 1), ("canary", 1), ("steady", 0)):
-        board.publish(Release([], phase=phase))  # type: ignore[arg-type]
+        board.publish(DesiredState([], phase=phase))  # type: ignore[arg-type]
         assert scale.asked() == wanted
 
 
@@ -77,12 +77,12 @@ def test_the_calls_of_all_replicas_count() -> None:
 
 
 def test_what_a_person_asks_for_comes_at_once_whatever_the_load(tmp_path: Path) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     scale = Scale(str(tmp_path), target=10, up_s=5, down_s=60)
     assert scale(context(r1=1.0)) == (1, {})
-    board.publish(Release([], replicas=2))
+    board.publish(DesiredState([], replicas=2))
     assert scale(context(r1=1.0)) == (2, {})
     (board.folder / "release.json").write_text("damaged")
     assert scale(context(r1=1.0)) == (2, {})
-    board.publish(Release([]))
+    board.publish(DesiredState([]))
     assert scale(context(r1=1.0)) == (1, {})

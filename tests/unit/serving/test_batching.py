@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from app.errors import MachineError
 from app.events import Event
-from app.serving.feedback.group_commit import Full, Writer
+from app.serving.feedback.group_commit import Full, GroupCommitWriter
 from app.serving.feedback.store import SqliteStore
-from app.serving.feedback.user_events import REST_S, Recent
-from app.serving.scoring.batching import Ticks
+from app.serving.feedback.user_events import REST_S, UserEventCache
+from app.serving.scoring.batching import MicroBatcher
 
 
 class Work:
@@ -27,7 +27,9 @@ class Work:
         self.batches: list[list[int]] = []
         self.done: list[int] = []
         self.errors: list[Exception] = []
-        self.ticks = Ticks(self.begin, self.work, self.finish, cost=abs, limit=limit, executor=executor)
+        self.ticks = MicroBatcher(
+            self.begin, self.work, self.finish, cost=abs, limit=limit, executor=executor
+        )
 
     def begin(self, entries: list[int]) -> list[int] | None:
         self.batches.append(entries)
@@ -125,7 +127,7 @@ class Disk:
 
 def test_events_that_wait_together_are_committed_together() -> None:
     disk, outcomes = Disk(), []
-    writer = Writer(disk, limit=100)  # type: ignore[arg-type]
+    writer = GroupCommitWriter(disk, limit=100)  # type: ignore[arg-type]
     writer.put([Event("u", "first")], outcomes.append)
     assert disk.begun.wait(10)
     for _ in range(20):
@@ -140,7 +142,7 @@ def test_a_commit_that_fails_is_told_to_all_of_it_and_the_writer_goes_on() -> No
     disk, outcomes = Disk(), []
     disk.broken = True
     disk.open.set()
-    writer, told = Writer(disk, limit=10), threading.Event()  # type: ignore[arg-type]
+    writer, told = GroupCommitWriter(disk, limit=10), threading.Event()  # type: ignore[arg-type]
     writer.put([Event("u", "a")], lambda error: (outcomes.append(error), told.set()))
     assert told.wait(10)
     disk.broken = False
@@ -152,7 +154,7 @@ def test_a_commit_that_fails_is_told_to_all_of_it_and_the_writer_goes_on() -> No
 
 def test_the_queue_of_the_writer_is_bounded() -> None:
     disk = Disk()
-    writer = Writer(disk, limit=2)  # type: ignore[arg-type]
+    writer = GroupCommitWriter(disk, limit=2)  # type: ignore[arg-type]
     writer.put([Event("u", "first")], lambda _: None)
     assert disk.begun.wait(10)
     for _ in range(2):
@@ -163,14 +165,14 @@ def test_the_queue_of_the_writer_is_bounded() -> None:
     writer.close()
 
 
-def items(recent: Recent, user: str) -> list[str]:
+def items(recent: UserEventCache, user: str) -> list[str]:
     recent.refresh()
     return [event.item for event in recent.of(user)]
 
 
 def test_a_user_is_read_once_until_someone_stores_an_event_of_theirs(tmp_path: Path) -> None:
     ours, theirs = SqliteStore(tmp_path), SqliteStore(tmp_path)
-    recent = Recent(ours)
+    recent = UserEventCache(ours)
     assert items(recent, "u") == items(recent, "u") == []
     assert (recent.hits, recent.misses) == (1, 1)
     theirs.append([Event("v", "x", timestamp=1)])  # another replica, another user
@@ -185,7 +187,7 @@ def test_a_user_is_read_once_until_someone_stores_an_event_of_theirs(tmp_path: P
 def test_the_cache_keeps_to_its_limit_and_drops_who_was_not_asked_for_longest(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
     store.append([Event(user, str(n), timestamp=n) for user in "abc" for n in range(4)])
-    recent = Recent(store, kept=10)  # two users of four events
+    recent = UserEventCache(store, kept=10)  # two users of four events
     for user in "abac":
         assert items(recent, user) == ["0", "1", "2", "3"]
     assert (recent.hits, recent.misses) == (1, 3)
@@ -197,7 +199,7 @@ def test_the_cache_keeps_to_its_limit_and_drops_who_was_not_asked_for_longest(tm
 
 def test_an_old_list_and_a_new_one_share_their_events(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
-    recent = Recent(store)
+    recent = UserEventCache(store)
     store.append([Event("u", item, timestamp=1) for item in "ab"])
     recent.refresh()
     old = recent.of("u")
@@ -216,7 +218,7 @@ def test_the_cache_never_differs_from_the_store(
 ) -> None:
     folder = tmp_path_factory.mktemp("store")
     writers, store = [SqliteStore(folder), SqliteStore(folder)], SqliteStore(folder)
-    recent = Recent(store, kept=6)
+    recent = UserEventCache(store, kept=6)
     for first, user, time in steps:
         writers[first].append([Event(user, f"i{time}", timestamp=time)])
         recent.refresh()
@@ -245,7 +247,7 @@ def test_a_store_that_fails_is_left_alone_for_a_while_and_then_right_again(
     monkeypatch.setattr("app.serving.feedback.user_events.time.monotonic", lambda: clock[0])
     store = Faltering(tmp_path)
     store.append([Event("u", "a", timestamp=1)])
-    recent = Recent(store)
+    recent = UserEventCache(store)
     assert items(recent, "u") == ["a"]
     store.broken = True
     for _ in range(5):

@@ -19,7 +19,7 @@ from app.bundle.request.json_lines import Lines, read_line
 from app.bundle.request.requests import RankRequest, RecommendRequest
 from app.events import Event
 from app.recipe import Serve
-from app.serving.replica import Ingress
+from app.serving.replica import Replica
 from app.serving.scoring.bulk import NDJSON, PATH
 from tests.fakes import FakeRanker, fake_ingress, transport
 
@@ -28,14 +28,14 @@ RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
 
 
 @pytest.fixture
-def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ingress]:
-    def make(key: str | None = None, **settings: Any) -> Ingress:
+def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Replica]:
+    def make(key: str | None = None, **settings: Any) -> Replica:
         return fake_ingress(monkeypatch, tmp_path, Serve(**settings), key)
 
     return make
 
 
-async def post(replica: Ingress, content: Any, **headers: str) -> httpx.Response:
+async def post(replica: Replica, content: Any, **headers: str) -> httpx.Response:
     async with httpx.AsyncClient(transport=transport(replica), base_url="http://test") as client:
         return await client.post(PATH, content=content, headers={"Content-Type": NDJSON, **headers})
 
@@ -46,7 +46,7 @@ def answers(response: httpx.Response) -> list[dict[str, Any]]:
     return [json.loads(line) for line in response.content.splitlines()]
 
 
-def batch(replica: Ingress, content: Any) -> list[dict[str, Any]]:
+def batch(replica: Replica, content: Any) -> list[dict[str, Any]]:
     return answers(asyncio.run(post(replica, content)))
 
 
@@ -54,7 +54,7 @@ def lines(*requests: Any) -> bytes:
     return b"".join(json.dumps(request).encode() + b"\n" for request in requests)
 
 
-def test_a_line_is_ranked_or_recommended_and_answered_in_its_order(make: Callable[..., Ingress]) -> None:
+def test_a_line_is_ranked_or_recommended_and_answered_in_its_order(make: Callable[..., Replica]) -> None:
     first, second, third = batch(make(), lines(RANK, {"user": "new", "k": 2}, {**RANK, "k": 1})[:-1])
     assert first["items"][0] == {"item": "ccc", "score": 3.0}
     assert [scored["item"] for scored in second["items"]] == ["ccc", "bb"]
@@ -63,7 +63,7 @@ def test_a_line_is_ranked_or_recommended_and_answered_in_its_order(make: Callabl
 
 
 def test_a_broken_line_is_a_problem_in_its_place_and_the_others_are_answered(
-    make: Callable[..., Ingress],
+    make: Callable[..., Replica],
 ) -> None:
     broken: list[Any] = [b"{", b"[1]", b'{"user": "u", "items": ["\xff"]}', b'{"user": 1}', b'{"user": ""}']
     for text, status in zip(broken, (400, 422, 400, 422, 422), strict=True):
@@ -74,23 +74,23 @@ def test_a_broken_line_is_a_problem_in_its_place_and_the_others_are_answered(
     assert batch(make(), lines({"user": "boom"}))[0]["status"] == 500
 
 
-def test_a_line_that_is_too_long_is_refused_alone(make: Callable[..., Ingress]) -> None:
+def test_a_line_that_is_too_long_is_refused_alone(make: Callable[..., Replica]) -> None:
     long = json.dumps({"user": "u", "items": ["x" * 200] * 20}).encode() + b"\n"
     found = batch(make(max_body_bytes=2000), long + lines(RANK) + long)
     assert [(one.get("status", 200), one.get("line")) for one in found] == [(413, 1), (200, None), (413, 3)]
 
 
-def test_nothing_gets_nothing(make: Callable[..., Ingress]) -> None:
+def test_nothing_gets_nothing(make: Callable[..., Replica]) -> None:
     assert batch(make(), b"") == batch(make(), b"\n \n\r\n") == []
 
 
-def test_stored_events_count(make: Callable[..., Ingress]) -> None:
+def test_stored_events_count(make: Callable[..., Replica]) -> None:
     replica = make()
     replica.store.append([Event("u1", "a", timestamp=5.0)])
     assert batch(replica, lines(RANK))[0]["items"][0] == {"item": "a", "score": 101.0}
 
 
-def test_what_is_no_batch_is_refused(make: Callable[..., Ingress]) -> None:
+def test_what_is_no_batch_is_refused(make: Callable[..., Replica]) -> None:
     replica = make("sesame", max_bulk_streams=1)
 
     async def statuses() -> list[int]:
@@ -113,7 +113,7 @@ def test_what_is_no_batch_is_refused(make: Callable[..., Ingress]) -> None:
     assert replica.bulk.streams == 0
 
 
-def test_more_lines_than_allowed_end_the_batch(make: Callable[..., Ingress]) -> None:
+def test_more_lines_than_allowed_end_the_batch(make: Callable[..., Replica]) -> None:
     read = []
 
     async def endless() -> AsyncIterator[bytes]:
@@ -128,7 +128,7 @@ def test_more_lines_than_allowed_end_the_batch(make: Callable[..., Ingress]) -> 
 
 
 @pytest.mark.parametrize("more", [None, b" "])
-def test_silence_ends_the_batch(make: Callable[..., Ingress], more: bytes | None) -> None:
+def test_silence_ends_the_batch(make: Callable[..., Replica], more: bytes | None) -> None:
     """Bytes that make no line are silence too."""
 
     async def stuck() -> AsyncIterator[bytes]:
@@ -144,7 +144,7 @@ def test_silence_ends_the_batch(make: Callable[..., Ingress], more: bytes | None
 
 
 async def talk(
-    replica: Ingress, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
+    replica: Replica, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
 ) -> None:
     headers = [(b"content-type", NDJSON.encode())]
     scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
@@ -152,7 +152,7 @@ async def talk(
     await response(scope, receive, send)
 
 
-def test_a_line_is_answered_before_the_next_is_sent(make: Callable[..., Ingress]) -> None:
+def test_a_line_is_answered_before_the_next_is_sent(make: Callable[..., Replica]) -> None:
     async def run() -> int:
         answered, sent = asyncio.Semaphore(1), 0
 
@@ -172,7 +172,7 @@ def test_a_line_is_answered_before_the_next_is_sent(make: Callable[..., Ingress]
     assert asyncio.run(run()) == 5
 
 
-def test_a_reader_that_takes_nothing_stops_the_reading(make: Callable[..., Ingress]) -> None:
+def test_a_reader_that_takes_nothing_stops_the_reading(make: Callable[..., Replica]) -> None:
     replica, read = make(request_timeout_s=0.1), []
 
     async def receive() -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_a_reader_that_takes_nothing_stops_the_reading(make: Callable[..., Ingre
     assert replica.metrics.requests[PATH, 499] == 1
 
 
-def test_a_client_that_leaves_ends_the_batch(make: Callable[..., Ingress]) -> None:
+def test_a_client_that_leaves_ends_the_batch(make: Callable[..., Replica]) -> None:
     replica, sent = make(), []
     messages: Messages = [{"type": "http.request", "body": lines(RANK), "more_body": True}]
 
@@ -204,7 +204,7 @@ def test_a_client_that_leaves_ends_the_batch(make: Callable[..., Ingress]) -> No
     assert replica.metrics.requests[PATH, 499] == 1
 
 
-def test_interactive_calls_come_between(make: Callable[..., Ingress]) -> None:
+def test_interactive_calls_come_between(make: Callable[..., Replica]) -> None:
     """A batch of 2,000 lines in one piece, ranked in windows of about 1,000 candidates."""
     replica, ended = make(), []
 
@@ -230,7 +230,7 @@ def test_interactive_calls_come_between(make: Callable[..., Ingress]) -> None:
     assert 'rayrec_bulk_lines_total{replica="r1",status="200"} 2000' in replica.described()[1]
 
 
-def test_the_documentation_tells_of_it(make: Callable[..., Ingress]) -> None:
+def test_the_documentation_tells_of_it(make: Callable[..., Replica]) -> None:
     async def get(path: str) -> httpx.Response:
         async with httpx.AsyncClient(transport=transport(make()), base_url="http://test") as client:
             return await client.get(path)

@@ -11,8 +11,8 @@ import pytest
 
 from app.events import Event
 from app.serving.feedback.store import FILE, SqliteStore
-from app.serving.rollout.state import Experiment, Release, Service, Version
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.state import DesiredState, Experiment, Service, Version
+from app.serving.rollout.state_dir import StateDir
 from app.serving.rollout.status import report
 from app.serving.versions.experiment import Exposures, difference, outcomes
 
@@ -65,7 +65,7 @@ def test_the_report_says_what_is_known(tmp_path: Path) -> None:
     service = Service("http://127.0.0.1:1", str(tmp_path), 1, "", 2)
     versions = [Version("a", "/a", "da", 0.5), Version("b", "/b", "db", 0.5)]
     last = Experiment("s", 0.0, ["a", "b"])
-    Board(tmp_path).publish(Release(versions, "experiment", "s", experiment=last))
+    StateDir(tmp_path).publish(DesiredState(versions, "experiment", "s", experiment=last))
     assert report(service)["verdict"] == "too few users so far"
     exposures, store = Exposures(tmp_path), SqliteStore(tmp_path)
     for n in range(200):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from app.errors import RequestError
 from app.serving.http.problems import Finding, Problem, ProblemDocument, from_decoding, from_ranker
 from app.serving.metrics import SIZES, Histogram, Metrics, Served, together
-from app.serving.versions.stats import Tally
+from app.serving.versions.stats import VersionStats
 
 SAMPLE = re.compile(
     r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\["\\n])*"(,[a-z]+="(?:[^"\\\n]|\\["\\n])*")*\})? [0-9.e+-]+'
@@ -31,7 +31,7 @@ def test_buckets_count_what_lies_at_or_below_their_bound(values: list[float]) ->
 
 @given(st.text(), st.text())
 def test_every_line_is_a_comment_or_a_sample_whatever_the_model_is_called(name: str, version: str) -> None:
-    metrics, served = Metrics("r1"), [Served(name, version, 0.5, Tally())]
+    metrics, served = Metrics("r1"), [Served(name, version, 0.5, VersionStats())]
     metrics.answered("/v1/rank", 200, 0.01)
     text = metrics.render(3, served)
     assert together([text]) == text
@@ -44,7 +44,7 @@ def test_one_scrape_shows_all_replicas_each_family_in_one_piece() -> None:
     for replica in ("r1", "r2"):
         metrics = Metrics(replica)
         metrics.answered("/v1/rank", 200, 0.01)
-        texts.append(metrics.render(0, [Served("m", "v1", 1.0, Tally())]))
+        texts.append(metrics.render(0, [Served("m", "v1", 1.0, VersionStats())]))
     lines = together(texts).splitlines()
     assert len(lines) == len(set(lines))
     families = [line.split()[2] for line in lines if line.startswith("# TYPE")]

@@ -18,11 +18,11 @@ from app.bundle.runtime import Ranker
 from app.client import AsyncClient
 from app.errors import MachineError, RequestError
 from app.recipe import Serve
-from app.serving.feedback.new_items import Items, Said
+from app.serving.feedback.new_items import Said, StoredItems
 from app.serving.feedback.store import SqliteStore
-from app.serving.feedback.user_events import Recent
+from app.serving.feedback.user_events import UserEventCache
 from app.serving.http.guard import key_digest
-from app.serving.replica import Ingress
+from app.serving.replica import Replica
 from tests.fakes import FakeRanker, fake_ingress, transport
 
 COLUMNS = {"kind": "hats", "price": 12.5}
@@ -35,7 +35,7 @@ def fake(digest: str, *known: str) -> Any:
     return ranker
 
 
-def put(replica: Ingress, path: str, body: Any, method: str = "PUT", **headers: str) -> httpx.Response:
+def put(replica: Replica, path: str, body: Any, method: str = "PUT", **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
 
     async def send() -> httpx.Response:
@@ -46,17 +46,17 @@ def put(replica: Ingress, path: str, body: Any, method: str = "PUT", **headers: 
     return asyncio.run(send())
 
 
-def told(replica: Ingress) -> dict[str, Any]:
+def told(replica: Replica) -> dict[str, Any]:
     return cast(FakeRanker, replica.ranker).put
 
 
 @pytest.fixture
-def open_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Ingress]:
+def open_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[], Replica]:
     return lambda: fake_ingress(monkeypatch, tmp_path / "store", Serve(max_body_bytes=2000))
 
 
 def test_an_item_that_was_put_is_known_here_there_and_after_a_restart(
-    open_replica: Callable[[], Ingress],
+    open_replica: Callable[[], Replica],
 ) -> None:
     replica, other = open_replica(), open_replica()
     answer = put(replica, "/v1/items/new", {"columns": COLUMNS})
@@ -67,7 +67,7 @@ def test_an_item_that_was_put_is_known_here_there_and_after_a_restart(
     assert told(other) == told(open_replica()) == {"new": COLUMNS}
 
 
-def test_a_known_item_is_ranked_by_what_training_learned(open_replica: Callable[[], Ingress]) -> None:
+def test_a_known_item_is_ranked_by_what_training_learned(open_replica: Callable[[], Replica]) -> None:
     replica = open_replica()
     answer = put(replica, "/v1/items/bb", {"columns": {"price": None}})
     assert answer.json() == {"item": "bb", "ranked_by": "training"}
@@ -75,7 +75,7 @@ def test_a_known_item_is_ranked_by_what_training_learned(open_replica: Callable[
 
 
 @pytest.mark.parametrize("name", ["a/b", "ä?x=1#y", "100%", "  ", ".."])
-def test_an_id_may_hold_anything(name: str, open_replica: Callable[[], Ingress]) -> None:
+def test_an_id_may_hold_anything(name: str, open_replica: Callable[[], Replica]) -> None:
     replica = open_replica()
 
     async def send() -> ItemAnswer:
@@ -90,7 +90,7 @@ def test_an_id_may_hold_anything(name: str, open_replica: Callable[[], Ingress])
     assert told(replica) == {name: COLUMNS}
 
 
-def test_what_cannot_be_used_is_a_problem_and_is_not_stored(open_replica: Callable[[], Ingress]) -> None:
+def test_what_cannot_be_used_is_a_problem_and_is_not_stored(open_replica: Callable[[], Replica]) -> None:
     replica, good = open_replica(), {"columns": COLUMNS}
     asked = [
         (put(replica, "/v1/items/x", {"columns": {"colour": "red"}}), 422),
@@ -111,7 +111,7 @@ def test_what_cannot_be_used_is_a_problem_and_is_not_stored(open_replica: Callab
     assert told(replica) == {} == told(open_replica())
 
 
-def test_there_is_room_for_so_many(open_replica: Callable[[], Ingress]) -> None:
+def test_there_is_room_for_so_many(open_replica: Callable[[], Replica]) -> None:
     replica = open_replica()
     answers = [put(replica, f"/v1/items/n{n}", {"columns": {}}).status_code for n in range(4)]
     assert answers == [200, 200, 200, 507]
@@ -135,7 +135,7 @@ def test_the_administrators_key_is_asked_for_and_else_the_api_key(
 
 
 def test_a_store_that_fails_is_a_problem(
-    open_replica: Callable[[], Ingress], monkeypatch: pytest.MonkeyPatch
+    open_replica: Callable[[], Replica], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     replica = open_replica()
 
@@ -149,7 +149,7 @@ def test_a_store_that_fails_is_a_problem(
 
 def test_a_later_version_is_told_of_what_its_training_did_not_know(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
-    items = Items(store)
+    items = StoredItems(store)
     first = fake("d1", "a")
     items.introduce(cast(Ranker, first))
     items.refresh()
@@ -164,8 +164,8 @@ def test_a_later_version_is_told_of_what_its_training_did_not_know(tmp_path: Pat
 
 def test_what_is_put_while_a_version_is_loaded_is_not_lost(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
-    items = Items(store)
-    recent = Recent(store, items=items)
+    items = StoredItems(store)
+    recent = UserEventCache(store, items=items)
     late = fake("d2")
     items.introduce(late)
     store.put_item("new", msgspec.json.encode(Said(COLUMNS)))
@@ -179,7 +179,7 @@ def test_a_version_that_is_loaded_while_the_store_fails_is_told_later(
 ) -> None:
     store = SqliteStore(tmp_path)
     store.put_item("new", msgspec.json.encode(Said(COLUMNS)))
-    items, late, asked = Items(store), fake("d2"), store.items
+    items, late, asked = StoredItems(store), fake("d2"), store.items
 
     def fail(*_: Any) -> Any:
         monkeypatch.setattr(store, "items", asked)
@@ -188,5 +188,5 @@ def test_a_version_that_is_loaded_while_the_store_fails_is_told_later(
     monkeypatch.setattr(store, "items", fail)
     items.introduce(late)
     assert late.put == {}
-    Recent(store, items=items).refresh()
+    UserEventCache(store, items=items).refresh()
     assert late.put == {"new": COLUMNS}

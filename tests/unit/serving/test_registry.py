@@ -15,7 +15,7 @@ from app.artifact import publish
 from app.errors import ArtifactError, RecipeError
 from app.recipe import Serve
 from app.serving import replica as ingress
-from app.serving.replica import Ingress
+from app.serving.replica import Replica
 from app.serving.scoring import registry
 from tests.fakes import FakeRanker, fake_ingress, transport
 
@@ -43,7 +43,7 @@ class Opener:
 
 
 Client = httpx.AsyncClient
-Talk = Callable[[Ingress, Client, Opener], Awaitable[None]]
+Talk = Callable[[Replica, Client, Opener], Awaitable[None]]
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ async def rank(client: Client, name: str) -> httpx.Response:
 
 
 def test_a_model_is_loaded_with_its_first_call(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         before = (await client.get("/v2/models/news")).json()
         assert (before["state"], before["versions"]) == ("not loaded", [])
         answers = [(await rank(client, "news")).json() for _ in range(2)]
@@ -94,7 +94,7 @@ def test_a_model_is_loaded_with_its_first_call(talk: Callable[[Talk], None]) -> 
 
 
 def test_the_main_model_has_its_own_name_too(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         plain = (await client.post("/v1/rank", json=RANK)).json()
         assert (await rank(client, "fake")).json() == plain
         similar = await client.post("/v1/models/fake/similar", json={"item": "a"})
@@ -107,7 +107,7 @@ def test_the_main_model_has_its_own_name_too(talk: Callable[[Talk], None]) -> No
 
 
 def test_an_unknown_name_is_told_of_with_those_that_there_are(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         for answer in (await rank(client, "bogus"), await client.get("/v2/models/bogus")):
             assert answer.status_code == 404
             assert "fake, news, films, large" in answer.json()["detail"]
@@ -116,7 +116,7 @@ def test_an_unknown_name_is_told_of_with_those_that_there_are(talk: Callable[[Ta
 
 
 def test_calls_wait_for_one_load_and_the_main_model_does_not(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         calls = [asyncio.create_task(rank(client, "news")) for _ in range(5)]
         while len(replica.models.named["news"].waiting) < 5:
@@ -131,7 +131,7 @@ def test_calls_wait_for_one_load_and_the_main_model_does_not(talk: Callable[[Tal
 
 
 def test_a_call_that_waits_for_too_long_is_told_to_come_again(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         found: list[int] = []
         call = ingress.Call(
@@ -147,7 +147,7 @@ def test_a_call_that_waits_for_too_long_is_told_to_come_again(talk: Callable[[Ta
 
 
 def test_calls_that_wait_leave_room_for_other_models(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         calls = [asyncio.create_task(rank(client, "news")) for _ in range(replica.capacity + 50)]
         statuses = [(await done).status_code for done in asyncio.as_completed(calls[replica.capacity // 4 :])]
@@ -160,7 +160,7 @@ def test_calls_that_wait_leave_room_for_other_models(talk: Callable[[Talk], None
 
 
 def test_the_least_used_goes_where_the_limit_is_passed(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         replica.models.settings = replica.settings.model_copy(update={"models_mb": 1.5})
         for name in ("news", "films", "films", "news"):
             assert (await rank(client, name)).json()["model"] == name
@@ -171,7 +171,7 @@ def test_the_least_used_goes_where_the_limit_is_passed(talk: Callable[[Talk], No
 
 
 def test_one_that_exceeds_the_limit_alone_is_refused_and_drops_no_other(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         await rank(client, "news")
         refused = await rank(client, "large")
         assert refused.status_code == 503
@@ -183,7 +183,7 @@ def test_one_that_exceeds_the_limit_alone_is_refused_and_drops_no_other(talk: Ca
 
 
 def test_a_damaged_one_is_named_rests_and_is_tried_again(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.damaged = {"news"}
         for _ in range(2):
             refused = await rank(client, "news")
@@ -199,7 +199,7 @@ def test_a_damaged_one_is_named_rests_and_is_tried_again(talk: Callable[[Talk], 
 
 
 def test_events_are_stored_once_for_all_models(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         event = {"user": "u1", "item": "a", "event": "view", "timestamp": 1_700_000_000}
         assert (await client.post("/v1/feedback", json={"events": [event]})).status_code == 202
         for name in ("fake", "news"):
@@ -209,7 +209,7 @@ def test_events_are_stored_once_for_all_models(talk: Callable[[Talk], None]) -> 
 
 
 def test_a_wrong_request_is_refused_as_ever(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Ingress, client: Client, opener: Opener) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
         answer = await client.post("/v1/models/news/rank", json={"user": "u1", "items": []})
         assert answer.status_code == 422
         assert (await client.get("/v1/models/news/rank")).status_code == 405

@@ -14,7 +14,7 @@ import pytest
 
 from app.errors import MachineError
 from app.recipe import Serve
-from app.serving.replica import Ingress
+from app.serving.replica import Replica
 from app.serving.scoring import bulk
 from tests.fakes import fake_ingress, transport
 
@@ -22,7 +22,7 @@ RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
 
 
 @pytest.fixture
-def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ingress:
+def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replica:
     return fake_ingress(monkeypatch, tmp_path, Serve(max_body_bytes=20_000))
 
 
@@ -37,7 +37,7 @@ def one_loop() -> Iterator[None]:
 _runner: asyncio.Runner
 
 
-def together(replica: Ingress, *requests: dict[str, Any]) -> list[httpx.Response]:
+def together(replica: Replica, *requests: dict[str, Any]) -> list[httpx.Response]:
     """Send requests at once."""
 
     async def send() -> list[httpx.Response]:
@@ -47,11 +47,11 @@ def together(replica: Ingress, *requests: dict[str, Any]) -> list[httpx.Response
     return _runner.run(send())
 
 
-def call(replica: Ingress, method: str, path: str, **options: Any) -> httpx.Response:
+def call(replica: Replica, method: str, path: str, **options: Any) -> httpx.Response:
     return together(replica, {"method": method, "url": path, **options})[0]
 
 
-def post(replica: Ingress, path: str, body: Any, **headers: str) -> httpx.Response:
+def post(replica: Replica, path: str, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return call(
         replica, "POST", path, content=content, headers={"Content-Type": "application/json", **headers}
@@ -68,7 +68,7 @@ def problem(response: httpx.Response, status: int) -> dict[str, Any]:
     return dict(document)
 
 
-def test_rank_is_best_first_and_names_the_model(replica: Ingress) -> None:
+def test_rank_is_best_first_and_names_the_model(replica: Replica) -> None:
     answer = post(replica, "/v1/rank", RANK)
     assert answer.headers["content-type"] == "application/json"
     assert answer.json() == {
@@ -79,14 +79,14 @@ def test_rank_is_best_first_and_names_the_model(replica: Ingress) -> None:
     }
 
 
-def test_recommend_and_similar(replica: Ingress) -> None:
+def test_recommend_and_similar(replica: Replica) -> None:
     recommended = post(replica, "/v1/recommend", {"user": "new", "k": 2}).json()
     assert [scored["item"] for scored in recommended["items"]] == ["ccc", "bb"]
     assert recommended["cold_start"] is True
     assert post(replica, "/v1/similar", {"item": "a"}).json()["items"] == [{"item": "ax", "score": 2.0}]
 
 
-def test_feedback_changes_the_next_answer_of_that_user_alone(replica: Ingress) -> None:
+def test_feedback_changes_the_next_answer_of_that_user_alone(replica: Replica) -> None:
     event = {"user": "u1", "item": "a", "event": "view", "timestamp": "2024-05-01T10:00:00", "value": 2}
     accepted = post(replica, "/v1/feedback", {"events": [event]})
     assert (accepted.status_code, accepted.json()) == (202, {"accepted": 1})
@@ -107,7 +107,7 @@ def test_feedback_changes_the_next_answer_of_that_user_alone(replica: Ingress) -
         b'{"user": "u1", "items": ["\xff"]}',
     ],
 )
-def test_what_is_not_json_is_a_400(replica: Ingress, body: bytes) -> None:
+def test_what_is_not_json_is_a_400(replica: Replica, body: bytes) -> None:
     assert "not JSON" in problem(post(replica, "/v1/rank", body), 400)["detail"]
 
 
@@ -130,18 +130,18 @@ def test_what_is_not_json_is_a_400(replica: Ingress, body: bytes) -> None:
         ({**RANK, "history": [{"item": "a", "event": "?"}]}, "history[0].event"),
     ],
 )
-def test_a_field_that_is_wrong_is_a_422_that_names_it(replica: Ingress, body: Any, field: str) -> None:
+def test_a_field_that_is_wrong_is_a_422_that_names_it(replica: Replica, body: Any, field: str) -> None:
     errors = problem(post(replica, "/v1/rank", body), 422)["errors"]
     assert [finding["field"] for finding in errors] == [field]
 
 
 @pytest.mark.parametrize("k", [0, -1, 101, 10**9, 10**30, 2.5, True, None])
-def test_k_has_limits(replica: Ingress, k: Any) -> None:
+def test_k_has_limits(replica: Replica, k: Any) -> None:
     for path, body in (("/v1/recommend", {"user": "u1"}), ("/v1/similar", {"item": "a"})):
         assert problem(post(replica, path, {**body, "k": k}), 422)["errors"][0]["field"] == "k"
 
 
-def test_a_problem_never_repeats_the_input(replica: Ingress) -> None:
+def test_a_problem_never_repeats_the_input(replica: Replica) -> None:
     secret = "<script>Zebra42</script>"
     bodies: list[Any] = [
         {"user": secret, "items": []},
@@ -154,7 +154,7 @@ def test_a_problem_never_repeats_the_input(replica: Ingress) -> None:
     assert "Zebra42" not in call(replica, "GET", "/v1/Zebra42").text
 
 
-def test_at_most_ten_findings(replica: Ingress) -> None:
+def test_at_most_ten_findings(replica: Replica) -> None:
     events = [{"user": "", "item": "", "timestamp": "?", "value": 1.0}] * 50
     assert len(problem(post(replica, "/v1/feedback", {"events": events}), 422)["errors"]) == 10
 
@@ -171,7 +171,7 @@ def test_at_most_ten_findings(replica: Ingress) -> None:
     ],
 )
 def test_feedback_that_cannot_be_stored_is_refused_whole(
-    replica: Ingress, event: dict[str, Any], field: str
+    replica: Replica, event: dict[str, Any], field: str
 ) -> None:
     good = {"user": "u1", "item": "a"}
     errors = problem(post(replica, "/v1/feedback", {"events": [event, good]}), 422)["errors"]
@@ -179,13 +179,13 @@ def test_feedback_that_cannot_be_stored_is_refused_whole(
     assert replica.store.recent("u1", 10) == []
 
 
-def test_no_events_and_too_many_are_refused(replica: Ingress) -> None:
+def test_no_events_and_too_many_are_refused(replica: Replica) -> None:
     assert problem(post(replica, "/v1/feedback", {"events": []}), 422)["errors"][0]["field"] == "events"
     many = {"events": [{"user": "u", "item": "i"}] * 1001}
     assert problem(post(replica, "/v1/feedback", many), 413)
 
 
-def test_a_long_body_is_refused_before_it_is_read(replica: Ingress) -> None:
+def test_a_long_body_is_refused_before_it_is_read(replica: Replica) -> None:
     read = []
 
     async def endless() -> AsyncIterator[bytes]:
@@ -207,12 +207,12 @@ def test_a_long_body_is_refused_before_it_is_read(replica: Ingress) -> None:
         {"Content-Type": "application/json", "Content-Encoding": "gzip"},
     ],
 )
-def test_only_plain_json_is_taken(replica: Ingress, headers: dict[str, str]) -> None:
+def test_only_plain_json_is_taken(replica: Replica, headers: dict[str, str]) -> None:
     answer = call(replica, "POST", "/v1/rank", content=json.dumps(RANK), headers=headers)
     assert "application/json" in problem(answer, 415)["detail"]
 
 
-def test_wrong_path_and_wrong_method(replica: Ingress) -> None:
+def test_wrong_path_and_wrong_method(replica: Replica) -> None:
     assert "/docs" in problem(post(replica, "/v1/ranks", RANK), 404)["detail"]
     answer = call(replica, "GET", "/v1/rank")
     problem(answer, 405)
@@ -223,7 +223,7 @@ def test_wrong_path_and_wrong_method(replica: Ingress) -> None:
 
 
 def test_a_fault_of_ours_shows_the_request_id_and_nothing_else(
-    replica: Ingress, caplog: pytest.LogCaptureFixture
+    replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     answer = post(replica, "/v1/rank", {**RANK, "user": "boom"}, **{"X-Request-ID": "id-7"})
     document = problem(answer, 500)
@@ -245,7 +245,7 @@ def test_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         assert call(replica, "GET", path).status_code == 200
 
 
-def test_health_and_model(replica: Ingress) -> None:
+def test_health_and_model(replica: Replica) -> None:
     assert call(replica, "GET", "/v2/health/live").json() == {"live": True}
     assert call(replica, "GET", "/v2/health/ready").json()["model"] == "fake"
     model = call(replica, "GET", "/v2/models/fake").json()
@@ -253,7 +253,7 @@ def test_health_and_model(replica: Ingress) -> None:
     problem(call(replica, "GET", "/v2/models/other"), 404)
 
 
-def test_metrics_count_answers_cold_starts_and_events(replica: Ingress) -> None:
+def test_metrics_count_answers_cold_starts_and_events(replica: Replica) -> None:
     post(replica, "/v1/rank", {**RANK, "user": "new"})
     post(replica, "/v1/rank", b"?")
     post(replica, "/v1/nothing", RANK)
@@ -272,7 +272,7 @@ def test_metrics_count_answers_cold_starts_and_events(replica: Ingress) -> None:
         assert line in lines
 
 
-def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(replica: Ingress) -> None:
+def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(replica: Replica) -> None:
     bodies: list[dict[str, Any]] = [{**RANK, "user": f"u{n}"} for n in range(10)]
     bodies[5]["history"] = [{"item": "a"}]
     answers = together(replica, *({"method": "POST", "url": "/v1/rank", "json": body} for body in bodies))
@@ -281,7 +281,7 @@ def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(repl
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ingress]:
+def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Replica]:
     """A replica that holds one request at most, and whose store waits until the test ends."""
     settings = Serve(max_ongoing_requests=1, max_queued_requests=1, request_timeout_s=0.2)
     replica, release = fake_ingress(monkeypatch, tmp_path, settings), threading.Event()
@@ -291,7 +291,7 @@ def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Ingress]:
     release.set()
 
 
-def test_over_capacity_is_a_429_at_once_and_late_is_a_503(slow: Ingress) -> None:
+def test_over_capacity_is_a_429_at_once_and_late_is_a_503(slow: Replica) -> None:
     body = {"events": [{"user": "u", "item": "i"}]}
     answers = together(slow, *[{"method": "POST", "url": "/v1/feedback", "json": body}] * 5)
     assert sorted(answer.status_code for answer in answers) == [429, 429, 429, 503, 503]
@@ -305,7 +305,7 @@ def test_over_capacity_is_a_429_at_once_and_late_is_a_503(slow: Ingress) -> None
     assert slow.held == 0
 
 
-def test_pages_need_nothing_from_elsewhere(replica: Ingress) -> None:
+def test_pages_need_nothing_from_elsewhere(replica: Replica) -> None:
     for path in ("/", "/docs"):
         page = call(replica, "GET", path)
         assert page.headers["content-type"].startswith("text/html")
@@ -315,7 +315,7 @@ def test_pages_need_nothing_from_elsewhere(replica: Ingress) -> None:
     assert head.status_code == 200
 
 
-def test_openapi_describes_every_call(replica: Ingress) -> None:
+def test_openapi_describes_every_call(replica: Replica) -> None:
     document = call(replica, "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     served = {path.replace("/fake", "/{name}") for path in [*replica.decoders, *replica.routes.pages]}
@@ -341,7 +341,7 @@ def _references(node: Any) -> Iterator[str]:
 
 
 def test_a_store_that_fails_costs_the_stored_events_and_not_the_answer(
-    replica: Ingress, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     event = {"user": "u1", "item": "a", "timestamp": 1}
     assert post(replica, "/v1/feedback", {"events": [event]}).status_code == 202

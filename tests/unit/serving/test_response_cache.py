@@ -21,12 +21,12 @@ from app.bundle.retrieval.latency_budget import FEWER, FULL, POPULAR
 from app.bundle.runtime import Ranker
 from app.errors import MachineError
 from app.recipe import Serve
-from app.serving.feedback.user_events import Recent
+from app.serving.feedback.user_events import UserEventCache
 from app.serving.metrics import Metrics
-from app.serving.scoring.response_cache import Answers
+from app.serving.scoring.response_cache import ResponseCache
 from app.serving.scoring.scoring import CACHED, UNINFORMED, Call, Scoring
 from app.serving.versions.shadow import Shadow
-from app.serving.versions.traffic_split import Variant, Variants
+from app.serving.versions.traffic_split import TrafficSplit, Variant
 from tests.bundles import NOW, bundle_of, random_model
 from tests.fakes import FakeRanker, fake_ingress, transport
 from tests.tiny import tiny_dataset
@@ -56,14 +56,14 @@ class MemoryStore:
         return len(self.changed), self.changed[mark or 0 :]
 
 
-class Desk:
+class CallHandler:
     """A replica's scoring of recommendations, in this process, over a store in memory."""
 
     def __init__(self, ranker: Any, *, limit: int = ROOM, executor: ThreadPoolExecutor | None = None) -> None:
         self.store, self.clock, self.metrics = MemoryStore(), 0.0, Metrics("r1")
-        self.variants = Variants(Variant(ranker, "d1"), Shadow(1000))
-        self.known = Answers(limit, 10.0, lambda: self.clock)
-        self.recent = Recent(self.store)  # type: ignore[arg-type]
+        self.variants = TrafficSplit(Variant(ranker, "d1"), Shadow(1000))
+        self.known = ResponseCache(limit, 10.0, lambda: self.clock)
+        self.recent = UserEventCache(self.store)  # type: ignore[arg-type]
         self.scoring = Scoring(
             self.variants, self.recent, self.metrics, PATH, 10_000, executor, known=self.known
         )
@@ -99,14 +99,14 @@ class Desk:
 def test_the_limit_in_bytes_holds_and_the_bytes_are_those_of_what_is_kept(
     steps: list[tuple[int, int, int]],
 ) -> None:
-    known = Answers(3000, 10.0)
+    known = ResponseCache(3000, 10.0)
     for name, size, events in steps:
         known.keep(b"%d" % name, "d", 0, [HistoryEvent("a")] * events, b"x" * size)
         assert known.bytes == sum(kept.size for kept in known._kept.values()) <= 3000
 
 
 def test_what_was_not_asked_for_longest_goes_first() -> None:
-    known, events = Answers(1300, 10.0), list[HistoryEvent]()
+    known, events = ResponseCache(1300, 10.0), list[HistoryEvent]()
     for name in (b"a", b"b", b"c"):
         known.keep(name, "d", 0, events, b"")
     assert known.find(b"a", "d", 0, events)
@@ -116,18 +116,18 @@ def test_what_was_not_asked_for_longest_goes_first() -> None:
 
 
 def test_what_is_larger_than_the_limit_is_not_kept_nor_what_it_was_to_replace() -> None:
-    known, events = Answers(1000, 10.0), list[HistoryEvent]()
+    known, events = ResponseCache(1000, 10.0), list[HistoryEvent]()
     known.keep(b"a", "d", 0, events, b"")
     known.keep(b"a", "d", 0, events, b"x" * 1000)
     assert (known.find(b"a", "d", 0, events), known.bytes) == (None, 0)
-    none = Answers(0, 10.0)
+    none = ResponseCache(0, 10.0)
     none.keep(b"a", "d", 0, events, b"")
     assert none.bytes == 0
 
 
 def test_an_answer_is_of_its_version_of_these_events_and_of_its_time() -> None:
     clock, events = [0.0], list[HistoryEvent]()
-    known = Answers(ROOM, 10.0, lambda: clock[0])
+    known = ResponseCache(ROOM, 10.0, lambda: clock[0])
     known.keep(b"a", "d1", 0, events, b"answer", cold=True)
     kept = known.find(b"a", "d1", 0, events)
     assert kept is not None and (kept.content, kept.cold) == (b"answer", True)
@@ -154,21 +154,23 @@ STEPS = st.one_of(
 class Named(FakeRanker):
     """A version of the fake model, whose scores rise with each change of the catalogue."""
 
-    def __init__(self, version: str, edition: int = 0) -> None:
+    def __init__(self, version: str, catalogue_version: int = 0) -> None:
         super().__init__()
-        self.version, self.edition = version, edition
+        self.version, self.catalogue_version = version, catalogue_version
 
     def answer(self, questions: Sequence[Any]) -> Any:
         answers = super().answer(questions)
         for answer in answers:
-            answer.items[:] = [type(one)(one.item, one.score + self.edition) for one in answer.items]
+            answer.items[:] = [
+                type(one)(one.item, one.score + self.catalogue_version) for one in answer.items
+            ]
         return answers
 
 
 @given(st.lists(STEPS, max_size=30), st.sampled_from([0, 1500, ROOM]))
 def test_a_fresh_event_version_or_item_never_meets_an_older_answer(steps: list[Any], limit: int) -> None:
     versions = {name: Variant(Named(name), f"digest of {name}") for name in "xy"}  # type: ignore[arg-type]
-    desk = Desk(Named("x"), limit=limit)
+    desk = CallHandler(Named("x"), limit=limit)
     desk.variants.main = versions["x"]
     for kind, *what in steps:
         if kind == "event":
@@ -176,20 +178,20 @@ def test_a_fresh_event_version_or_item_never_meets_an_older_answer(steps: list[A
         elif kind == "version":
             desk.variants.main = versions[what[0]]
         elif kind == "item":
-            desk.variants.main.ranker.edition += 1
+            desk.variants.main.ranker.catalogue_version += 1
         elif kind == "wait":
             desk.clock += what[0]
         else:
             request = RecommendRequest(what[0], k=what[1])
             (answer,) = desk.answers({"user": what[0], "k": what[1]})
             main = desk.variants.main
-            oracle = Named(main.label, main.ranker.edition)
+            oracle = Named(main.label, main.ranker.catalogue_version)
             assert [answer] == oracle.answer([oracle.read(request, desk.store.events[what[0]])])
 
 
 def test_without_change_an_answer_is_given_again_for_so_long() -> None:
     ranker = FakeRanker()
-    desk = Desk(ranker)
+    desk = CallHandler(ranker)
     first = desk.ask({"user": "new"})
     desk.store.add("other", "a")
     assert desk.ask({"user": "new"}) == first
@@ -202,7 +204,7 @@ def test_without_change_an_answer_is_given_again_for_so_long() -> None:
 
 def test_what_is_asked_for_counts_and_not_how_it_is_written() -> None:
     ranker = FakeRanker()
-    desk = Desk(ranker)
+    desk = CallHandler(ranker)
     desk.ask(b'{"user": "u", "k": 2}', b'{"k":2,"user":"u","exclude":[]}', b'{ "user": "\\u0075", "k": 2 }')
     assert (ranker.batches, desk.metrics.joined) == ([1], 2)
     desk.ask(b'{"k":2,"exclude":[],"user":"u"}', b'{"k":3,"user":"u"}', b'{"k":2,"user":"v"}')
@@ -212,7 +214,7 @@ def test_what_is_asked_for_counts_and_not_how_it_is_written() -> None:
 def test_what_was_answered_without_the_store_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("app.serving.feedback.user_events.time.monotonic", lambda: clock[0])
-    desk = Desk(FakeRanker())
+    desk = CallHandler(FakeRanker())
     desk.store.add("u", "a")
     (whole,) = desk.answers({"user": "u"})
     desk.store.broken = True
@@ -242,7 +244,7 @@ class Gated(FakeRanker):
 
 def test_equal_calls_of_a_tick_are_scored_once_and_all_are_answered() -> None:
     ranker = FakeRanker()
-    desk = Desk(ranker)
+    desk = CallHandler(ranker)
     found = desk.ask(*[{"user": "u"}, {"user": "v"}, {"user": "u"}] * 3)
     assert ranker.batches == [2]
     assert [status for status, _ in found] == [200] * 9
@@ -266,7 +268,7 @@ def asked_while_scored(ranker: Gated, later: Sequence[str], event: str = "") -> 
             await asyncio.sleep(0)
 
     with ThreadPoolExecutor(1) as thread:
-        desk = Desk(ranker, executor=thread)
+        desk = CallHandler(ranker, executor=thread)
         asyncio.run(asyncio.wait_for(run(), 10))
     return answers
 
@@ -288,7 +290,7 @@ def test_an_event_that_comes_while_a_call_is_scored_is_seen_by_the_next() -> Non
 
 def test_a_failure_is_told_to_each_under_its_own_id_and_not_kept() -> None:
     ranker = FakeRanker()
-    desk = Desk(ranker)
+    desk = CallHandler(ranker)
     found = desk.ask({"user": "boom"}, {"user": "boom"})
     assert [status for status, _ in found] == [500, 500]
     documents = [json.loads(content) for _, content in found]
@@ -345,7 +347,7 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
 def test_without_time_the_last_answer_comes_before_the_popular_items(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, desk = Slow(), Desk(ranker)
+    pace, desk = Slow(), CallHandler(ranker)
     monkeypatch.setattr(ranker._recommender, "_pace", pace)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "context": {"timestamp": NOW}}
     (whole,) = desk.answers(asked)
@@ -369,7 +371,7 @@ def test_without_time_the_last_answer_comes_before_the_popular_items(
 def test_what_was_seen_comes_again_where_the_request_allows_it(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, desk = Slow(), Desk(ranker)
+    pace, desk = Slow(), CallHandler(ranker)
     monkeypatch.setattr(ranker._recommender, "_pace", pace)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "exclude_seen": False, "context": {"timestamp": NOW}}
     (whole,) = desk.answers(asked)
@@ -380,7 +382,7 @@ def test_what_was_seen_comes_again_where_the_request_allows_it(
 
 
 def test_another_versions_answer_does_not_come(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
-    pace, desk = Slow(), Desk(ranker)
+    pace, desk = Slow(), CallHandler(ranker)
     monkeypatch.setattr(ranker._recommender, "_pace", pace)
     asked = {"user": "u3", "budget_ms": 50.0}
     desk.answers(asked)
@@ -428,7 +430,7 @@ def test_one_scrape_tells_of_stages_caches_queues_and_joined_calls(
 
 def test_equal_rankings_of_a_tick_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ranker = FakeRanker()
-    desk = Desk(ranker)
+    desk = CallHandler(ranker)
     scoring = Scoring(desk.variants, desk.recent, desk.metrics, "/v1/rank", 1000)
     statuses: list[int] = []
 

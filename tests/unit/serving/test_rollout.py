@@ -9,15 +9,15 @@ import pytest
 from app.recipe import Rollout as Limits
 from app.serving.rollout.canary import Rollout
 from app.serving.rollout.state import Snapshot, VersionState
-from app.serving.versions.stats import BOUNDS, Comparison, Scores, Tally, plus, quantile_ms
+from app.serving.versions.stats import BOUNDS, Comparison, Scores, VersionStats, plus, quantile_ms
 
 LIMITS = Limits(
     shadow_requests=50, shadow_s=10, canary_requests=100, canary_s=15, canary_longest_s=45, load_s=60
 )
 
 
-def tally(requests: int, seconds: float = 0.002, errors: int = 0, score: float = 1.0) -> Tally:
-    found = Tally()
+def stats(requests: int, seconds: float = 0.002, errors: int = 0, score: float = 1.0) -> VersionStats:
+    found = VersionStats()
     for count in range(requests):
         found.answered(seconds, count < errors)
         found.scores.add(score + count % 2)
@@ -25,19 +25,24 @@ def tally(requests: int, seconds: float = 0.002, errors: int = 0, score: float =
 
 
 def compared(count: int, agreement: float = 0.9, slower: float = 1.0, errors: int = 0) -> Comparison:
-    old, new = tally(count), tally(count, 0.002 * slower)
+    old, new = stats(count), stats(count, 0.002 * slower)
     sums = agreement * count, count * 0.8
-    return Comparison(count, errors, count, *sums, old.times, new.times, tally(count).scores)
+    return Comparison(count, errors, count, *sums, old.times, new.times, stats(count).scores)
 
 
 def report(
-    new: Tally | None = None, comparison: Comparison | None = None, replica: str = "r1", **state: Any
+    new: VersionStats | None = None, comparison: Comparison | None = None, replica: str = "r1", **state: Any
 ) -> Snapshot:
     """A replica that has loaded both versions."""
     versions = {
-        "old": VersionState("ready", tally=tally(1000)),
+        "old": VersionState("ready", stats=stats(1000)),
         "new": VersionState(
-            **{"state": "ready", "tally": new or Tally(), "compared": comparison or Comparison(), **state}
+            **{
+                "state": "ready",
+                "stats": new or VersionStats(),
+                "compared": comparison or Comparison(),
+                **state,
+            }
         ),
     }
     return Snapshot(replica, 0.0, 1, 0, 1.0, versions)
@@ -46,7 +51,7 @@ def report(
 def at_canary(**options: Any) -> Rollout:
     """A rollout whose canary began at second 3."""
     rollout = Rollout("old", "new", options.pop("limits", LIMITS), 0.0, **options)
-    rollout.step(0, [Snapshot("r1", 0.0, 1, 0, 1.0, {"old": VersionState("ready", tally=tally(10))})])
+    rollout.step(0, [Snapshot("r1", 0.0, 1, 0, 1.0, {"old": VersionState("ready", stats=stats(10))})])
     rollout.step(1, [report()])
     rollout.step(2, [report()])
     assert rollout.state == "shadow"
@@ -54,10 +59,10 @@ def at_canary(**options: Any) -> Rollout:
     return rollout
 
 
-def later(rollout: Rollout, now: float, new: Tally, old: Tally | None = None) -> Rollout:
+def later(rollout: Rollout, now: float, new: VersionStats, old: VersionStats | None = None) -> Rollout:
     found = report(new, compared(60))
     if old is not None:
-        found.versions["old"].tally = plus(tally(1000), old)
+        found.versions["old"].stats = plus(stats(1000), old)
     rollout.step(now, [found])
     return rollout
 
@@ -65,9 +70,9 @@ def later(rollout: Rollout, now: float, new: Tally, old: Tally | None = None) ->
 def test_a_good_version_is_promoted_after_enough_time_and_requests() -> None:
     rollout = at_canary()
     assert rollout.state == "canary"
-    assert later(rollout, 17.9, tally(100)).state == "canary"
-    assert later(rollout, 18.1, tally(99)).state == "canary"
-    assert later(rollout, 18.2, tally(100)).state == "promoted"
+    assert later(rollout, 17.9, stats(100)).state == "canary"
+    assert later(rollout, 18.1, stats(99)).state == "canary"
+    assert later(rollout, 18.2, stats(100)).state == "promoted"
     assert rollout.reason == ""
 
 
@@ -130,12 +135,12 @@ def test_too_few_requests_decide_nothing(comparison: Comparison) -> None:
 @pytest.mark.parametrize(
     ("new", "old", "reason"),
     [
-        (tally(30, errors=2), tally(600), "failed on 2 of 30"),
-        (tally(60, seconds=0.1), tally(600), "slow"),
-        (tally(60, score=9.0), tally(600), "standard deviations"),
+        (stats(30, errors=2), stats(600), "failed on 2 of 30"),
+        (stats(60, seconds=0.1), stats(600), "slow"),
+        (stats(60, score=9.0), stats(600), "standard deviations"),
     ],
 )
-def test_a_bad_canary_goes(new: Tally, old: Tally, reason: str) -> None:
+def test_a_bad_canary_goes(new: VersionStats, old: VersionStats, reason: str) -> None:
     rollout = later(at_canary(), 4, new, old)
     assert rollout.state == "rolled back"
     assert reason in rollout.reason
@@ -144,30 +149,32 @@ def test_a_bad_canary_goes(new: Tally, old: Tally, reason: str) -> None:
 @pytest.mark.parametrize(
     ("new", "old"),
     [
-        (tally(30, errors=2), tally(600, errors=60)),  # the old one fails as often
-        (tally(60, seconds=0.1), tally(600, seconds=0.08)),  # the machine is slow
-        (tally(60, seconds=0.02), tally(600)),  # slower, but still quick
+        (stats(30, errors=2), stats(600, errors=60)),  # the old one fails as often
+        (stats(60, seconds=0.1), stats(600, seconds=0.08)),  # the machine is slow
+        (stats(60, seconds=0.02), stats(600)),  # slower, but still quick
     ],
 )
-def test_what_the_old_version_suffers_too_is_not_the_new_ones_fault(new: Tally, old: Tally) -> None:
+def test_what_the_old_version_suffers_too_is_not_the_new_ones_fault(
+    new: VersionStats, old: VersionStats
+) -> None:
     assert later(at_canary(), 4, new, old).state == "canary"
 
 
 def test_what_ended_replicas_did_still_counts_and_what_was_before_does_not() -> None:
     rollout = Rollout("old", "new", LIMITS, 0.0)
-    rollout.step(0, [report(tally(500, errors=500))])  # of an earlier trial
-    rollout.step(10, [report(tally(500, errors=500), replica="r1")])
+    rollout.step(0, [report(stats(500, errors=500))])  # of an earlier trial
+    rollout.step(10, [report(stats(500, errors=500), replica="r1")])
     assert rollout.state == "canary"
-    rollout.step(30, [report(tally(560, errors=500), replica="r1")])
-    rollout.step(31, [report(tally(40), replica="r2")])  # r1 is gone: 60 and 40
+    rollout.step(30, [report(stats(560, errors=500), replica="r1")])
+    rollout.step(31, [report(stats(40), replica="r2")])  # r1 is gone: 60 and 40
     assert rollout.state == "promoted"
 
 
 def test_an_experiment_stays_until_something_is_wrong() -> None:
     rollout = at_canary(keep=True)
     assert rollout.state == "experiment"
-    assert later(rollout, 10_000, tally(5000), tally(5000)).state == "experiment"
-    assert later(rollout, 10_001, tally(6000, errors=1000), tally(6000)).state == "rolled back"
+    assert later(rollout, 10_000, stats(5000), stats(5000)).state == "experiment"
+    assert later(rollout, 10_001, stats(6000, errors=1000), stats(6000)).state == "rolled back"
 
 
 def test_without_a_trial_it_is_promoted_once_loaded() -> None:
@@ -177,11 +184,11 @@ def test_without_a_trial_it_is_promoted_once_loaded() -> None:
 
 
 def test_tallies_add_and_differ_and_tell_quantiles() -> None:
-    one, two = tally(10, 0.001), tally(30, 1.0, errors=3)
+    one, two = stats(10, 0.001), stats(30, 1.0, errors=3)
     both = plus(one, two)
     assert (both.requests, both.errors, both.scores.count) == (40, 3, 40)
     assert plus(both, two, -1) == one
     assert quantile_ms(both.times, 0.25) == pytest.approx(1e3 * next(b for b in BOUNDS if b >= 0.001))
     assert 1000 <= quantile_ms(both.times, 0.95) < 1200
-    assert quantile_ms(Tally().times, 0.95) == 0
+    assert quantile_ms(VersionStats().times, 0.95) == 0
     assert (Scores(2, 4.0, 10.0).mean, Scores(2, 4.0, 10.0).deviation) == (2.0, 1.0)

@@ -12,10 +12,10 @@ from app.errors import ArtifactError, MachineError, RecipeError
 from app.ray import processes
 from app.recipe import Serve
 from app.serving.rollout import admin, controller, discovery
-from app.serving.rollout.controller import Conductor, begin, version_of
-from app.serving.rollout.state import Release, Service, Snapshot, Version, VersionState, Wish
-from app.serving.rollout.state_dir import FRESH_S, Board
-from app.serving.versions.stats import Tally
+from app.serving.rollout.controller import RolloutController, begin, version_of
+from app.serving.rollout.state import Command, DesiredState, Service, Snapshot, Version, VersionState
+from app.serving.rollout.state_dir import FRESH_S, StateDir
+from app.serving.versions.stats import VersionStats
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 
@@ -30,27 +30,27 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def board(tmp_path: Path) -> Board:
-    return Board(tmp_path)
+def board(tmp_path: Path) -> StateDir:
+    return StateDir(tmp_path)
 
 
 class Run:
     """A service of one replica, without Ray: the replica does at once what the board says."""
 
-    def __init__(self, board: Board, bundle: Path, **serve: Any) -> None:
+    def __init__(self, board: StateDir, bundle: Path, **serve: Any) -> None:
         self.board, self.now = board, 1000.0
-        self.conductor = Conductor(board, Serve(**serve), begin(board, version_of(bundle)))
-        self.tallies: dict[str, Tally] = {}
+        self.controller = RolloutController(board, Serve(**serve), begin(board, version_of(bundle)))
+        self.tallies: dict[str, VersionStats] = {}
 
     def wish(self, kind: Any, bundle: Path | None = None, **options: Any) -> str:
-        return self.board.wish(Wish(kind, str(bundle or ""), **options)).id
+        return self.board.wish(Command(kind, str(bundle or ""), **options)).id
 
-    def step(self, seconds: float = 1.0, state: Any = "ready") -> Release:
+    def step(self, seconds: float = 1.0, state: Any = "ready") -> DesiredState:
         self.now += seconds
         versions = {v.digest: VersionState(state, "why" if state == "refused" else "") for v in self.named()}
         versions[self.named()[0].digest].state = "ready"
         self.board.report(Snapshot("r1", self.now, os.getpid(), 0, 1.0, versions))
-        self.conductor.step(self.now)
+        self.controller.step(self.now)
         found = self.board.release()
         assert found is not None
         return found
@@ -61,26 +61,26 @@ class Run:
         return release.versions
 
 
-def shares(release: Release) -> list[tuple[str, float]]:
+def shares(release: DesiredState) -> list[tuple[str, float]]:
     return [(Path(one.bundle).name, round(one.share, 3)) for one in release.versions]
 
 
-def test_what_is_written_is_read_and_a_change_shows(board: Board) -> None:
+def test_what_is_written_is_read_and_a_change_shows(board: StateDir) -> None:
     assert board.release() is None
     before = board.changed()
-    release = Release([Version("v1", "/b", "d1", 1.0)])
+    release = DesiredState([Version("v1", "/b", "d1", 1.0)])
     board.publish(release)
     assert board.release() == release
     assert board.changed() != before
 
 
-def test_wishes_are_taken_once_in_order(board: Board) -> None:
-    made = [board.wish(Wish("scale", replicas=n)) for n in (1, 2, 3)]
+def test_wishes_are_taken_once_in_order(board: StateDir) -> None:
+    made = [board.wish(Command("scale", replicas=n)) for n in (1, 2, 3)]
     assert board.take_wishes() == made
     assert board.take_wishes() == []
 
 
-def test_a_replica_that_is_silent_is_dropped(board: Board) -> None:
+def test_a_replica_that_is_silent_is_dropped(board: StateDir) -> None:
     for name, time in (("old", 100.0), ("new", 100.0 + FRESH_S)):
         board.report(Snapshot(name, time, 1, 0, 1.0, {}))
     assert [one.replica for one in board.snapshots(101 + FRESH_S)] == ["new"]
@@ -88,15 +88,15 @@ def test_a_replica_that_is_silent_is_dropped(board: Board) -> None:
     assert list((board.folder / "replicas").iterdir()) == []
 
 
-def test_a_damaged_board_names_the_file(board: Board) -> None:
-    board.publish(Release([]))
+def test_a_damaged_board_names_the_file(board: StateDir) -> None:
+    board.publish(DesiredState([]))
     (board.folder / "release.json").write_text("{")
     with pytest.raises(ArtifactError, match=r"release\.json"):
         board.release()
 
 
 def test_a_version_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
-    board: Board, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    board: StateDir, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(controller, "free_bytes", lambda: 1 << 20)
     run = Run(board, bundles["a"])
@@ -108,7 +108,9 @@ def test_a_version_that_does_not_fit_into_memory_is_refused_before_it_is_loaded(
     assert release.phase == "steady" and len(release.versions) == 1
 
 
-def test_a_version_may_not_have_the_name_of_a_further_model(board: Board, bundles: dict[str, Path]) -> None:
+def test_a_version_may_not_have_the_name_of_a_further_model(
+    board: StateDir, bundles: dict[str, Path]
+) -> None:
     run = Run(board, bundles["a"], models={"tiny": "/data/other"})
     wish = run.wish("deploy", bundles["b"])
     outcome = run.step().outcome(wish)
@@ -116,22 +118,22 @@ def test_a_version_may_not_have_the_name_of_a_further_model(board: Board, bundle
 
 
 def test_a_version_is_deployed_from_an_address(
-    board: Board, bundles: dict[str, Path], tmp_path: Path
+    board: StateDir, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     run = Run(board, bundles["a"], cache_dir=str(tmp_path / "cache"))
-    board.wish(Wish("deploy", bundles["b"].as_uri()))
+    board.wish(Command("deploy", bundles["b"].as_uri()))
     release = run.step()
     assert [one.digest for one in release.versions] == [version_of(bundles[name]).digest for name in "ab"]
     assert all(Path(one.bundle).parent == board.folder / "bundles" for one in release.versions)
     wish = run.wish("rollback")
-    board.wish(Wish("deploy", (tmp_path / "nothing").as_uri()))
+    board.wish(Command("deploy", (tmp_path / "nothing").as_uri()))
     refusal = run.step().outcomes[-1]
     assert run.step().outcome(wish) is not None
     assert "no whole bundle" in refusal.reason
 
 
 def test_a_bundle_on_the_board_outlives_its_folder(
-    board: Board, bundles: dict[str, Path], tmp_path: Path
+    board: StateDir, bundles: dict[str, Path], tmp_path: Path
 ) -> None:
     version = version_of(bundles["a"])
     kept = board.keep(bundles["a"], version.digest)
@@ -143,7 +145,7 @@ def test_a_bundle_on_the_board_outlives_its_folder(
     assert not kept.exists()
 
 
-def test_a_deployment_passes_its_phases_and_is_promoted(board: Board, bundles: dict[str, Path]) -> None:
+def test_a_deployment_passes_its_phases_and_is_promoted(board: StateDir, bundles: dict[str, Path]) -> None:
     run = Run(board, bundles["a"])
     a, b = (version_of(bundles[name]).digest[:16] for name in "ab")
     wish = run.wish("deploy", bundles["b"], percent=20)
@@ -168,7 +170,7 @@ def test_a_deployment_passes_its_phases_and_is_promoted(board: Board, bundles: d
     assert (shares(run.step()), bool(run.board.release().outcome(again))) == ([(b, 1.0)], True)  # type: ignore[union-attr]
 
 
-def test_a_version_that_a_replica_refuses_leaves_no_trace(board: Board, bundles: dict[str, Path]) -> None:
+def test_a_version_that_a_replica_refuses_leaves_no_trace(board: StateDir, bundles: dict[str, Path]) -> None:
     run = Run(board, bundles["a"])
     wish = run.wish("deploy", bundles["b"])
     run.step(state="loading")
@@ -178,7 +180,9 @@ def test_a_version_that_a_replica_refuses_leaves_no_trace(board: Board, bundles:
     assert outcome is not None and (outcome.state, outcome.reason) == ("rolled back", "why")
 
 
-def test_rollback_ends_a_trial_and_keeps_the_version_before(board: Board, bundles: dict[str, Path]) -> None:
+def test_rollback_ends_a_trial_and_keeps_the_version_before(
+    board: StateDir, bundles: dict[str, Path]
+) -> None:
     run = Run(board, bundles["a"])
     run.wish("deploy", bundles["b"], now=True)
     run.step()
@@ -194,7 +198,7 @@ def test_rollback_ends_a_trial_and_keeps_the_version_before(board: Board, bundle
     assert Path(release.previous.bundle).exists()
 
 
-def test_an_experiment_keeps_both_until_one_is_chosen(board: Board, bundles: dict[str, Path]) -> None:
+def test_an_experiment_keeps_both_until_one_is_chosen(board: StateDir, bundles: dict[str, Path]) -> None:
     run = Run(board, bundles["a"])
     wish = run.wish("deploy", bundles["b"], percent=50, keep=True)
     run.step()
@@ -220,7 +224,7 @@ def test_an_experiment_keeps_both_until_one_is_chosen(board: Board, bundles: dic
     ],
 )
 def test_what_cannot_be_done_is_refused_with_the_reason(
-    board: Board, bundles: dict[str, Path], kind: str, options: dict[str, Any], text: str
+    board: StateDir, bundles: dict[str, Path], kind: str, options: dict[str, Any], text: str
 ) -> None:
     run = Run(board, bundles["a"])
     name = options.pop("name", None)
@@ -230,7 +234,7 @@ def test_what_cannot_be_done_is_refused_with_the_reason(
     assert text in outcome.reason
 
 
-def test_one_deployment_at_a_time(board: Board, bundles: dict[str, Path]) -> None:
+def test_one_deployment_at_a_time(board: StateDir, bundles: dict[str, Path]) -> None:
     run = Run(board, bundles["a"])
     run.wish("deploy", bundles["b"])
     second = run.wish("deploy", bundles["c"])
@@ -239,7 +243,7 @@ def test_one_deployment_at_a_time(board: Board, bundles: dict[str, Path]) -> Non
 
 
 def test_a_start_serves_the_bundle_named_but_after_a_crash_what_was_deployed(
-    board: Board, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+    board: StateDir, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = (version_of(bundles[name]) for name in "ab")
     run = Run(board, bundles["a"])
@@ -248,7 +252,7 @@ def test_a_start_serves_the_bundle_named_but_after_a_crash_what_was_deployed(
     run.step()
     assert begin(board, a).main.digest == b.digest  # the driver was killed
     assert "crash" in capsys.readouterr().err
-    run.conductor.end()
+    run.controller.end()
     assert begin(board, a).main.digest == a.digest  # it was stopped, and a person named a
     assert b.label in capsys.readouterr().err
     assert begin(board, version_of(bundles["c"])).main.digest == version_of(bundles["c"]).digest
@@ -275,7 +279,7 @@ def test_a_service_is_found_by_store_port_or_because_it_is_the_only_one(
 
 
 def test_a_store_has_one_service(tmp_path: Path) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     parent = os.getppid()
     mark = processes.run_mark(parent)
     board.announce(Service("http://127.0.0.1:8000", str(tmp_path), parent, mark, 2))

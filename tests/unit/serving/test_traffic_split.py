@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from app.bundle.request.requests import HistoryEvent, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.recipe import Serve
-from app.serving.replica import Ingress
+from app.serving.replica import Replica
 from app.serving.rollout.controller import version_of
-from app.serving.rollout.replica_agent import Watch, warm
-from app.serving.rollout.state import Release, Version
-from app.serving.rollout.state_dir import Board
+from app.serving.rollout.replica_agent import ReplicaAgent, warm
+from app.serving.rollout.state import DesiredState, Version
+from app.serving.rollout.state_dir import StateDir
 from app.serving.versions import shadow
 from app.serving.versions.shadow import Shadow, compare
 from app.serving.versions.stats import Comparison
-from app.serving.versions.traffic_split import Variant, Variants, place_of
+from app.serving.versions.traffic_split import TrafficSplit, Variant, place_of
 from tests.bundles import bundle_of, random_model
 from tests.fakes import FakeRanker, fake_ingress
 from tests.tiny import tiny_dataset
@@ -66,17 +66,17 @@ def test_a_place_is_from_0_to_1_and_always_the_same(user: str, salt: str) -> Non
 
 def test_shares_hold_users_stay_when_a_share_grows_and_another_salt_draws_anew() -> None:
     old, new = variant("old"), variant("new")
-    variants = Variants(old, Shadow(20))
+    variants = TrafficSplit(old, Shadow(20))
     users = [f"u{n}" for n in range(20_000)]
     assert {variants.of(user) for user in users[:9]} == {old}
 
-    def met(share: float, salt: str) -> set[str]:
+    def record_exposure(share: float, salt: str) -> set[str]:
         variants.share(old, [(share, new)], salt)
         assert variants.share_of(new.digest) == pytest.approx(share)
         assert variants.share_of(old.digest) == pytest.approx(1 - share)
         return {user for user in users if variants.of(user) is new}
 
-    few, many, others = met(0.05, "s"), met(0.5, "s"), met(0.05, "t")
+    few, many, others = record_exposure(0.05, "s"), record_exposure(0.5, "s"), record_exposure(0.05, "t")
     assert 900 < len(few) < 1100  # 1,000, standard deviation 31
     assert 9_700 < len(many) < 10_300
     assert few < many
@@ -85,7 +85,7 @@ def test_shares_hold_users_stay_when_a_share_grows_and_another_salt_draws_anew()
     assert {variants.of(user) for user in users[:9]} == {new}
 
 
-def asked(replica: Ingress, *bodies: dict[str, Any], path: str = "/v1/rank") -> list[tuple[int, Any]]:
+def asked(replica: Replica, *bodies: dict[str, Any], path: str = "/v1/rank") -> list[tuple[int, Any]]:
     """Answers in order, all sent in one tick."""
     found: dict[int, tuple[int, Any]] = {}
 
@@ -106,23 +106,23 @@ def asked(replica: Ingress, *bodies: dict[str, Any], path: str = "/v1/rank") -> 
 
 
 @pytest.fixture
-def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Ingress:
+def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replica:
     return fake_ingress(monkeypatch, tmp_path, Serve())
 
 
-def test_a_batch_is_scored_by_the_version_that_each_user_meets(replica: Ingress) -> None:
+def test_a_batch_is_scored_by_the_version_that_each_user_meets(replica: Replica) -> None:
     old, new = variant("old"), variant("new")
     replica.variants.share(old, [(0.5, new)], "s")
     answers = asked(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(20)))
     versions = [answer["version"] for _, answer in answers]
     assert versions == [replica.variants.of(f"u{n}").label for n in range(20)]
     assert set(versions) == {"old", "new"}
-    assert (old.tally.requests, new.tally.requests) == (versions.count("old"), versions.count("new"))
-    assert old.tally.scores.mean == 3.0  # the length of "ccc"
+    assert (old.stats.requests, new.stats.requests) == (versions.count("old"), versions.count("new"))
+    assert old.stats.scores.mean == 3.0  # the length of "ccc"
 
 
 def test_a_version_that_fails_fails_for_its_users_alone_and_is_counted(
-    replica: Ingress, caplog: pytest.LogCaptureFixture
+    replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, bad = variant("old"), variant("bad", broken=True)
     replica.variants.share(old, [(0.5, bad)], "s")
@@ -130,12 +130,12 @@ def test_a_version_that_fails_fails_for_its_users_alone_and_is_counted(
     answers = asked(replica, *({"user": user, "items": ITEMS} for user in users))
     for user, (status, _) in zip(users, answers, strict=True):
         assert status == (500 if replica.variants.of(user) is bad else 200)
-    assert (old.tally.errors, bad.tally.errors) == (0, bad.tally.requests)
-    assert bad.tally.requests > 0
+    assert (old.stats.errors, bad.stats.errors) == (0, bad.stats.requests)
+    assert bad.stats.requests > 0
     assert "failed" in caplog.text
 
 
-def test_feedback_is_stored_with_the_version_that_the_user_meets(replica: Ingress) -> None:
+def test_feedback_is_stored_with_the_version_that_the_user_meets(replica: Replica) -> None:
     replica.variants.share(variant("old"), [(0.5, variant("new"))], "s")
     events = [{"user": f"u{n}", "item": "a"} for n in range(9)] + [{"user": "u", "item": "a", "variant": "x"}]
     [(status, _)] = asked(replica, {"events": events}, path="/v1/feedback")
@@ -147,7 +147,7 @@ def test_feedback_is_stored_with_the_version_that_the_user_meets(replica: Ingres
 
 
 def test_a_trial_version_scores_a_sample_of_what_the_main_one_answered(
-    replica: Ingress, monkeypatch: pytest.MonkeyPatch
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shadow, "GAP_S", float("inf"))  # however slow the machine is
     dice = cycle([0.049, *[0.05] * 19])
@@ -158,7 +158,7 @@ def test_a_trial_version_scores_a_sample_of_what_the_main_one_answered(
     replica.variants.shadow._thread.shutdown()
     assert new.compared.count == 3  # whose dice are below 1/20
     assert new.compared.agreement == pytest.approx(new.compared.judged)
-    assert new.tally.requests == 0
+    assert new.stats.requests == 0
 
 
 @pytest.mark.parametrize(
@@ -230,13 +230,13 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / name for name in "ab"}
 
 
-def watched(board: Board, bundles: dict[str, Path]) -> tuple[Watch, Version, Version]:
+def watched(board: StateDir, bundles: dict[str, Path]) -> tuple[ReplicaAgent, Version, Version]:
     first, second = (version_of(bundles[name]) for name in "ab")
-    board.publish(Release([Version(first.label, first.bundle, first.digest, 1.0)]))
-    return Watch(board, "r1", "unused", Ranker.open, 20), first, second
+    board.publish(DesiredState([Version(first.label, first.bundle, first.digest, 1.0)]))
+    return ReplicaAgent(board, "r1", "unused", Ranker.open, 20), first, second
 
 
-async def until(watch: Watch, digest: str, state: str) -> None:
+async def until(watch: ReplicaAgent, digest: str, state: str) -> None:
     async with asyncio.timeout(10):
         while True:
             watch.look()
@@ -249,14 +249,14 @@ async def until(watch: Watch, digest: str, state: str) -> None:
 def test_a_version_is_loaded_beside_the_running_one_shifted_to_and_dropped(
     tmp_path: Path, bundles: dict[str, Path]
 ) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     watch, first, second = watched(board, bundles)
 
     async def follow() -> None:
         main = watch.variants.main
         one = Version(first.label, first.bundle, first.digest, 0.5)
         two = Version(second.label, second.bundle, second.digest, 0.5)
-        board.publish(Release([one, two], "canary", "s"))
+        board.publish(DesiredState([one, two], "canary", "s"))
         watch.look()
         assert not watch.variants.shared  # it is not loaded: all stays as it was
         await until(watch, second.digest, "ready")
@@ -267,7 +267,7 @@ def test_a_version_is_loaded_beside_the_running_one_shifted_to_and_dropped(
         compared = watch.variants.trial.compared
         assert (compared.count, compared.errors) == (24, 0)  # made-up requests, for want of live ones
         assert abs(compared.agreement / compared.judged) < 0.5  # another model altogether
-        board.publish(Release([Version(second.label, second.bundle, second.digest, 1.0)]))
+        board.publish(DesiredState([Version(second.label, second.bundle, second.digest, 1.0)]))
         watch.look()
         assert watch.variants.main.digest == second.digest
         assert set(watch.snapshot(0, "").versions) == {second.digest}
@@ -278,7 +278,7 @@ def test_a_version_is_loaded_beside_the_running_one_shifted_to_and_dropped(
 def test_a_damaged_version_is_refused_and_the_running_one_goes_on(
     tmp_path: Path, bundles: dict[str, Path]
 ) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     watch, first, second = watched(board, bundles)
     damaged = tmp_path / "damaged"
     shutil.copytree(bundles["b"], damaged)
@@ -289,7 +289,7 @@ def test_a_damaged_version_is_refused_and_the_running_one_goes_on(
 
     async def follow() -> None:
         running = Version(first.label, first.bundle, first.digest, 1.0)
-        board.publish(Release([running, Version(second.label, str(damaged), second.digest)], "loading"))
+        board.publish(DesiredState([running, Version(second.label, str(damaged), second.digest)], "loading"))
         await until(watch, second.digest, "refused")
         assert "model.onnx" in watch.snapshot(0, "").versions[second.digest].error
         request = RankRequest("u1", ["i1", "i2"])
@@ -300,19 +300,19 @@ def test_a_damaged_version_is_refused_and_the_running_one_goes_on(
 
 
 def test_another_bundle_at_the_announced_place_is_refused(tmp_path: Path, bundles: dict[str, Path]) -> None:
-    board = Board(tmp_path)
+    board = StateDir(tmp_path)
     watch, first, second = watched(board, bundles)
 
     async def follow() -> None:
         running = Version(first.label, first.bundle, first.digest, 1.0)
-        board.publish(Release([running, Version(second.label, first.bundle, second.digest)], "loading"))
+        board.publish(DesiredState([running, Version(second.label, first.bundle, second.digest)], "loading"))
         await until(watch, second.digest, "refused")
 
     asyncio.run(follow())
 
 
 def test_a_version_that_fails_when_warmed_is_refused() -> None:
-    variants = Variants(variant("old"), Shadow(20))
+    variants = TrafficSplit(variant("old"), Shadow(20))
     with pytest.raises(ZeroDivisionError):
         warm(variants, variant("bad", broken=True))
     live = RankRequest("u1", ["a", "bb"], history=[])

@@ -15,7 +15,7 @@ from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError
 from app.models.base import Batch, Loss
 from app.recipe import Train
-from app.training.sampler import Sampler, Seen, first_of_moment, prefetch
+from app.training.sampler import Sampler, SeenPairs, first_of_moment, prefetch
 from tests.tiny import tiny_dataset
 
 
@@ -26,7 +26,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def sampler(dataset: Dataset, loss: Loss = "bce", **options: Any) -> Sampler:
     places = {key: options.pop(key) for key in ("rank", "world", "history") if key in options}
-    return Sampler(dataset, Train(**{"batch_size": 100, "unknown_rate": 0.0, **options}), loss, 7, **places)
+    return Sampler(dataset, Train(**{"batch_size": 100, "id_dropout": 0.0, **options}), loss, 7, **places)
 
 
 def everything(batches: Sampler, epoch: int = 0) -> Batch:
@@ -105,13 +105,13 @@ def test_mse_is_taught_the_value(dataset: Dataset) -> None:
 
 
 def test_sampled_softmax_takes_positives_alone(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, "sampled_softmax", unknown_rate=0.5))
+    found = everything(sampler(dataset, "sampled_softmax", id_dropout=0.5))
     assert found.item.shape == (int((dataset.train.label > 0).sum()), 1)
     assert (found.item > 0).all()
 
 
 def test_hides_the_wanted_share(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, unknown_rate=0.2))
+    found = everything(sampler(dataset, id_dropout=0.2))
     assert (found.user == 0).float().mean().item() == pytest.approx(0.2, abs=0.04)
     assert (found.item == 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
@@ -143,14 +143,14 @@ def test_workers_share_an_epoch_in_equal_steps(dataset: Dataset, world: int) -> 
 @settings(max_examples=50, deadline=None)
 def test_seen_never_misses(events: list[tuple[int, int]]) -> None:
     user, item = (np.array(column) for column in zip(*events, strict=True))
-    assert Seen(user, item)(user, item).all()
+    assert SeenPairs(user, item)(user, item).all()
 
 
 def test_seen_is_rarely_wrong() -> None:
     rng = np.random.default_rng(0)
     user, item = rng.integers(0, 5000, 50_000), rng.integers(0, 4000, 50_000)
     other = rng.integers(4000, 8000, 50_000)
-    assert Seen(user, item)(user, other).mean() < 1 / 16
+    assert SeenPairs(user, item)(user, other).mean() < 1 / 16
 
 
 def test_a_comparison_needs_negatives(dataset: Dataset) -> None:
