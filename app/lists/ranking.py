@@ -14,8 +14,8 @@ from app.bundle.request.requests import Answer, RankRequest
 from app.bundle.runtime import PreparedRequest, Ranker
 from app.errors import RequestError
 from app.lists.parts import SCHEMA, Parts
-from app.serving.feedback.store import store_at
 from app.serving.feedback.user_events import LENGTH
+from app.stores.sqlite_store import store_at
 
 Json = dict[str, Any]
 CANDIDATES = 10_000  # of a user

@@ -21,7 +21,7 @@ from app.lists.parts import Parts, open_parts
 from app.lists.ranking import Rankings
 from app.lists.users import read_users
 from app.ray.session import ray_session
-from app.serving.feedback.store import FILE, store_at
+from app.stores.sqlite_store import FILE, store_at
 from app.terminal.console import progress, say
 
 Json = dict[str, Any]

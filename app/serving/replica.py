@@ -36,7 +36,6 @@ from app.serving.autoscaling import HELD, Load
 from app.serving.bundle_cache import copy_of
 from app.serving.feedback import new_items
 from app.serving.feedback.group_commit import Full, GroupCommitWriter
-from app.serving.feedback.store import store_at
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.feedback.validation import check_feedback
 from app.serving.http import protocol
@@ -47,6 +46,7 @@ from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
 from app.serving.scoring import bulk, registry
 from app.serving.scoring.scoring import Call
+from app.stores.sqlite_store import store_at
 
 CALLS: dict[str, type] = {
     "/v1/rank": RankRequest,

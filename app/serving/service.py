@@ -21,7 +21,6 @@ from app.ray import haproxy, processes
 from app.ray.session import dead_part, ray_session
 from app.recipe import Serve, parse
 from app.serving.bundle_cache import absolute, held, is_remote, state_folder
-from app.serving.feedback.store import store_at
 from app.serving.http.guard import BODY_S, key_digest
 from app.serving.listen import ADMIN_KEY, API_KEY, base_url, check_exposure, check_port, example
 from app.serving.rollout.controller import begin, controlling
@@ -29,6 +28,7 @@ from app.serving.rollout.discovery import announced, check_free
 from app.serving.rollout.state import Service, Version
 from app.serving.rollout.state_dir import StateDir
 from app.serving.scoring.registry import check_names
+from app.stores.sqlite_store import store_at
 from app.terminal.console import progress, say
 
 APPLICATION = "rayrec"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from app.bundle.request.requests import HistoryEvent
 from app.events import Event
-from app.serving.feedback.store import Store, store_at
+from app.stores.sqlite_store import Store, store_at
 from tests.redis_server import redis_server
 
 STORES = ("sqlite", "redis")

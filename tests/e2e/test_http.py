@@ -265,7 +265,7 @@ def test_no_acknowledged_event_is_lost_when_the_replica_dies(service: Service, c
     import psutil
 
     from app.ray.processes import of_run, run_mark
-    from app.serving.feedback.store import SqliteStore
+    from app.stores.sqlite_store import SqliteStore
 
     [replica] = [pid for pid in of_run(run_mark()) if "ServeReplica" in psutil.Process(pid).cmdline()[0]]
     acknowledged = []

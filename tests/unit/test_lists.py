@@ -22,7 +22,7 @@ from app.lists.parts import open_parts
 from app.lists.ranking import Rankings
 from app.lists.run import rank_users
 from app.lists.users import Row, read_users
-from app.serving.feedback.store import SqliteStore
+from app.stores.sqlite_store import SqliteStore
 from tests.bundles import NOW, bundle_of, random_model
 from tests.tiny import tiny_dataset
 from tests.unit.test_cli import rayrec

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from app.bundle.request.requests import HistoryEvent
 from app.errors import MachineError
 from app.serving.feedback.new_items import StoredItems
-from app.serving.feedback.store import Store
+from app.stores.sqlite_store import Store
 
 _log = logging.getLogger("ray.serve")
 LENGTH = 200  # events of a user handed to the ranker, which keeps as many as its history is long

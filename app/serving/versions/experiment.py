@@ -17,7 +17,7 @@ from statistics import NormalDist
 import msgspec
 
 from app.errors import MachineError
-from app.serving.feedback.store import FILE as FEEDBACK
+from app.stores.sqlite_store import FILE as FEEDBACK
 
 FILE = "served.sqlite"
 REMEMBERED = 100_000  # users in memory; of more, some are written twice, which changes nothing

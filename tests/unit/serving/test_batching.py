@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from app.errors import MachineError
 from app.events import Event
 from app.serving.feedback.group_commit import Full, GroupCommitWriter
-from app.serving.feedback.store import SqliteStore
 from app.serving.feedback.user_events import REST_S, UserEventCache
 from app.serving.scoring.batching import MicroBatcher
+from app.stores.sqlite_store import SqliteStore
 
 
 class Work:

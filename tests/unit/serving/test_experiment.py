@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from app.events import Event
-from app.serving.feedback.store import FILE, SqliteStore
 from app.serving.rollout.state import DesiredState, Experiment, Service, Version
 from app.serving.rollout.state_dir import StateDir
 from app.serving.rollout.status import report
 from app.serving.versions.experiment import Exposures, difference, outcomes
+from app.stores.sqlite_store import FILE, SqliteStore
 
 
 def test_a_difference_by_hand() -> None:

@@ -19,10 +19,10 @@ from app.client import AsyncClient
 from app.errors import MachineError, RequestError
 from app.recipe import Serve
 from app.serving.feedback.new_items import Said, StoredItems
-from app.serving.feedback.store import SqliteStore
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.http.guard import key_digest
 from app.serving.replica import Replica
+from app.stores.sqlite_store import SqliteStore
 from tests.fakes import FakeRanker, fake_ingress, transport
 
 COLUMNS = {"kind": "hats", "price": 12.5}

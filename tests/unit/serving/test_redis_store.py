@@ -11,8 +11,8 @@ import redis
 
 from app.errors import MachineError
 from app.events import Event
-from app.serving.feedback.redis_store import LOG, RedisStore
-from app.serving.feedback.store import store_at
+from app.stores.redis_store import LOG, RedisStore
+from app.stores.sqlite_store import store_at
 from tests.redis_server import redis_server
 
 
@@ -30,7 +30,7 @@ def test_not_an_address_is_told() -> None:
 
 def test_without_the_client_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
-    monkeypatch.delitem(sys.modules, "app.serving.feedback.redis_store", raising=False)
+    monkeypatch.delitem(sys.modules, "app.stores.redis_store", raising=False)
     with pytest.raises(MachineError, match=r"rayrec\[redis\]"):
         store_at("redis://127.0.0.1/0")
 

@@ -13,13 +13,13 @@ import pytest
 
 from app.errors import MachineError
 from app.events import Event
-from app.serving.feedback.store import FILE, SqliteStore
+from app.stores.sqlite_store import FILE, SqliteStore
 
 WRITER = """
 import sys
 from pathlib import Path
 from app.events import Event
-from app.serving.feedback.store import SqliteStore
+from app.stores.sqlite_store import SqliteStore
 store = SqliteStore(Path(sys.argv[1]))
 for count in range(100_000):
     store.append([Event("u", f"{count}-{part}", timestamp=count) for part in range(3)])

@@ -91,7 +91,7 @@ def store_at(location: str) -> Store:
     """
     if location.startswith(("redis://", "rediss://")):
         try:
-            from app.serving.feedback.redis_store import RedisStore
+            from app.stores.redis_store import RedisStore
         except ModuleNotFoundError as error:
             raise MachineError(
                 "the client of Redis is not installed",
