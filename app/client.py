@@ -27,10 +27,9 @@ from app.bundle.request.requests import (
     RankRequest,
     RecommendRequest,
     SimilarRequest,
-    Value,
 )
 from app.errors import MachineError, RayRecError, RequestError
-from app.events import Event
+from app.events import Event, Value
 from app.serving.http.problems import ProblemDocument
 
 RETRIES = 3  # after a 429

@@ -1,4 +1,4 @@
-"""One vocabulary for files, HTTP and feedback: Event, Item, User.
+"""One vocabulary of events for files, HTTP and feedback.
 
 Needs msgspec alone, because the serving runtime uses it.
 """
@@ -6,12 +6,12 @@ Needs msgspec alone, because the serving runtime uses it.
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
 UNKNOWN = 0  # row 0 of every table: padding, and ids that training never saw
 ID_BYTES = 256
+Value = str | int | float | bool | None | list[str | int | float]  # of a column of an item
 
 
 class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -30,18 +30,12 @@ class Event(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     variant: str = ""
 
 
-class Item(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An item with its attributes, named as the recipe's columns."""
+class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """One event of the user in question, as a request carries it and as a store gives it back."""
 
     item: str
-    attributes: dict[str, Any] = {}
-
-
-class User(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A user with their attributes, named as the recipe's columns."""
-
-    user: str
-    attributes: dict[str, Any] = {}
+    event: str = ""
+    timestamp: float | str | None = None
 
 
 def microseconds(timestamp: float | str) -> int:

@@ -14,15 +14,9 @@ import uvicorn.config
 from starlette.requests import Request
 
 from app.bundle.request import validation
-from app.bundle.request.requests import (
-    Answer,
-    HistoryEvent,
-    RankRequest,
-    RecommendRequest,
-    Scored,
-    SimilarRequest,
-)
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest, Scored, SimilarRequest
 from app.errors import RequestError
+from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving import replica as ingress
 from app.serving.http.guard import key_digest

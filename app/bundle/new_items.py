@@ -17,9 +17,10 @@ import numpy as np
 from app.bundle.format.item_columns import Columns, Numbers, choices
 from app.bundle.format.layout import ITEM_GRAPH, Array, damaged
 from app.bundle.format.session import Graph
-from app.bundle.request.requests import Basis, Value
+from app.bundle.request.requests import Basis
 from app.bundle.retrieval.overlay import Cell, Patch
 from app.errors import RequestError
+from app.events import Value
 from app.features.columns import FILLS, FittedColumns
 from app.features.number import Number
 from app.tables.rows import Rows

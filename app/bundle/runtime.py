@@ -29,15 +29,14 @@ from app.bundle.request.encode import EncodedRequest, Reader
 from app.bundle.request.requests import (
     Answer,
     Basis,
-    HistoryEvent,
     RankRequest,
     RecommendRequest,
     Scored,
     SimilarRequest,
-    Value,
 )
 from app.bundle.retrieval.recommend import Recommender, RecommendQuery
 from app.errors import RequestError
+from app.events import HistoryEvent, Value
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
 

@@ -15,7 +15,7 @@ from app.bundle.runtime import PreparedRequest, Ranker
 from app.errors import RequestError
 from app.lists.parts import SCHEMA, Parts
 from app.serving.feedback.user_events import LENGTH
-from app.stores.sqlite_store import store_at
+from app.stores.base import open_store
 
 Json = dict[str, Any]
 CANDIDATES = 10_000  # of a user
@@ -39,7 +39,7 @@ class Rankings:
     def __init__(self, bundle: Path, parts: Parts, k: int, store: str) -> None:
         self.ranker = Ranker.open(bundle, verify=False, max_candidates=CANDIDATES, max_k=k)
         self.parts = parts
-        self.store = store_at(store) if store else None
+        self.store = open_store(store) if store else None
 
     def __call__(self, number: int) -> Json:
         """The report: users and rows of the part, users or items unknown to training, faults."""

@@ -21,7 +21,8 @@ from app.lists.parts import Parts, open_parts
 from app.lists.ranking import Rankings
 from app.lists.users import read_users
 from app.ray.session import ray_session
-from app.stores.sqlite_store import FILE, store_at
+from app.stores.base import open_store
+from app.stores.sqlite_store import FILE
 from app.terminal.console import progress, say
 
 Json = dict[str, Any]
@@ -117,5 +118,5 @@ def _checked_store(store: str) -> str:
             remedy = "name a service's store"
             raise MachineError(f"no feedback log ({FILE}) in this folder", where=store, remedy=remedy)
     if store:
-        store_at(store).close()
+        open_store(store).close()
     return store

@@ -46,7 +46,7 @@ from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
 from app.serving.scoring import bulk, registry
 from app.serving.scoring.scoring import Call
-from app.stores.sqlite_store import store_at
+from app.stores.base import open_store
 
 CALLS: dict[str, type] = {
     "/v1/rank": RankRequest,
@@ -79,7 +79,7 @@ class Replica:
         admin: bytes | None = None,
     ) -> None:
         self.settings, self.key = settings, key
-        self.admin, self.store = admin or key, store_at(store)
+        self.admin, self.store = admin or key, open_store(store)
         self.items = new_items.StoredItems(self.store)
         replica = serve.get_replica_context().replica_id.unique_id
         board = StateDir(Path(folder)) if folder else None

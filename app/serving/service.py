@@ -28,7 +28,7 @@ from app.serving.rollout.discovery import announced, check_free
 from app.serving.rollout.state import Service, Version
 from app.serving.rollout.state_dir import StateDir
 from app.serving.scoring.registry import check_names
-from app.stores.sqlite_store import store_at
+from app.stores.base import open_store
 from app.terminal.console import progress, say
 
 APPLICATION = "rayrec"
@@ -62,7 +62,7 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
         ranker = Ranker.open(folder)  # refuses a damaged bundle now and not in a replica's log
         check_names(settings, ranker.name)
         check_free(board)
-        store_at(store_location(place, settings)).close()  # the same for the store
+        open_store(store_location(place, settings)).close()  # the same for the store
         begin(board, Version(ranker.version, str(folder), ranker.artifact.digest))
     with ray_session(verbose=verbose or None):
         try:

@@ -22,9 +22,8 @@ from typing import Any, TypeVar
 import msgspec
 import redis
 
-from app.bundle.request.requests import HistoryEvent
 from app.errors import MachineError
-from app.events import Event, microseconds
+from app.events import Event, HistoryEvent, microseconds
 from app.terminal.console import say
 
 LOG, USER = "{rayrec}:events", "{rayrec}:u:"  # braces: one node of a Redis cluster has them all

@@ -13,11 +13,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from sys import intern  # the same ids and types come again and again, and are kept
-from typing import Any, Protocol
 
-from app.bundle.request.requests import HistoryEvent
 from app.errors import MachineError
-from app.events import Event, microseconds
+from app.events import Event, HistoryEvent, microseconds
 
 FILE = "feedback.sqlite"
 BUSY_S = 5.0
@@ -40,66 +38,6 @@ CREATE TABLE IF NOT EXISTS items (
 );
 CREATE INDEX IF NOT EXISTS items_by_place ON items (place);
 """
-
-
-class Store(Protocol):
-    """Event log and recent history per user; every method may be called from any thread."""
-
-    def append(self, events: Sequence[Event]) -> None:
-        """Make events durable, all or none; they are in every `recent` that starts later.
-
-        Raises:
-            MachineError: the store is full, not writable or damaged; nothing was stored.
-        """
-
-    def recent(self, user: str, limit: int) -> list[HistoryEvent]:
-        """The user's last `limit` events by time (then by arrival), the latest last."""
-
-    def changes(self, mark: Any) -> tuple[Any, list[str]]:
-        """Who has events that were stored after `mark`, by whichever process; None: nobody.
-
-        Returns:
-            The new mark, and the users. Quick where there is nothing new.
-        """
-
-    def put_item(self, item: str, content: bytes) -> None:
-        """Make what is said of an item durable, in the place of what was said before.
-
-        Raises:
-            MachineError: as for `append`.
-        """
-
-    def items(self, mark: Any) -> tuple[Any, list[tuple[str, bytes]]]:
-        """What is said of items that were put after `mark`, by whichever process; None: of all.
-
-        Sure to know what the last call of `changes` could know, and no later; so it costs
-        nothing where there is nothing new.
-
-        Returns:
-            The new mark, and items with their latest content, in the order of arrival.
-        """
-
-    def close(self) -> None:
-        """Release the store."""
-
-
-def store_at(location: str) -> Store:
-    """The store at a folder (SQLite, for one machine) or at redis://… (for many).
-
-    Raises:
-        MachineError: it cannot be used.
-    """
-    if location.startswith(("redis://", "rediss://")):
-        try:
-            from app.stores.redis_store import RedisStore
-        except ModuleNotFoundError as error:
-            raise MachineError(
-                "the client of Redis is not installed",
-                where="serve.store",
-                remedy="pip install rayrec[redis]",
-            ) from error
-        return RedisStore(location)
-    return SqliteStore(Path(location))
 
 
 class SqliteStore:

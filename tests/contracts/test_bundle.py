@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.bundle.request.requests import Context, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.evaluation.requests import batch_of
+from app.events import HistoryEvent
 from app.models.base import Model, model_names
 from tests.bundles import NOW, bundle_of, random_model, requests_batch
 from tests.tiny import tiny_dataset

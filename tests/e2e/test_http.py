@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.client import Client
 from app.errors import ArtifactError, MachineError, RecipeError, RequestError
-from app.events import Event
+from app.events import Event, HistoryEvent
 from app.recipe import Serve
 from app.serving.listen import API_KEY
 from app.serving.service import running, store_folder

@@ -11,9 +11,10 @@ import numpy as np
 from app.bundle.format.histories import Events, Histories
 from app.bundle.format.ids import Ids
 from app.bundle.format.layout import Array, Info
-from app.bundle.request.requests import HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import RankRequest, RecommendRequest
 from app.bundle.request.validation import event_row, moment
 from app.errors import RequestError
+from app.events import HistoryEvent
 from app.features.context import age, context
 
 NONE = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-from app.events import Event
+from app.events import Event, HistoryEvent, Value
 
 FILTER_CHARS = 2000
 CAPS, BOOSTS = 4, 8  # of a request
@@ -17,17 +17,8 @@ BUDGET_MS = 60_000.0
 Filter = Annotated[
     str, Meta(max_length=FILTER_CHARS, description="e.g. price < 20 and category in ['a', 'b']")
 ]
-Value = str | int | float | bool | None | list[str | int | float]  # of a column of an item
 Basis = Literal["content", "training", "nothing"]
 Share = Annotated[float, Meta(ge=0, le=1)]
-
-
-class HistoryEvent(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """One event of the user in question, as a request carries it."""
-
-    item: str
-    event: str = ""
-    timestamp: float | str | None = None
 
 
 class Context(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):

@@ -12,13 +12,12 @@ from app.bundle.request.requests import (
     CAPS,
     FILTER_CHARS,
     Context,
-    HistoryEvent,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
 )
 from app.errors import RequestError
-from app.events import ID_BYTES, microseconds
+from app.events import ID_BYTES, HistoryEvent, microseconds
 
 LATEST = 253_402_300_800  # seconds: the year 10000; milliseconds given as seconds lie beyond
 

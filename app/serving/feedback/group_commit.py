@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from app.errors import MachineError
 from app.events import Event
-from app.stores.sqlite_store import Store
+from app.stores.base import Store
 
 Done = Callable[[Exception | None], object]
 GROUP = 10_000  # events of a commit

@@ -19,12 +19,13 @@ from urllib.parse import unquote
 import msgspec
 from starlette.requests import Request
 
-from app.bundle.request.requests import ItemAnswer, ItemRequest, Value
+from app.bundle.request.requests import ItemAnswer, ItemRequest
 from app.bundle.runtime import Ranker
 from app.errors import MachineError, RequestError
+from app.events import Value
 from app.serving.http.guard import check_content, read_body
 from app.serving.http.problems import Problem
-from app.stores.sqlite_store import Store
+from app.stores.base import Store
 
 PREFIX = "/v1/items/"
 _log = logging.getLogger("ray.serve")

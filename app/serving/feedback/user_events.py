@@ -11,10 +11,10 @@ import logging
 import time
 from collections import OrderedDict
 
-from app.bundle.request.requests import HistoryEvent
 from app.errors import MachineError
+from app.events import HistoryEvent
 from app.serving.feedback.new_items import StoredItems
-from app.stores.sqlite_store import Store
+from app.stores.base import Store
 
 _log = logging.getLogger("ray.serve")
 LENGTH = 200  # events of a user handed to the ranker, which keeps as many as its history is long

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from app.bundle.request.requests import HistoryEvent
+from app.events import HistoryEvent
 
 OVERHEAD = 400  # bytes of an entry beside its texts
 EVENT = 250  # and of each stored event that it holds on to

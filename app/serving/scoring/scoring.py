@@ -11,9 +11,10 @@ from typing import Any
 
 import msgspec
 
-from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.retrieval.latency_budget import POPULAR
 from app.bundle.runtime import PreparedRequest
+from app.events import HistoryEvent
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.http.guard import JSON
 from app.serving.http.problems import CONTENT_TYPE, from_error

@@ -15,8 +15,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
+from app.events import HistoryEvent
 from app.serving.versions.stats import BOUNDS, Comparison
 
 WAITING = 8  # comparisons at most; more requests are not compared

@@ -8,8 +8,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.runtime import PreparedRequest, Ranker
+from app.events import HistoryEvent
 from app.serving.versions.experiment import Exposures
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.stats import Comparison, VersionStats

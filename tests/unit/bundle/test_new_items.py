@@ -14,19 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bundle.new_items import cell
-from app.bundle.request.requests import (
-    Answer,
-    Context,
-    HistoryEvent,
-    RankRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
+from app.bundle.request.requests import Answer, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.data.values.text import text_of
 from app.errors import RequestError
+from app.events import HistoryEvent
 from app.features.columns import fit_columns
 from app.models.base import Model
 from app.recipe import parse

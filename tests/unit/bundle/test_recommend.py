@@ -15,19 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.artifact import publish
-from app.bundle.request.requests import (
-    Answer,
-    Boost,
-    Context,
-    HistoryEvent,
-    RankRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
+from app.bundle.request.requests import Answer, Boost, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.retrieval.latency_budget import FEWER, FORGET, FULL, POPULAR, LatencyBudget
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.errors import RequestError
+from app.events import HistoryEvent
 from tests.bundles import NOW, bundle_of, describe_items, random_model
 from tests.tiny import tiny_dataset
 

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from app.bundle.request.requests import Context, HistoryEvent, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.request.requests import Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.errors import RequestError
+from app.events import HistoryEvent
 from tests.bundles import NOW, bundle_of, random_model
 from tests.tiny import tiny_dataset
 

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bundle.request.requests import (
-    Boost,
-    Context,
-    HistoryEvent,
-    RankRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
+from app.bundle.request.requests import Boost, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.request.validation import (
     check_ids,
     check_rank,
@@ -26,6 +19,7 @@ from app.bundle.request.validation import (
     moment,
 )
 from app.errors import RequestError
+from app.events import HistoryEvent
 
 
 def rank(**changes: Any) -> RankRequest:

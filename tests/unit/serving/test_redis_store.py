@@ -11,28 +11,28 @@ import redis
 
 from app.errors import MachineError
 from app.events import Event
+from app.stores.base import open_store
 from app.stores.redis_store import LOG, RedisStore
-from app.stores.sqlite_store import store_at
 from tests.redis_server import redis_server
 
 
 def test_nobody_there_is_told_without_the_password() -> None:
     with pytest.raises(MachineError) as error:
-        store_at("redis://name:secret@127.0.0.1:1/0")
+        open_store("redis://name:secret@127.0.0.1:1/0")
     assert "127.0.0.1:1/0" in str(error.value)
     assert "secret" not in str(error.value)
 
 
 def test_not_an_address_is_told() -> None:
     with pytest.raises(MachineError, match="redis://HOST"):
-        store_at("redis://127.0.0.1:port/0")
+        open_store("redis://127.0.0.1:port/0")
 
 
 def test_without_the_client_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
     monkeypatch.delitem(sys.modules, "app.stores.redis_store", raising=False)
     with pytest.raises(MachineError, match=r"rayrec\[redis\]"):
-        store_at("redis://127.0.0.1/0")
+        open_store("redis://127.0.0.1/0")
 
 
 def test_says_so_where_an_acknowledged_event_could_be_lost(

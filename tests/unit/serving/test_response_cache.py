@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bundle.request.requests import Answer, HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.retrieval.latency_budget import FEWER, FULL, POPULAR
 from app.bundle.runtime import Ranker
 from app.errors import MachineError
+from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.metrics import Metrics

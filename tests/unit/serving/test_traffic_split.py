@@ -15,8 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.bundle.request.requests import HistoryEvent, RankRequest, RecommendRequest
+from app.bundle.request.requests import RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
+from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving.replica import Replica
 from app.serving.rollout.controller import version_of
