@@ -100,7 +100,7 @@ class BatchScorer:
         """User states (B, Q); only where the model retrieves."""
         if self._states is None:
             return self._made(asked)
-        return self._states.of(self._edition, self.info.history, asked, self._made)
+        return self._states.vectors(self._edition, self.info.history, asked, self._made)
 
     def _made(self, asked: Sequence[EncodedRequest]) -> Array:
         assert self._user is not None

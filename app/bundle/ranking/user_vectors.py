@@ -1,14 +1,13 @@
-"""User vectors that are kept for a while: what a model that retrieves makes of a user."""
+"""User vectors that are kept for a while: what a model that retrieves computes of a user."""
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from app.bundle.byte_cache import ByteBoundedCache
 from app.bundle.format.layout import Array
 from app.bundle.request.encode import EncodedRequest
 
@@ -16,23 +15,21 @@ OVERHEAD = 500  # bytes of an entry beside its key and its vector
 Key = tuple[int, int, bytes]
 
 
-class Kept(NamedTuple):
-    """A vector, the events and the moment, in microseconds, that it was made for."""
+class CachedVector(NamedTuple):
+    """A vector, and the events and the moment, in microseconds, that it was computed for."""
 
     vector: Array
-    seen: bytes
+    events: bytes
     moment: int
 
 
-class UserVectorCache:
+class UserVectorCache(ByteBoundedCache[Key, CachedVector]):
     """User vectors by model, user and last events; safe to use from several threads.
 
     A vector depends on the user, on the events that the model looks at, and on the moment (its
     hour, the age of events). A user has one, which serves as long as the events are the same, so
     that a fresh event never meets an older vector; of another moment it serves for so many
-    seconds. Unknown users are told apart by their events.
-
-    `hits` and `misses` count users; `bytes` is what is kept now.
+    seconds. Unknown users are told apart by their events. `hits` and `misses` count users.
 
     Args:
         limit: bytes, least recently used vectors go first; 0: nothing is kept.
@@ -40,70 +37,48 @@ class UserVectorCache:
     """
 
     def __init__(self, limit: int, seconds: float) -> None:
-        self.limit, self.tolerance = limit, round(seconds * 1e6)
-        self.hits = self.misses = self.bytes = 0
-        self._kept: OrderedDict[Key, Kept] = OrderedDict()
-        self._lock = threading.Lock()
+        super().__init__(limit)
+        self.tolerance = round(seconds * 1e6)
 
-    def of(
+    def vectors(
         self,
         catalogue_version: int,
         length: int,
-        asked: Sequence[EncodedRequest],
-        make: Callable[[Sequence[EncodedRequest]], Array],
+        requests: Sequence[EncodedRequest],
+        compute: Callable[[Sequence[EncodedRequest]], Array],
     ) -> Array:
-        """The vectors (B, Q) of the users of requests; those that are not known are made together.
+        """The vectors (B, Q) of the users of requests; those not cached are computed together.
 
         Args:
-            edition: of the model and its rows; vectors of one never serve another.
+            catalogue_version: of the model and its rows; vectors of one never serve another.
             length: of the history that the model looks at.
-            asked: the requests.
-            make: the model.
+            requests: of the users.
+            compute: the model.
         """
-        events = [_seen(length, one) for one in asked]
+        events = [_last_events(length, request) for request in requests]
         keys = [
-            (catalogue_version, one.user, b"" if one.user else seen)
-            for one, seen in zip(asked, events, strict=True)
+            (catalogue_version, request.user, b"" if request.user else last)
+            for request, last in zip(requests, events, strict=True)
         ]
-        with self._lock:
-            found = [self._find(*three) for three in zip(keys, events, asked, strict=True)]
-        places = [place for place, vector in enumerate(found) if vector is None]
-        if places:
-            made = make([asked[place] for place in places])
-            for place, vector in zip(places, made, strict=True):
-                found[place] = vector
-            with self._lock:
-                for place in places:
-                    self._keep(keys[place], events[place], found[place], asked[place].now)
-        return np.stack(found)  # type: ignore[arg-type]
+        vectors = [self._cached(*entry) for entry in zip(keys, events, requests, strict=True)]
+        missing = [i for i, vector in enumerate(vectors) if vector is None]
+        if missing:
+            computed = compute([requests[i] for i in missing])
+            for i, vector in zip(missing, computed, strict=True):
+                vectors[i] = vector
+                # A copy, because a row of a batch would hold on to all of it.
+                entry = CachedVector(vector.copy(), events[i], requests[i].now)
+                self.put(keys[i], entry, len(events[i]) + vector.nbytes + OVERHEAD)
+        return np.stack(vectors)  # type: ignore[arg-type]
 
-    def _find(self, key: Key, seen: bytes, asked: EncodedRequest) -> Array | None:
-        kept = self._kept.get(key)
-        if kept is None or kept.seen != seen or abs(asked.now - kept.moment) >= self.tolerance:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._kept.move_to_end(key)
-        return kept.vector
+    def _cached(self, key: Key, events: bytes, request: EncodedRequest) -> Array | None:
+        def serves(cached: CachedVector) -> bool:
+            return cached.events == events and abs(request.now - cached.moment) < self.tolerance
 
-    def _keep(self, key: Key, seen: bytes, vector: Array | None, now: int) -> None:
-        assert vector is not None
-        self._forget(key)
-        kept = self._kept[key] = Kept(vector.copy(), seen, now)  # a row of a batch would hold on to all of it
-        self.bytes += _size(kept)
-        while self.bytes > self.limit:
-            self._forget(next(iter(self._kept)))
-
-    def _forget(self, key: Key) -> None:
-        kept = self._kept.pop(key, None)
-        if kept is not None:
-            self.bytes -= _size(kept)
+        cached = self.get(key, serves)
+        return None if cached is None else cached.vector
 
 
-def _seen(length: int, asked: EncodedRequest) -> bytes:
-    history, last = asked.history, slice(max(0, len(asked.history) - length), None)
+def _last_events(length: int, request: EncodedRequest) -> bytes:
+    history, last = request.history, slice(max(0, len(request.history) - length), None)
     return history.item[last].tobytes() + history.event[last].tobytes() + history.time[last].tobytes()
-
-
-def _size(kept: Kept) -> int:
-    return len(kept.seen) + kept.vector.nbytes + OVERHEAD

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from threading import Lock
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 
+from app.bundle.byte_cache import ByteBoundedCache
 from app.bundle.format.item_columns import Columns, Numbers, Spans, Texts, choices, merged, opposite, suits
 from app.bundle.format.layout import Array
 from app.errors import RequestError
@@ -18,14 +17,15 @@ from app.features import expression
 from app.features.expression import Compare, In, Join, Leaf, Like, Mistake, Node, Not, Null
 
 CONDITIONS = 32  # comparisons of a filter: each may touch every item
-CACHE_BYTES = 32 << 20
-PARSED = 1024  # filters kept parsed
+MATCH_BYTES = 32 << 20  # of cached matches, though at least two are cached
+MATCH_OVERHEAD = 100
+PARSED_BYTES = 8 << 20  # of cached parsed filters
+PARSED_CHARACTER, PARSED_OVERHEAD = 64, 1000  # bytes of a parsed filter, at most about
 
 _TWO: dict[str, Callable[[Array, Array], Array]] = {
     "=": np.equal, "!=": np.not_equal, "<": np.less, "<=": np.less_equal,
     ">": np.greater, ">=": np.greater_equal,
 }  # fmt: skip
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,13 @@ class Match:
 
 
 class Filters:
-    """Parses filters and finds what they hold for; remembers both. Safe to use from several threads."""
+    """Parses filters and finds what they hold for; caches both. Safe to use from several threads."""
 
     def __init__(self, columns: Columns) -> None:
         self._columns = columns
-        self._parsed: _Recent[Node] = _Recent(PARSED)
-        self._matches: _Recent[Match] = _Recent(max(2, CACHE_BYTES // max(1, columns.items)))
+        self._parsed: ByteBoundedCache[str, Node] = ByteBoundedCache(PARSED_BYTES)
+        two = 2 * (columns.items + MATCH_OVERHEAD)
+        self._matches: ByteBoundedCache[str, Match] = ByteBoundedCache(max(MATCH_BYTES, two))
 
     def check(self, text: str, field: str) -> None:
         """Parse a filter.
@@ -59,12 +60,25 @@ class Filters:
         Raises:
             RequestError: names `field`, and the columns where one is unknown; never the text itself.
         """
-        self._parsed.get(text, lambda: self._parse(text, field))
+        self._node(text, field)
 
     def match(self, text: str) -> Match:
         """What a checked filter holds for."""
-        node = self._parsed.get(text, lambda: self._parse(text, "filter"))
-        return self._matches.get(text, lambda: Match(self._mask(node, True)))
+        match = self._matches.get(text)
+        if match is None:
+            match = self._evaluate(text)
+            self._matches.put(text, match, match.mask.nbytes + MATCH_OVERHEAD)
+        return match
+
+    def _evaluate(self, text: str) -> Match:
+        return Match(self._mask(self._node(text, "filter"), True))
+
+    def _node(self, text: str, field: str) -> Node:
+        node = self._parsed.get(text)
+        if node is None:
+            node = self._parse(text, field)
+            self._parsed.put(text, node, PARSED_OVERHEAD + PARSED_CHARACTER * len(text))
+        return node
 
     def _parse(self, text: str, field: str) -> Node:
         try:
@@ -148,27 +162,6 @@ class Filters:
         known = ~(np.isnan(left) | np.isnan(right))
         found: Array = known & (_TWO[leaf.sign](left, right) == wanted)
         return found
-
-
-class _Recent(Generic[T]):
-    """Values by text; those used last stay, at most `limit`."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit, self._lock = limit, Lock()
-        self._held: OrderedDict[str, T] = OrderedDict()
-
-    def get(self, text: str, make: Callable[[], T]) -> T:
-        """The value of a text, made where it is not held."""
-        with self._lock:
-            if text in self._held:
-                self._held.move_to_end(text)
-                return self._held[text]
-        made = make()
-        with self._lock:
-            self._held[text] = made
-            while len(self._held) > self._limit:
-                self._held.popitem(last=False)
-        return made
 
 
 def _leaves(node: Node) -> list[Leaf]:

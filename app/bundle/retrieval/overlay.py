@@ -71,11 +71,7 @@ class PatchedFilters(Filters):
         super().__init__(columns)
         self._base, self._patch, self._parsed = base, patch, base._parsed
 
-    def match(self, text: str) -> Match:
-        """See Filters."""
-        return self._matches.get(text, lambda: self._patched(text))
-
-    def _patched(self, text: str) -> Match:
+    def _evaluate(self, text: str) -> Match:
         mask, base = np.zeros(self._patch.items, bool), self._base.match(text).mask
         mask[: len(base)] = base
         mask[self._patch.rows] = self._described.match(text).mask[1:]

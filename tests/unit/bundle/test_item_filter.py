@@ -142,7 +142,7 @@ def test_a_pattern_over_too_many_texts_is_refused(filters: Filters, monkeypatch:
 def test_matches_are_remembered_but_not_without_end(
     columns: Columns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("app.bundle.retrieval.item_filter.CACHE_BYTES", 3 * (ITEMS + 1))
+    monkeypatch.setattr("app.bundle.retrieval.item_filter.MATCH_BYTES", 3 * (ITEMS + 101))
     filters = Filters(columns)
     held = filters.match("price > 0")
     assert filters.match("price > 0") is held

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from app.bundle.format.histories import Events
 from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request.encode import EncodedRequest
-from app.bundle.request.requests import Context, HistoryEvent, RecommendRequest
+from app.bundle.request.requests import Context, RecommendRequest
 from app.bundle.runtime import Ranker
+from app.events import HistoryEvent
 from tests.bundles import NOW, bundle_of, random_model
 from tests.tiny import tiny_dataset
 
@@ -55,7 +56,7 @@ def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_mome
 ) -> None:
     states, oracle = UserVectorCache(limit, tolerance / SECOND), Model()
     for catalogue_version, some in steps:
-        found = states.of(
+        found = states.vectors(
             catalogue_version,
             LENGTH,
             some,
@@ -73,11 +74,13 @@ def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_mome
 
 def test_only_those_that_are_not_known_are_made_and_events_before_the_last_do_not_matter() -> None:
     states, model = UserVectorCache(ROOM, 10.0), Model()
-    states.of(1, LENGTH, [asked(1, [1, 2, 3])], model)
-    states.of(1, LENGTH, [asked(2, []), asked(1, [9, 1, 2, 3]), asked(1, [2, 3, 1])], model)
+    states.vectors(1, LENGTH, [asked(1, [1, 2, 3])], model)
+    states.vectors(1, LENGTH, [asked(2, []), asked(1, [9, 1, 2, 3]), asked(1, [2, 3, 1])], model)
     assert model.batches == [1, 2]
     assert (states.hits, states.misses) == (1, 3)
-    assert all(kept.vector.base is None for kept in states._kept.values())  # none holds on to its batch
+    assert all(
+        cached.vector.base is None for cached, _ in states._entries.values()
+    )  # none holds on to its batch
 
 
 OTHERS = [asked(2, [1]), asked(1, [2]), asked(1, [1], kind=2), asked(1, [1], time=6), asked(1, [])]
@@ -87,7 +90,7 @@ OTHERS = [asked(2, [1]), asked(1, [2]), asked(1, [1], kind=2), asked(1, [1], tim
 def test_another_user_or_event_is_another_vector(other: EncodedRequest) -> None:
     states, model = UserVectorCache(ROOM, 10.0), Model()
     for one in (asked(1, [1]), other):
-        states.of(1, LENGTH, [one], model)
+        states.vectors(1, LENGTH, [one], model)
     assert (states.hits, states.misses) == (0, 2)
 
 
@@ -98,9 +101,9 @@ def test_a_failure_of_the_model_leaves_nothing_behind() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        states.of(1, LENGTH, [asked(1, [1])], broken)
+        states.vectors(1, LENGTH, [asked(1, [1])], broken)
     assert states.bytes == 0
-    assert states.of(1, LENGTH, [asked(1, [1])], Model())[0, 1] == 1
+    assert states.vectors(1, LENGTH, [asked(1, [1])], Model())[0, 1] == 1
 
 
 def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
@@ -109,7 +112,7 @@ def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
     def use(seed: int) -> bool:
         rng = np.random.default_rng(seed)
         users = rng.integers(0, 20, 300).tolist()
-        return all(states.of(1, LENGTH, [asked(user, [user])], model)[0, 1] == user for user in users)
+        return all(states.vectors(1, LENGTH, [asked(user, [user])], model)[0, 1] == user for user in users)
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(use, range(4)))
