@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import secrets
@@ -12,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from cluster.errors import ClusterError
 
@@ -47,8 +47,7 @@ def home() -> Path:
 @contextmanager
 def locked() -> Iterator[None]:
     """One `up` or `down` at a time."""
-    with (home() / "cluster.lock").open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
+    with FileLock(home() / "cluster.lock"):
         yield
 
 

