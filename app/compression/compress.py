@@ -46,7 +46,14 @@ def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> A
         curve = json.loads((checkpoint / "curve.json").read_bytes())
         with publish(out, "checkpoint", recipe.part("compress"), parents) as draft:
             save_checkpoint(
-                draft.path, source.model, source.name, source.hyperparameters, rows, precision, curve
+                draft.path,
+                source.model,
+                source.name,
+                source.hyperparameters,
+                source.trained,
+                rows,
+                precision,
+                curve,
             )
             draft.figures |= _figures(rows, draft.path / "rows") | {"rows": precision, "pruned": pruned}
     return open_artifact(out, "checkpoint", verify=False)

@@ -2,6 +2,8 @@
 
 model.json           {name, hyperparameters}
 weights.safetensors
+trained.safetensors  "user" (users,) and "item" (items,) bool: ids with an event in the part that the weights
+                     were trained on; "log_popularity" (items,) float32: the share of its events, as log
 rows/                stored rows "user", "history", "item", when compressed (app.tables.rows)
 curve.json           [{epoch, loss, seconds, validation figures}]
 """
@@ -25,25 +27,30 @@ from app.models.base import Model
 from app.models.build import build_model
 from app.tables.rows import Precision, Rows, write_rows
 
+TRAINED = "trained.safetensors"
+
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained model, in evaluation mode.
 
-    `rows` has the stored rows by name where the checkpoint is compressed, else it is None.
+    `trained` has for "user" (users,) and "item" (items,) a bool an id: whether it had an event, of
+    any label, in the part that the weights were trained on; row 0 is False. `rows` has the stored
+    rows by name where the checkpoint is compressed, else it is None.
     """
 
     artifact: Artifact
     model: Model
     name: str
     hyperparameters: dict[str, Any]
+    trained: dict[str, Array]
     rows: dict[str, Rows] | None
 
     @property
     def curve(self) -> list[dict[str, float]]:
         """Loss and validation figures of each epoch."""
-        found: list[dict[str, float]] = json.loads((self.artifact.path / "curve.json").read_bytes())
-        return found
+        epochs: list[dict[str, float]] = json.loads((self.artifact.path / "curve.json").read_bytes())
+        return epochs
 
 
 def save_checkpoint(
@@ -51,6 +58,7 @@ def save_checkpoint(
     model: Model,
     name: str,
     hyperparameters: Mapping[str, Any],
+    trained: Mapping[str, Array],
     rows: Mapping[str, Array] | None = None,
     precision: Precision = "float32",
     curve: Sequence[Mapping[str, float]] = (),
@@ -59,10 +67,13 @@ def save_checkpoint(
 
     Args:
         name, hyperparameters: what `build_model` made the model from.
+        trained: "user" and "item" bool, as `Dataset.trained` of what it was trained on.
         rows: (N, D) float32 by name, to be stored at `precision`; None: not compressed.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, folder / "weights.safetensors")
+    known = {key: torch.from_numpy(rows) for key, rows in trained.items()}
+    save_file({**known, "log_popularity": model.log_popularity.cpu().contiguous()}, folder / TRAINED)
     described = {"name": name, "hyperparameters": dict(hyperparameters)}
     (folder / "model.json").write_text(json.dumps(described, indent=1))
     (folder / "curve.json").write_text(json.dumps([dict(line) for line in curve], indent=1))
@@ -71,16 +82,22 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
-    """Open, verify and rebuild the checkpoint at `path` over the data set it was trained on.
+    """Open, verify and rebuild the checkpoint at `path`.
+
+    Args:
+        dataset: the one that it was trained on, or another with the same ids and features, such as the
+            one whose parts were merged for it: what the weights saw comes with the checkpoint.
 
     Raises:
-        ArtifactError: damaged, or trained on another data set.
+        ArtifactError: damaged, trained on another data set, or written by an older version.
     """
     artifact = open_artifact(path, "checkpoint")
     described = json.loads((artifact.path / "model.json").read_bytes())
     model = build_model(described["name"], described["hyperparameters"], dataset)
+    trained = _read_trained(artifact.path / TRAINED)
     try:
         model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
+        model.log_popularity.copy_(trained.pop("log_popularity"))
     except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"the weights do not fit the data set at {dataset.path}",
@@ -89,7 +106,19 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
         ) from error
     stored = sorted((artifact.path / "rows").glob("*.json"))
     rows = {file.stem: Rows.open(file.parent, file.stem) for file in stored} or None
-    return Checkpoint(artifact, model.eval(), described["name"], described["hyperparameters"], rows)
+    known = {key: tensor.numpy() for key, tensor in trained.items()}
+    return Checkpoint(artifact, model.eval(), described["name"], described["hyperparameters"], known, rows)
+
+
+def _read_trained(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        raise ArtifactError(
+            "the file is missing: an older version wrote this checkpoint",
+            where=str(path),
+            remedy="train again",
+        )
+    tensors: dict[str, torch.Tensor] = load_file(path)
+    return tensors
 
 
 def weights_of(model: Model) -> tuple[int, int]:

@@ -126,7 +126,8 @@ def _publish(recipe: Recipe, dataset: Dataset, out: Path, model: Model, place: T
     parameters, size = weights_of(model)
     with publish(out, "checkpoint", checkpoint_settings(recipe), _parents(dataset)) as draft:
         hyperparameters = recipe.model.hyperparameters
-        save_checkpoint(draft.path, model, recipe.model.name, hyperparameters, curve=place.curve)
+        name, trained = recipe.model.name, dataset.trained
+        save_checkpoint(draft.path, model, name, hyperparameters, trained, curve=place.curve)
         draft.figures.update(
             epochs=place.epoch,
             best_epoch=place.best_epoch,

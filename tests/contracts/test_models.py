@@ -151,7 +151,7 @@ def test_a_checkpoint_gives_the_same_logits(name: str, dataset: Dataset, tmp_pat
     torch.manual_seed(1)
     model = build_model(name, {}, dataset).eval()
     with publish(tmp_path / "checkpoint", "checkpoint", {}, {}) as draft:
-        save_checkpoint(draft.path, model, name, {})
+        save_checkpoint(draft.path, model, name, {}, dataset.trained)
     loaded = load_checkpoint(tmp_path / "checkpoint", dataset)
     asked = batch(model, 4, 6, dataset.schema.history)
     assert torch.equal(loaded.model(asked), model(asked))

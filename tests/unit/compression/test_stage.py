@@ -77,7 +77,10 @@ def test_rows_are_those_of_the_pruned_model(dataset: Dataset, trained: Path, tmp
         expected = checkpoint.model.item_rows(torch.arange(dataset.schema.items)).numpy()
     assert checkpoint.rows is not None
     np.testing.assert_allclose(checkpoint.rows["item"].all(), expected, atol=1e-6)
-    assert checkpoint.curve == load_checkpoint(trained, dataset).curve
+    source = load_checkpoint(trained, dataset)
+    assert checkpoint.curve == source.curve
+    for name, rows in source.trained.items():
+        np.testing.assert_array_equal(checkpoint.trained[name], rows)
 
 
 def test_the_bundle_serves_what_was_evaluated(dataset: Dataset, trained: Path, tmp_path: Path) -> None:

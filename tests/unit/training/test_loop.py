@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from app.artifact import Artifact, open_artifact
+from app.artifact import Artifact, open_artifact, publish
 from app.data.dataset import Dataset
 from app.errors import ArtifactError, MachineError, RecipeError
+from app.models.build import build_model
 from app.recipe import Recipe, parse
-from app.training.checkpoint import load_checkpoint
+from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.hosts import PROGRESS, LocalHost
 from app.training.loop import Loop
 from app.training.train import fit, train
@@ -258,6 +259,35 @@ def test_an_attempt_without_a_checkpoint_is_told(
 
 def _stop(*_: Any) -> dict[str, float]:
     raise Stopped
+
+
+@pytest.mark.parametrize("model", ["mlp", "popularity"])
+def test_a_checkpoint_knows_which_ids_it_was_trained_on(tmp_path: Path, model: str) -> None:
+    """Ids of other parts alone, and row 0, are not among them; an event of any label counts."""
+    dataset = tiny_dataset(tmp_path / "dataset", skips=0.3)
+    part = dataset.path / "train"
+    item = np.load(part / "item.npy")
+    negative = np.load(part / "label.npy") == 0
+    item[(item == 7) | ((item == 8) & ~negative)] = 9  # 7 has no event left, 8 negative ones alone
+    np.save(part / "item.npy", item)
+    dataset = Dataset.open(dataset.path, verify=False)
+    found = fit(recipe(epochs=1, model={"name": model}), dataset, tmp_path / "a")
+    trained = load_checkpoint(found.path, dataset).trained
+    assert {name: (rows.dtype, len(rows)) for name, rows in trained.items()} == {
+        "user": (np.dtype(bool), dataset.schema.users),
+        "item": (np.dtype(bool), dataset.schema.items),
+    }
+    assert not trained["item"][[0, 7]].any() and trained["item"][[8, 9]].all() and not trained["user"][0]
+    assert np.flatnonzero(trained["item"]).tolist() == np.unique(item).tolist()
+
+
+def test_a_checkpoint_without_that_is_an_old_one(dataset: Dataset, tmp_path: Path) -> None:
+    with publish(tmp_path / "a", "checkpoint", {}, {}) as draft:
+        model = build_model("mlp", {}, dataset)
+        save_checkpoint(draft.path, model, "mlp", {}, dataset.trained)
+        (draft.path / "trained.safetensors").unlink()
+    with pytest.raises(ArtifactError, match=r"trained\.safetensors.*train again"):
+        load_checkpoint(tmp_path / "a", dataset)
 
 
 def test_a_baseline_is_fitted_and_published(dataset: Dataset, tmp_path: Path) -> None:
