@@ -32,6 +32,7 @@ from app.stores.base import open_store
 from app.terminal.console import progress, say
 
 APPLICATION = "rayrec"
+STORE = "RAYREC_STORE"  # variable with the location of the store, for services of a configuration file
 LOG = {"enable_access_log": False, "log_level": "ERROR"}
 READY_S = 30.0
 STOPPED_S = 15.0
@@ -160,23 +161,42 @@ def _is_redis(settings: Serve) -> bool:
 def build(args: Mapping[str, Any]) -> Any:
     """The application of a Serve configuration file (`import_path: app.serving.service:build`).
 
-    The API key comes from the cluster's environment.
+    The API key comes from the cluster's environment, and so may the store (RAYREC_STORE), because the
+    URL of a Redis may hold a password.
 
     Args:
         args: `bundle`, its folder or URI, and any keys of the recipe's [serve] section; host and port
             say where the configuration's http_options listen.
 
     Raises:
-        RecipeError: no bundle, an unknown key, or an open address without an API key.
+        RecipeError: no bundle, an unknown key, an open address without an API key, or a store of
+            one machine where replicas may run on several.
     """
-    content = dict(args)
+    content = {"store": os.environ.get(STORE, ""), **args}
     bundle = content.pop("bundle", "")
     if not bundle:
         raise RecipeError("no bundle", where="args.bundle", remedy="name the folder of a bundle")
     settings = parse({"serve": content}, "args").serve
     key = os.environ.get(API_KEY, "")
     check_exposure(settings, key)
+    _check_shared_store(settings)
     return _application(bundle, settings, key, LOG)
+
+
+def _check_shared_store(settings: Serve) -> None:
+    """Refuse SQLite where replicas may run on several nodes: over a shared volume its file gets damaged."""
+    import ray
+
+    nodes = ray.nodes() if ray.is_initialized() else []  # type: ignore[no-untyped-call]
+    computing = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    grows = bool(os.environ.get("RAY_CLUSTER_NAME")) and settings.max_replicas > 1  # KubeRay adds nodes
+    if (len(computing) > 1 or grows) and not _is_redis(settings):
+        raise RecipeError(
+            f"{settings.store or 'a folder beside the bundle'} is a store for one machine, and replicas may "
+            "run on several nodes",
+            where="serve.store",
+            remedy=f"name a Redis (rediss://...), in ${STORE} where its URL has a password",
+        )
 
 
 def _start(bundle: str, settings: Serve, key: str, verbose: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from app.ray import haproxy
 from app.recipe import parse
 from cluster.errors import ClusterError
 from cluster.serve_config import serve_config
@@ -115,6 +117,55 @@ def test_an_image_copies_what_exists_and_runs_as_a_user(name: str) -> None:
     copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
     assert all((REPOSITORY / word).exists() for word in copied if word != "README.md")
     assert lines.index("USER rayrec") > max(i for i, line in enumerate(lines) if line.startswith("RUN"))
+
+
+def variables_of(dockerfile: str) -> dict[str, str]:
+    text = (FOLDER / dockerfile).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.startswith("ENV ")]
+    pairs = [word.partition("=") for line in lines for word in shlex.split(line)[1:]]
+    return {name: value for name, _, value in pairs}
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", "Dockerfile.serve"])
+def test_an_image_sets_the_environment_of_every_ray_node(name: str) -> None:
+    """KubeRay starts Ray by itself: what the image does not set, no pod has."""
+    assert haproxy.variables().items() <= variables_of(name).items()
+    assert "wget" in (FOLDER / name).read_text()  # KubeRay's probes of the workers call it
+
+
+def test_the_serving_image_starts_haproxy_as_the_application_does(tmp_path: Path) -> None:
+    image = variables_of("Dockerfile.serve")
+    for variable, value in haproxy.environment(tmp_path).items():
+        if variable == haproxy.BINARY:
+            assert image[variable].endswith("/".join(Path(value).parts[-3:]))
+        else:
+            assert image[variable] == value.replace(str(tmp_path), "/opt/rayrec")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_manifest_says_from_which_kuberay_on_it_is_safe(name: str) -> None:
+    assert "KubeRay 1.5.1 or later" in (FOLDER / "kuberay" / f"{name}.yaml").read_text()
+
+
+def test_workers_come_and_go_where_their_number_has_a_range() -> None:
+    for name in KINDS:
+        cluster = cluster_of(name)
+        ranges = any(group["minReplicas"] < group["maxReplicas"] for group in cluster["workerGroupSpecs"])
+        assert bool(cluster.get("enableInTreeAutoscaling")) == ranges, name
+
+
+def test_the_service_keeps_feedback_in_a_redis_from_a_secret_and_serves_through_haproxy() -> None:
+    config = validated(manifest("rayservice")["spec"]["serveConfigV2"])
+    assert "store" not in config["applications"][0]["args"]  # an SQLite file, or a password in the open
+    cluster = cluster_of("rayservice")
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        (container,) = group["template"]["spec"]["containers"]
+        variables = {variable["name"]: variable for variable in container["env"]}
+        assert variables["RAY_SERVE_ENABLE_HA_PROXY"]["value"] == "1"
+        assert variables["RAYREC_STORE"]["valueFrom"]["secretKeyRef"] == {
+            "name": "rayrec-store",
+            "key": "url",
+        }
 
 
 def test_the_serving_image_has_neither_torch_nor_pandas() -> None:

@@ -125,3 +125,33 @@ def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.Monkey
         build({"bundle": "/data/bundle", "max_replica": 4})
     with pytest.raises(RecipeError, match="RAYREC_API_KEY"):
         build({"bundle": "/data/bundle", "host": "0.0.0.0"})
+
+
+@pytest.mark.parametrize(
+    ("nodes", "store", "autoscaled", "refused"),
+    [
+        ([4], "", False, False),
+        ([4, 4], "", False, True),
+        ([0, 4], "", False, False),  # a head that runs no replica
+        ([4, 4], "/data/store", False, True),
+        ([4, 4], "rediss://:secret@redis:6379/0", False, False),
+        ([0, 4], "", True, True),  # KubeRay starts further nodes for further replicas
+    ],
+)
+def test_several_nodes_need_a_store_that_they_can_share(
+    monkeypatch: pytest.MonkeyPatch, nodes: list[int], store: str, autoscaled: bool, refused: bool
+) -> None:
+    found = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.setattr("ray.nodes", lambda: found)
+    monkeypatch.setenv("RAYREC_STORE", store)
+    monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
+    if autoscaled:
+        monkeypatch.setenv("RAY_CLUSTER_NAME", "rayrec")
+    if not refused:
+        assert build({"bundle": "/data/bundle", "max_replicas": 4}) is not None
+        return
+    with pytest.raises(RecipeError, match="several nodes") as refusal:
+        build({"bundle": "/data/bundle", "max_replicas": 4})
+    assert refusal.value.where == "serve.store"
+    assert "secret" not in str(refusal.value)
