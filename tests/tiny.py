@@ -153,6 +153,7 @@ def _features(
         item_categories=[TASTES + 1] * width,
         user_categories=[3] * width,
         end_time=0,
+        positive=[False, True, True, False],
     )
 
 

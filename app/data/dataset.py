@@ -36,10 +36,12 @@ import numpy as np
 import numpy.typing as npt
 
 from app.artifact import Artifact, open_artifact
+from app.errors import ArtifactError
 from app.tables.strings import Strings
 
 Array = npt.NDArray[Any]
 COLUMNS = ("user", "item", "time", "event", "value", "label")
+BLOCK = 1 << 20  # rows handled at a time
 
 
 class Schema(msgspec.Struct, frozen=True):
@@ -56,7 +58,13 @@ class Schema(msgspec.Struct, frozen=True):
     item_categories: list[int]  # rows of each category's vocabulary, row 0 unknown
     user_categories: list[int]
     end_time: int  # microseconds: last event of the training part
-    extra: dict[str, Any] = {}
+    positive: list[bool]  # by row of `events`: whether the type is to be predicted
+
+
+def column_type(name: str) -> np.dtype[Any]:
+    """The type of an array of COLUMNS on disk."""
+    kinds = {"user": np.int32, "item": np.int32, "time": np.int64, "event": np.uint8}
+    return np.dtype(kinds.get(name, np.float32))
 
 
 @dataclass(frozen=True)
@@ -87,9 +95,8 @@ class Part:
     def save(folder: Path, columns: Mapping[str, Array], users: int, negatives: Array | None = None) -> None:
         """Write columns sorted by user; `users` counts row 0."""
         folder.mkdir(parents=True, exist_ok=True)
-        kinds = {"user": np.int32, "item": np.int32, "time": np.int64, "event": np.uint8}
         for name in COLUMNS:
-            np.save(folder / f"{name}.npy", np.ascontiguousarray(columns[name], kinds.get(name, np.float32)))
+            np.save(folder / f"{name}.npy", np.ascontiguousarray(columns[name], column_type(name)))
         indptr = np.searchsorted(columns["user"], np.arange(users + 1)).astype(np.int64)
         np.save(folder / "indptr.npy", indptr)
         if negatives is not None:
@@ -101,11 +108,15 @@ class Dataset:
 
     def __init__(self, artifact: Artifact) -> None:
         self.artifact, self.path = artifact, artifact.path
-        self.schema = msgspec.json.decode((self.path / "schema.json").read_bytes(), type=Schema)
+        self.schema = _read_schema(self.path / "schema.json")
 
     @classmethod
     def open(cls, path: Path, *, verify: bool = True) -> Dataset:
-        """Open and verify the data set artefact at `path`."""
+        """Open and verify the data set artefact at `path`.
+
+        Raises:
+            ArtifactError: absent, damaged, no data set, or written by another version.
+        """
         return cls(open_artifact(path, "dataset", verify=verify))
 
     @cached_property
@@ -123,6 +134,33 @@ class Dataset:
         """Events of the reported figures."""
         return Part.load(self.path / "test")
 
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """The parts that hold events, in the order train, valid, test: together every event kept."""
+        return tuple(part for part in (self.train, self.valid, self.test) if len(part))
+
+    def labels(self, part: Part, rows: slice = slice(None)) -> Array:
+        """(N,) float32: the labels that the types of a part's events imply, 1 or 0.
+
+        They are what was observed. `part.label` differs from them where the split hides a label: the
+        earlier events of held-out users, and repeats that `new_items_only` does not test.
+        """
+        return np.array(self.schema.positive, np.float32)[part.event[rows]]
+
+    def positive_counts(self, *parts: Part) -> Array:
+        """(items,) int64: events of each item to predict by their type, in these parts together.
+
+        `dataset.positive_counts(*dataset.parts)` counts every event kept. Row 0 counts what the k-core
+        dropped from given test files.
+        """
+        counts = np.zeros(self.schema.items, np.int64)
+        for part in parts:
+            for start in range(0, len(part), BLOCK):
+                rows = slice(start, start + BLOCK)
+                chosen = part.item[rows][self.labels(part, rows) > 0]
+                counts += np.bincount(chosen, minlength=len(counts))
+        return counts
+
     @cached_property
     def users(self) -> Strings:
         """User ids by row."""
@@ -138,10 +176,21 @@ class Dataset:
         return np.asarray(np.load(self.path / "features" / f"{name}.npy", mmap_mode="r"))
 
     @cached_property
+    def trained(self) -> dict[str, Array]:
+        """ "user" (users,) and "item" (items,) bool: ids with an event in the training part, of any label."""
+        rows = {"user": self.schema.users, "item": self.schema.items}
+        trained = {name: np.zeros(count, bool) for name, count in rows.items()}
+        for name, known in trained.items():
+            column = getattr(self.train, name)
+            for start in range(0, len(column), BLOCK):
+                known[column[start : start + BLOCK]] = True
+            known[0] = False
+        return trained
+
+    @cached_property
     def popularity(self) -> Array:
-        """(items,) int64: positive training events of each item."""
-        positive = np.asarray(self.train.item)[np.asarray(self.train.label) > 0]
-        return np.bincount(positive, minlength=self.schema.items)
+        """(items,) int64: positive training events of each item; nothing of the parts held out."""
+        return self.positive_counts(self.train)
 
     def history(
         self, ends: Array, part: Part | None = None, length: int | None = None
@@ -180,3 +229,12 @@ class Dataset:
         order = np.argsort(np.where(item > 0, time, np.iinfo(np.int64).min), axis=1, kind="stable")
         order = order[:, -self.schema.history :]
         return tuple(np.take_along_axis(column, order, 1) for column in (item, event, time))  # type: ignore[return-value]
+
+
+def _read_schema(path: Path) -> Schema:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Schema)
+    except msgspec.ValidationError as error:
+        raise ArtifactError(
+            f"not the schema that this version reads ({error})", where=str(path), remedy="run prepare again"
+        ) from None

@@ -25,7 +25,7 @@ from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
 from app.data.dataset import Schema
 from app.data.input.files import digests, find
-from app.data.prepare.buckets import core, dedupe_sort_all, finalize_all, number_items
+from app.data.prepare.buckets import core, dedupe_sort_all, finalize_all, number_items, positive_types
 from app.data.prepare.concat import fill_values, join_parts, write_strings
 from app.data.prepare.content_features import write_features, write_raw
 from app.data.prepare.dedupe_sort import read_batch
@@ -167,6 +167,7 @@ def _describe(
         item_categories=of_items.categories,
         user_categories=of_users.categories,
         end_time=end,
+        positive=positive_types(ingested.events, ingested.plan.data),
     )
 
 

@@ -84,6 +84,7 @@ def _describe(folder: Path, items: int, end: int) -> None:
         item_categories=[],
         user_categories=[],
         end_time=end,
+        positive=[False, True],
     )
     (folder / "schema.json").write_bytes(msgspec.json.encode(schema))
     Strings.save(folder / "users", ["", *(f"u{row:06}" for row in range(1, USERS + 1))])

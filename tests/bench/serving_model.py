@@ -126,6 +126,7 @@ def _schema(end_time: int) -> Schema:
         item_categories=[],
         user_categories=[],
         end_time=end_time,
+        positive=[False, True],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from app.data.prepare.ingest import Ingested
 from app.data.prepare.outliers import Column, find_outlier_bounds
 from app.data.prepare.plan import Plan
 from app.data.ray_map import run_all
+from app.recipe import Data
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
@@ -76,14 +78,17 @@ def number_items(plan: Plan, items: pl.DataFrame, kept: Array) -> pl.DataFrame:
 
 def finalize_all(plan: Plan, ingested: Ingested, deduped: DedupedBuckets) -> list[Json]:
     """Phase 3 of all buckets; their reports in order."""
-    positive = np.array(
-        [bool(e) and (not plan.data.positive or e in plan.data.positive) for e in ingested.events]
-    )
+    positive = np.array(positive_types(ingested.events, plan.data))
     first = 1 + np.concatenate([[0], np.cumsum(deduped.users)])
     cuts = _cuts(plan, deduped.rows)
     calls = [(b, plan, int(first[b]), cuts, positive, deduped.width) for b in range(plan.buckets)]
     made = dict(run_all(finalize, calls, "splitting", plan.scratch))
     return [made[bucket] for bucket in range(plan.buckets)]
+
+
+def positive_types(events: Sequence[str], data: Data) -> list[bool]:
+    """Whether each event type is one to predict; row 0 is padding."""
+    return [bool(event) and (not data.positive or event in data.positive) for event in events]
 
 
 def _cuts(plan: Plan, rows: int) -> tuple[int, int]:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from app.data.dataset import COLUMNS
-from app.data.prepare.finalize import PARTS, TYPES
+from app.data.dataset import COLUMNS, column_type
+from app.data.prepare.finalize import PARTS
 
 Array = npt.NDArray[Any]
 _COPY = 1 << 22
@@ -32,9 +32,7 @@ def join_parts(scratch: Path, out: Path, rows: dict[str, list[int]], width: int)
         buckets = range(len(rows[part]))
         for name in COLUMNS:
             files = [scratch / part / f"{name}.{b}" for b in buckets]
-            _join(
-                files, out / part / f"{name}.npy", np.dtype(TYPES.get(name, np.float32)), (sum(rows[part]),)
-            )
+            _join(files, out / part / f"{name}.npy", column_type(name), (sum(rows[part]),))
         counts = [np.fromfile(scratch / part / f"indptr.{b}", np.int64) for b in buckets]
         # Row 0 is the unknown user, who has no events: indptr[0] = indptr[1] = 0.
         np.save(out / part / "indptr.npy", np.concatenate([[0, 0], np.cumsum(np.concatenate(counts))]))

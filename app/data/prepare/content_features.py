@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 
 from app.data.prepare.clean import MISSING_EVENT
 from app.data.values.text import as_number
+from app.features.base import Feature
 from app.features.columns import FILLS, FittedColumns, fit_columns
-from app.recipe import AttributeFeature, NumberFeature
 
 Array = npt.NDArray[Any]
 _BLOCK = 1 << 16
@@ -25,7 +25,7 @@ _BLOCK = 1 << 16
 def write_features(
     folder: Path,
     name: str,
-    specs: Sequence[AttributeFeature],
+    specs: Sequence[Feature],
     columns: pl.DataFrame,
     train: Array,
     missing: dict[str, str],
@@ -82,10 +82,10 @@ def _filled(column: pl.Series, fill: str) -> Array:
     )
 
 
-def write_raw(path: Path, columns: pl.DataFrame, specs: Sequence[AttributeFeature]) -> None:
+def write_raw(path: Path, columns: pl.DataFrame, specs: Sequence[Feature]) -> None:
     """Raw attributes as Parquet, row 0 (unknown) first; numbers where a feature says so."""
     path.parent.mkdir()
-    numbers = {s.column for s in specs if isinstance(s, NumberFeature)}
+    numbers = {feature.column for feature in specs if feature.cells == "number"}
     made = columns.select(
         as_number(c, columns.schema).alias(c) if c in numbers else pl.col(c) for c in columns.columns
     )

@@ -15,16 +15,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from app.data.dataset import COLUMNS
+from app.data.dataset import COLUMNS, column_type
 from app.data.prepare.dedupe_sort import read_batch, write_late, write_table
 from app.data.prepare.plan import Plan
-from app.data.prepare.splits import NONE, assign
+from app.data.prepare.splits import assign
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
 PARTS = ("train", "valid", "test")
 ITEM_ROWS, ALIVE = "item_rows.npy", "alive.npy"
-TYPES = {"user": np.int32, "item": np.int32, "time": np.int64, "event": np.uint8}
 
 
 def core_round(bucket: int, plan: Plan) -> Json:
@@ -80,12 +79,12 @@ def finalize(
     rows = {name: column[kept] for name, column in rows.items()}
     rows["label"] = positive[rows["event"]].astype(np.float32)
     batch = read_batch(scratch / f"bucket-{bucket}.users")
-    part = assign(rows, batch["hash"].to_numpy(), plan.split, plan.seed, cuts)
+    part, repeated = assign(rows, batch["hash"].to_numpy(), plan.split, plan.seed, cuts)
     alive, rows["user"] = np.unique(rows["user"], return_inverse=True)
     rows["user"] += first_user
     rows["item"] = np.load(scratch / ITEM_ROWS, mmap_mode="r")[rows["item"]]
     write_table(scratch / f"bucket-{bucket}.final", pa.Table.from_batches([batch]).take(pa.array(alive)))
-    report: Json = {"rows": {}, "repeated": int((part == NONE).sum()), "core": int((~kept).sum())}
+    report: Json = {"rows": {}, "repeated": repeated, "core": int((~kept).sum())}
     for number, name in enumerate(PARTS):
         chosen = np.flatnonzero(part == number)
         _write_part(scratch / name, bucket, {n: rows[n][chosen] for n in COLUMNS}, (first_user, len(alive)))
@@ -100,7 +99,7 @@ def finalize(
 def _write_part(folder: Path, bucket: int, columns: dict[str, Array], users: tuple[int, int]) -> None:
     folder.mkdir(exist_ok=True)
     for name, column in columns.items():
-        column.astype(TYPES.get(name, np.float32)).tofile(folder / f"{name}.{bucket}")
+        column.astype(column_type(name)).tofile(folder / f"{name}.{bucket}")
     first, count = users
     counts = np.bincount(columns["user"] - first, minlength=count).astype(np.int64)
     counts.tofile(folder / f"indptr.{bucket}")

@@ -12,7 +12,8 @@
     given       test files test; the last positive training event of a user with two or more
                 validates.
 
-A share `valid` or `test` of 0 leaves that part out.
+A share `valid` or `test` of 0 leaves that part out. With `new_items_only`, events after training on an
+item that the user has in training have label 0: they are history, and not tested.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from app.data.values.text import mix
 from app.recipe import Split
 
 Array = npt.NDArray[Any]
-TRAIN, VALID, TEST, NONE = range(4)
+TRAIN, VALID, TEST = range(3)
 
 
-def assign(rows: dict[str, Array], hashes: Array, split: Split, seed: int, cuts: tuple[int, int]) -> Array:
-    """The part (N,) of each row; may set labels to 0.
+def assign(
+    rows: dict[str, Array], hashes: Array, split: Split, seed: int, cuts: tuple[int, int]
+) -> tuple[Array, int]:
+    """The part (N,) of each row, and how many repeats are not tested; sets labels to 0 to hide them.
 
     Args:
         rows: user (positions in the bucket), time, row, test, label, item; sorted by user and time.
@@ -49,9 +52,8 @@ def assign(rows: dict[str, Array], hashes: Array, split: Split, seed: int, cuts:
         part = _given(rows, split)
     else:
         part = _leave_last(rows, split)
-    if split.new_items_only:
-        part = _only_new(rows, part)
-    return part.astype(np.uint8)
+    repeated = _hide_repeats(rows, part) if split.new_items_only else 0
+    return part.astype(np.uint8), repeated
 
 
 def positives_from_here(user: Array, label: Array) -> Array:
@@ -107,8 +109,12 @@ def uniform(keys: Array, seed: int) -> Array:
     return (mix(keys ^ start) >> np.uint64(11)) / 2.0**53
 
 
-def _only_new(rows: dict[str, Array], part: Array) -> Array:
-    """Leave out of validation and test what the user did with an item they have in training."""
+def _hide_repeats(rows: dict[str, Array], part: Array) -> int:
+    """Label 0 for what users do after training with an item that they have in training; returns how many.
+
+    These events stay in their part as history.
+    """
     pair = rows["user"].astype(np.int64) << 32 | rows["item"].astype(np.int64)
-    seen = np.isin(pair, np.unique(pair[part == TRAIN]))
-    return np.where(seen & (part != TRAIN), NONE, part)
+    repeated = np.isin(pair, np.unique(pair[part == TRAIN])) & (part != TRAIN)
+    rows["label"] = np.where(repeated, 0, rows["label"])
+    return int(repeated.sum())

@@ -45,7 +45,7 @@ def leave_last(shop: Path, out: Path, kept: Callable[[str], bool] = lambda item:
     part[walks.indptr[1:] - 2], part[walks.indptr[1:] - 1] = 1, 2
     columns = {"user": user, "item": item, "time": (np.asarray(walks.time, np.int64) + START) * 1_000_000}
     columns |= {name: np.ones(len(user)) for name in ("event", "value", "label")}
-    schema = Schema(users + 1, len(names), ["", "view"], 10, [], 0, 0, 0, [], [], 0)
+    schema = Schema(users + 1, len(names), ["", "view"], 10, [], 0, 0, 0, [], [], 0, [False, True])
     with publish(out, "dataset", {}, {}) as draft:
         for code, name in enumerate(("train", "valid", "test")):
             rows = (part == code) & ((item > 0) | (code == 2))

@@ -151,7 +151,8 @@ def test_an_item_of_the_test_part_alone_has_a_row(tmp_path: Path) -> None:
 def test_only_new_pairs(tmp_path: Path) -> None:
     events = [("a", "x", 1), ("a", "y", 2), ("a", "x", 3), ("b", "x", 1), ("b", "y", 2), ("b", "z", 3)]
     dataset = split(tmp_path, events, {"new_items_only": True})
-    assert placed(dataset)["test"] == [("b", "z", 3)]
+    assert placed(dataset, positive=True)["test"] == [("b", "z", 3)]
+    assert placed(dataset)["test"] == [("a", "x", 3), ("b", "z", 3)]  # history all the same
     assert dataset.artifact.figures["repeated"] == 1
 
 
