@@ -11,12 +11,25 @@ import json
 import os
 import tomllib
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from app.errors import RecipeError
+from app.features.base import Feature
+from app.features.kinds import DEFAULT, feature_class, kind_names, settings_of
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -96,39 +109,26 @@ class Split(Section):
     new_items_only: bool = Field(False, description="test only pairs that training has not seen")
 
 
-class NumberFeature(Section):
-    """A numeric column, normalised to one float."""
+def _feature(entry: Any) -> Any:
+    """An entry of [[features.item]] or [[features.user]] as the feature of its kind.
 
-    column: str
-    kind: Literal["number"] = "number"
-    normalise: Literal["none", "standard", "minmax", "log", "quantile"] = "standard"
-    missing: Literal["median", "constant", "category"] = Field(
-        "median", description="'category' adds a column that is 1 where the value is missing"
-    )
-    fill: float = 0.0
-
-
-class CategoryFeature(Section):
-    """A categorical column: index into a vocabulary, or a hash bucket; 0 is unknown."""
-
-    column: str
-    kind: Literal["category"]
-    vocabulary: Positive = Field(1000, description="most frequent values kept")
-    buckets: Count = Field(0, description="hash into so many buckets instead; 0: vocabulary")
-    separator: str = Field("", description="not empty: the column lists several values; the first counts")
+    The kind is a file of `app/features/kinds`, whose class says which keys the entry may have.
+    """
+    if isinstance(entry, Feature):
+        return entry
+    if not isinstance(entry, Mapping):
+        raise PydanticCustomError("feature", "write a table of settings with the key 'column'")
+    kind = entry.get("kind", DEFAULT)
+    if kind not in kind_names():
+        message = "no such kind of feature; there are {known}"
+        unknown = PydanticCustomError("feature_kind", message, {"known": ", ".join(kind_names())})
+        problem = InitErrorDetails(type=unknown, loc=("kind",), input=kind)
+        raise ValidationError.from_exception_data("feature", [problem])
+    settings = {key: value for key, value in entry.items() if key != "kind"}
+    return TypeAdapter(feature_class(kind)).validate_python(settings)
 
 
-class TextFeature(Section):
-    """A text column: bag of words or TF-IDF over hashed n-grams, one float a bucket."""
-
-    column: str
-    kind: Literal["text"]
-    buckets: Positive = 256
-    weighting: Literal["count", "tfidf"] = "tfidf"
-    ngrams: Positive = Field(1, description="up to so many words together")
-
-
-AttributeFeature = Annotated[NumberFeature | CategoryFeature | TextFeature, Field(discriminator="kind")]
+AttributeFeature = Annotated[Feature, PlainValidator(_feature), PlainSerializer(settings_of)]
 
 
 class Features(Section):
@@ -138,20 +138,12 @@ class Features(Section):
     context: list[Literal["hour", "weekday", "recency"]] = Field(
         default=["hour", "weekday", "recency"], description="of the moment of the request"
     )
-    item: list[AttributeFeature] = []
-    user: list[AttributeFeature] = []
-
-    @model_validator(mode="before")
-    @classmethod
-    def _kind_defaults_to_number(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            value = dict(value)
-            for key in ("item", "user"):
-                if isinstance(value.get(key), list):
-                    value[key] = [
-                        {"kind": "number", **f} if isinstance(f, Mapping) else f for f in value[key]
-                    ]
-        return value
+    item: list[AttributeFeature] = Field(
+        default=[], description="features of items, a [[features.item]] table each, see below"
+    )
+    user: list[AttributeFeature] = Field(
+        default=[], description="features of users, a [[features.user]] table each, see below"
+    )
 
 
 class ModelSection(BaseModel):
@@ -366,7 +358,7 @@ def parse(content: Mapping[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        raise _translate(error, where) from None
+        raise _translate(error, where, content) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -419,12 +411,13 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
     return recipe.model_copy(update={"data": data, "split": split})
 
 
-def _translate(error: ValidationError, where: str) -> RecipeError:
+def _translate(error: ValidationError, where: str, content: Mapping[str, Any]) -> RecipeError:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"] if part not in ("number", "category", "text"))
+    key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(first["loc"][-1]), _keys(first["loc"][:-1]), n=1)
+    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _keys(first["loc"][:-1], content)
+        close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else "remove it; `rayrec init` lists all keys"
         return RecipeError(f"unknown key {key!r}{more}", where=where, remedy=remedy)
     value = repr(first["input"])
@@ -432,14 +425,18 @@ def _translate(error: ValidationError, where: str) -> RecipeError:
     return RecipeError(what, where=where, remedy="correct the value; `rayrec init` shows every key")
 
 
-def _keys(place: tuple[int | str, ...]) -> list[str]:
-    kind: type[BaseModel] = Recipe
-    for part in place:
-        field = kind.model_fields.get(str(part))
+def _keys(path: tuple[int | str, ...], content: Any) -> list[str]:
+    """The keys that the table at `path` of a recipe's content may have."""
+    section: type[BaseModel] = Recipe
+    for part in path:
+        content = content[part]
+        field = section.model_fields.get(str(part))
         annotation = field.annotation if field else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            kind = annotation
-    return list(kind.model_fields)
+            section = annotation
+    if section is Features and len(path) > 1:
+        return ["kind", *(field.name for field in fields(feature_class(content.get("kind", DEFAULT))))]
+    return list(section.model_fields)
 
 
 def to_toml(recipe: Recipe) -> str:
@@ -457,6 +454,8 @@ def _table_lines(name: str, section: BaseModel) -> list[str]:
     values = {key: getattr(section, key) for key in type(section).model_fields}
     inner = {key: value for key, value in values.items() if isinstance(value, BaseModel)}
     lines = ["", f"[{name}]", *_section_lines(section, inner)]
+    if isinstance(section, Features):
+        lines += _kind_lines()
     for key, value in inner.items():
         lines += _table_lines(f"{name}.{key}", value)
     return lines
@@ -470,11 +469,30 @@ def _section_lines(section: BaseModel, left_out: Collection[str]) -> list[str]:
             continue
         field = type(section).model_fields.get(key)
         note = f"  # {field.description}" if field and field.description else ""
-        lines.append(f"# {key} ={note}" if value is None else f"{key} = {_toml(value)}{note}")
+        # An empty list beside the tables that a user adds would define the key twice.
+        if value is None or (isinstance(section, Features) and value == [] and key in ("item", "user")):
+            lines.append(f"# {key} ={note}")
+        else:
+            lines.append(f"{key} = {_toml(value)}{note}")
+    return lines
+
+
+def _kind_lines() -> list[str]:
+    """Comments that show an entry of each kind of feature with every key."""
+    lines = []
+    for kind in kind_names():
+        feature = feature_class(kind)
+        summary = (feature.__doc__ or "").splitlines()[0]
+        lines += [f"# {summary}", "# [[features.item]]", f"# kind = {_toml(kind)}"]
+        for field in fields(feature):
+            default = "" if field.default is MISSING else field.default
+            lines.append(f"# {field.name} = {_toml(default)}  # {field.metadata.get('description', '')}")
     return lines
 
 
 def _toml(value: Any) -> str:
+    if isinstance(value, Feature):
+        value = settings_of(value)
     if isinstance(value, BaseModel):
         value = {k: v for k, v in value.model_dump(mode="json").items() if v is not None}
     if isinstance(value, bool):

@@ -22,7 +22,6 @@ from app.bundle.retrieval.overlay import Cell, Patch
 from app.errors import RequestError
 from app.events import Value
 from app.features.columns import FILLS, FittedColumns
-from app.features.number import Number
 from app.tables.rows import Rows
 
 TEXT_BYTES = 10_000  # of a value
@@ -115,7 +114,7 @@ class NewItems:
     def _numbers(self) -> set[str]:
         """The columns that hold numbers."""
         named = {name for name in self._columns.names if isinstance(self._columns[name], Numbers)}
-        return named | {f.column for f in self._features.features if isinstance(f, Number)} - set(
+        return named | {f.column for f in self._features.features if f.cells == "number"} - set(
             self._columns.names
         )
 

@@ -2,14 +2,16 @@
 
 A feature turns one attribute column into one array. Its state is plain data (JSON values
 and numpy arrays), so the same code runs over a whole column offline and for one request
-online, with equal results bit for bit. A feature is a frozen dataclass whose fields are the
-keys of its recipe entry; adding a kind is adding one file.
+online, with equal results bit for bit. Adding a kind is adding one file to `app/features/kinds`:
+a frozen dataclass whose fields are the keys of its recipe entry.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +20,32 @@ Array = npt.NDArray[Any]
 State = dict[str, Any]  # JSON values and numpy arrays
 
 
-class Feature(Protocol):
-    """One column in, one array out.
+@dataclass(frozen=True)
+class Feature(ABC):
+    """One attribute column in, one array out; a kind is the subclass in a file of its name.
 
-    Implementations are frozen dataclasses: fields are settings, `kind` names the recipe's kind.
+    Fields of a subclass are the settings of a recipe entry. Their `metadata` holds a `description`
+    and limits such as `ge`, which pydantic reads when it validates a recipe (its documentation, page
+    "Dataclasses"); the serving runtime, which has no pydantic, builds the class as it is.
     """
 
-    kind: ClassVar[str]
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+    # What the cells of the column are: "number" columns are compared as numbers, "category" columns have
+    # few distinct values, "text" columns are prose, too long for filters.
+    cells: ClassVar[Literal["number", "category", "text"]] = "text"
 
-    @property
-    def column(self) -> str:
-        """Name of the attribute column."""
-        ...
+    column: str = field(metadata={"description": "the attribute column"})
 
+    @abstractmethod
     def fit(self, column: Array) -> State:
-        """Learn from the training values, an object array (N,) with None where missing; N may be 0."""
-        ...
+        """Learn from the training values, an object array (N,) with None where missing; N may be 0.
 
+        The state of a category holds its number of rows, row 0 counted, as "cardinality".
+        """
+
+    @abstractmethod
     def transform(self, column: Array, state: State) -> Array:
         """(N,) values -> (N, width) float32, finite; or (N,) int32 for categories, 0 unknown."""
-        ...
 
 
 def is_missing(value: Any) -> bool:

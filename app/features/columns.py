@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from app.errors import ArtifactError, RecipeError
 from app.features.base import Array, Feature, State
-from app.features.category import Category
-from app.features.number import Number
-from app.features.text import Text
+from app.features.kinds import from_settings, settings_of
 
-if TYPE_CHECKING:  # the serving runtime loads features without pydantic
-    from app.recipe import AttributeFeature
-
-_KINDS: dict[str, Any] = {kind.kind: kind for kind in (Number, Category, Text)}
 FILLS = "fills.json"  # beside a saved state: what was put where a column had no value, by column
 
 
@@ -56,11 +50,11 @@ class FittedColumns:
         count = len(next(iter(columns.values()))) if columns else rows or 0
         dense, category = [np.zeros((count, 0), np.float32)], [np.zeros((count, 0), np.int32)]
         for feature, state in zip(self.features, self.states, strict=True):
-            made = feature.transform(_column(columns, feature.column), state)
-            if made.ndim == 1:
-                category.append(made[:, None])
+            values = feature.transform(_column(columns, feature.column), state)
+            if values.ndim == 1:
+                category.append(values[:, None])
             else:
-                dense.append(made)
+                dense.append(values)
         return np.concatenate(dense, 1), np.concatenate(category, 1)
 
     def save(self, folder: Path, name: str) -> None:
@@ -73,8 +67,7 @@ class FittedColumns:
             for key in arrays:
                 np.save(target / f"{number}.{key}.npy", state[key], allow_pickle=False)
             plain = {key: value for key, value in state.items() if key not in arrays}
-            settings = {"kind": feature.kind, **asdict(feature)}  # type: ignore[call-overload]
-            entries.append({"settings": settings, "state": plain, "arrays": arrays})
+            entries.append({"settings": settings_of(feature), "state": plain, "arrays": arrays})
         (target / "state.json").write_text(json.dumps(entries, indent=1) + "\n")
 
     @classmethod
@@ -87,9 +80,9 @@ class FittedColumns:
         target = folder / name
         try:
             entries = json.loads((target / "state.json").read_bytes())
-            features = [_build(dict(entry["settings"])) for entry in entries]
+            features = [from_settings(entry["settings"]) for entry in entries]
             states = [_state(target, number, entry) for number, entry in enumerate(entries)]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecipeError) as error:
             raise ArtifactError(
                 f"the fitted features cannot be read ({type(error).__name__}: {error})",
                 where=str(target),
@@ -98,27 +91,19 @@ class FittedColumns:
         return cls(features, states)
 
 
-def fit_columns(
-    specs: Sequence[AttributeFeature], columns: Mapping[str, Array], train: Array
-) -> FittedColumns:
+def fit_columns(features: Sequence[Feature], columns: Mapping[str, Array], train: Array) -> FittedColumns:
     """Fit the recipe's features.
 
     Args:
-        specs: [[features.item]] or [[features.user]] of the recipe.
+        features: [[features.item]] or [[features.user]] of the recipe.
         columns: name -> (N,) object array, None where missing.
         train: (N,) bool, rows that occur in training; statistics come from these alone.
 
     Raises:
         RecipeError: a feature's column is absent.
     """
-    features = [_build(spec.model_dump()) for spec in specs]
     states = [feature.fit(_column(columns, feature.column)[train]) for feature in features]
-    return FittedColumns(features, states)
-
-
-def _build(settings: dict[str, Any]) -> Feature:
-    feature: Feature = _KINDS[settings.pop("kind")](**settings)
-    return feature
+    return FittedColumns(list(features), states)
 
 
 def _column(columns: Mapping[str, Array], name: str) -> Array:
@@ -131,7 +116,7 @@ def _column(columns: Mapping[str, Array], name: str) -> Array:
     return columns[name]
 
 
-def _state(folder: Path, number: int, entry: dict[str, Any]) -> State:
+def _state(folder: Path, number: int, entry: Mapping[str, Any]) -> State:
     arrays = {key: np.load(folder / f"{number}.{key}.npy", allow_pickle=False) for key in entry["arrays"]}
     return {**entry["state"], **arrays}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from app.errors import ArtifactError, RecipeError
+from app.features import kinds
+from app.features.base import Feature
 from app.features.columns import FittedColumns, fit_columns
-from app.recipe import AttributeFeature
+from app.recipe import Recipe, load, parse, to_toml
 
 SPECS: dict[str, dict[str, Any]] = {
+    **{f"{kind}-defaults": {"kind": kind} for kind in kinds.kind_names()},
     **{
         f"number-{normalise}-{missing}": {
             "kind": "number",
@@ -70,14 +74,19 @@ CELLS = st.one_of(
 each_kind = pytest.mark.parametrize("name", SPECS)
 
 
-def spec(name: str) -> AttributeFeature:
-    return TypeAdapter(AttributeFeature).validate_python({"column": "c", **SPECS[name]})  # type: ignore[no-any-return]
+def features(*entries: dict[str, Any]) -> list[Feature]:
+    return parse({"features": {"item": list(entries)}}, "test").features.item
+
+
+def spec(name: str) -> Feature:
+    (feature,) = features({"column": "c", **SPECS[name]})
+    return feature
 
 
 def column(values: list[Any]) -> dict[str, np.ndarray]:
-    cells = np.empty(len(values), object)
-    cells[:] = values
-    return {"c": cells}
+    array = np.empty(len(values), object)
+    array[:] = values
+    return {"c": array}
 
 
 def fit(name: str, values: list[Any], train: list[bool] | None = None) -> FittedColumns:
@@ -147,14 +156,11 @@ def test_no_training_rows_at_all(name: str) -> None:
 
 
 def test_several_features_keep_the_order_of_the_recipe() -> None:
-    adapter = TypeAdapter(list[AttributeFeature])
-    specs = adapter.validate_python(
-        [
-            {"kind": "number", "column": "price", "normalise": "none", "missing": "category"},
-            {"kind": "category", "column": "kind"},
-            {"kind": "text", "column": "title", "buckets": 4},
-            {"kind": "category", "column": "brand", "buckets": 9},
-        ]
+    specs = features(
+        {"kind": "number", "column": "price", "normalise": "none", "missing": "category"},
+        {"kind": "category", "column": "kind"},
+        {"kind": "text", "column": "title", "buckets": 4},
+        {"kind": "category", "column": "brand", "buckets": 9},
     )
     columns = {
         "price": np.array([2.0, None], object),
@@ -193,3 +199,92 @@ def test_a_damaged_state_is_refused(damage: str, tmp_path: Path) -> None:
         state.write_text(state.read_text().replace('"text"', '"sound"'))
     with pytest.raises(ArtifactError, match="prepare"):
         FittedColumns.load(tmp_path, "item")
+
+
+LENGTH = '''
+"""The length of a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from app.features.base import Array, Feature, State, as_text
+
+
+@dataclass(frozen=True)
+class Length(Feature):
+    """A text column as its length over the longest of training."""
+
+    longest: int = field(default=0, metadata={"ge": 0, "description": "0: of the training part"})
+
+    def fit(self, column: Array) -> State:
+        longest = self.longest or max((len(as_text(value)) for value in column), default=1)
+        return {"longest": longest, "scale": np.array([max(1, longest)], np.float64)}
+
+    def transform(self, column: Array, state: State) -> Array:
+        lengths = np.fromiter((len(as_text(value)) for value in column), np.float64, len(column))
+        return np.minimum(lengths / state["scale"], 1).astype(np.float32)[:, None]
+'''
+
+
+@pytest.fixture
+def length_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A kind of feature that is nothing but one file."""
+    folder = tmp_path / "more_kinds"
+    folder.mkdir()
+    (folder / "length.py").write_text(LENGTH)
+    monkeypatch.setattr(kinds, "__path__", [*kinds.__path__, str(folder)])
+    monkeypatch.setitem(SPECS, "length", {"kind": "length"})
+    yield
+    sys.modules.pop("app.features.kinds.length", None)
+
+
+def test_a_kind_of_one_file_is_a_kind_like_any_other(length_kind: None, tmp_path: Path) -> None:
+    """Recipe, `rayrec init`, fitting, saving, and one row as many: nothing else names the kind."""
+    test_a_column_equals_its_rows_one_by_one("length")
+    test_saved_and_loaded_gives_the_same("length", tmp_path)
+    test_statistics_come_from_training_rows_only("length", tmp_path)
+    test_no_training_rows_at_all("length")
+    fitted = fit("length", ["ab", "abcd", None])
+    assert fitted.transform(column(["a", "abcd", "longer", None]))[0].tolist() == [[0.25], [1], [1], [0]]
+    path = tmp_path / "recipe.toml"
+    path.write_text(to_toml(Recipe()))
+    assert "# longest = 0  # 0: of the training part" in path.read_text()
+    recipe = load(path, ['features.item=[{kind = "length", column = "title", longest = 9}]'])
+    path.write_text(to_toml(recipe))
+    assert load(path) == recipe
+    assert recipe.part("features")["features"]["item"] == [
+        {"kind": "length", "column": "title", "longest": 9}
+    ]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (
+            {"column": "c", "kind": "sound"},
+            r"item\.0\.kind = 'sound': no .*kind.*category, length, number",
+        ),
+        ({"column": "c", "kind": ["text"]}, r"item\.0\.kind = \['text'\]: no .* kind"),
+        ({"kind": "length"}, r"item\.0\.column.*required"),
+        (
+            {"column": "c", "kind": "length", "longest": -1},
+            r"item\.0\.longest = -1: .*or equal to 0",
+        ),
+        (
+            {"column": "c", "kind": "length", "longst": 1},
+            r"unknown .*0\.longst.*did you mean 'longest'",
+        ),
+        ({"column": "c", "normalise": "magic"}, r"item\.0\.normalise = 'magic': .*minmax"),
+        ({"column": "c", "kind": "text", "buckets": 0}, r"item\.0\.buckets = 0"),
+        ("c", r"item\.0 = 'c': .*table"),
+    ],
+)
+def test_a_mistake_in_an_entry_names_key_value_and_what_is_known(
+    length_kind: None, entry: Any, message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        parse({"features": {"item": [entry]}}, "recipe.toml")
+    assert caught.value.remedy and caught.value.where == "recipe.toml"

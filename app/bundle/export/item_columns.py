@@ -14,7 +14,7 @@ from app.data.dataset import Dataset
 from app.data.values.text import number_of, text_of
 from app.errors import RecipeError
 from app.models.item_knn import neighbours, sets_of
-from app.recipe import CategoryFeature, Recipe, TextFeature
+from app.recipe import Recipe
 from app.tables.strings import Strings
 
 MOST_TEXTS = 100_000  # distinct values of a column that is taken unasked
@@ -36,7 +36,7 @@ def write_columns(recipe: Recipe, dataset: Dataset, folder: Path) -> str:
     if unknown := [name for name in asked if name not in found]:
         remedy = f"the items have {', '.join(found) or 'no columns: name a file of attributes'}"
         raise RecipeError(f"no column {unknown[0]!r}", where="export.columns", remedy=remedy)
-    prose = {spec.column for spec in recipe.features.item if isinstance(spec, TextFeature)}
+    prose = {feature.column for feature in recipe.features.item if feature.cells == "text"}
     written: list[tuple[str, str]] = []
     for name in asked or [name for name in found if name not in prose]:
         column = pl.read_parquet(path, columns=[name])[name]
@@ -46,7 +46,7 @@ def write_columns(recipe: Recipe, dataset: Dataset, folder: Path) -> str:
     folder.mkdir(exist_ok=True)
     (folder / "columns.json").write_bytes(msgspec.json.encode(written))
     texts = {name for name, kind in written if kind == "text"}
-    categories = [spec.column for spec in recipe.features.item if isinstance(spec, CategoryFeature)]
+    categories = [feature.column for feature in recipe.features.item if feature.cells == "category"]
     return next((name for name in categories if name in texts), "")
 
 

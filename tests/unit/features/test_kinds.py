@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.features.base import Array
-from app.features.category import Category
-from app.features.number import Number
-from app.features.text import FEW, Text
+from app.features.kinds.category import Category
+from app.features.kinds.number import Number
+from app.features.kinds.text import FEW, Text
 
 
 def cells(*values: Any) -> Array:
@@ -93,7 +93,7 @@ def test_the_first_of_several_values_counts() -> None:
 
 def test_hash_buckets_are_the_same_in_every_process() -> None:
     program = (
-        "import numpy as np; from app.features.category import Category;"
+        "import numpy as np; from app.features.kinds.category import Category;"
         "f = Category('c', buckets=50); v = np.array(['red', 'blue', 'é', '7', ''], object);"
         "print(f.transform(v, f.fit(v)).tolist())"
     )

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
-from app.features.base import Array, State, as_text
+from app.features.base import Array, Feature, State, as_text
 
 FEW = 8  # texts that are hashed here
 WORD = re.compile(r"(?u)\b\w+\b")  # one-letter words and digits tell sizes apart
@@ -19,22 +19,22 @@ BLOCK = 8192  # rows made dense at a time
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text column as `buckets` floats: how often each hashed n-gram occurs.
+class Text(Feature):
+    """A text column as `buckets` floats: how often each hashed n-gram occurs."""
 
-    Args:
-        column: its name.
-        buckets: width; n-grams that share one are not told apart.
-        weighting: "count", or "tfidf": counts times inverse document frequency of the training
-            part, scaled to unit length.
-        ngrams: up to so many words together.
-    """
-
-    kind: ClassVar[str] = "text"
-    column: str
-    buckets: int = 256
-    weighting: str = "tfidf"
-    ngrams: int = 1
+    buckets: int = field(
+        default=256,
+        metadata={"ge": 1, "description": "floats; n-grams that share one are not told apart"},
+    )
+    weighting: Literal["count", "tfidf"] = field(
+        default="tfidf",
+        metadata={
+            "description": "counts, or counts times the inverse document frequency, scaled to unit length"
+        },
+    )
+    ngrams: int = field(
+        default=1, metadata={"ge": 1, "description": "the most words that are counted together as one"}
+    )
 
     def fit(self, column: Array) -> State:
         """Inverse document frequencies (buckets,), or the width alone for counts."""

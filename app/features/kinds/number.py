@@ -13,34 +13,34 @@ too large for float32 count as missing.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from app.features.base import Array, State
+from app.features.base import Array, Feature, State
 
 LARGEST = float(np.finfo(np.float32).max)
 KNOTS = 1000  # of the quantile curve
 
 
 @dataclass(frozen=True)
-class Number:
-    """A numeric column as one float32, and a second that is 1 where missing under "category".
+class Number(Feature):
+    """A numeric column as one normalised float."""
 
-    Args:
-        column: its name.
-        normalise: none, standard, minmax, log or quantile.
-        missing: fill by the training "median" or by the "constant" `fill`; "category" fills by
-            the median and adds the indicator.
-        fill: the constant.
-    """
+    cells: ClassVar[Literal["number", "category", "text"]] = "number"
 
-    kind: ClassVar[str] = "number"
-    column: str
-    normalise: str = "standard"
-    missing: str = "median"
-    fill: float = 0.0
+    normalise: Literal["none", "standard", "minmax", "log", "quantile"] = field(
+        default="standard",
+        metadata={"description": "how values are scaled, by figures of the training part"},
+    )
+    missing: Literal["median", "constant", "category"] = field(
+        default="median",
+        metadata={
+            "description": "what fills missing values; category: the median, and a second float is 1 there"
+        },
+    )
+    fill: float = field(default=0.0, metadata={"description": "the value that missing = 'constant' fills in"})
 
     def fit(self, column: Array) -> State:
         """Median, centre and scale, or quantile curve, of the values present."""

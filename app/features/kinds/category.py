@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from app.features.base import Array, State, as_text
+from app.features.base import Array, Feature, State, as_text
 
 
 @dataclass(frozen=True)
-class Category:
-    """A categorical column as one int32 row.
+class Category(Feature):
+    """A categorical column: a row of a vocabulary, or a hash bucket; row 0 is unknown or missing."""
 
-    Args:
-        column: its name.
-        vocabulary: most frequent training values that get a row of their own.
-        buckets: hash into so many rows instead; 0: vocabulary.
-        separator: splits a cell of several values; the first counts. Empty: one value a cell.
-    """
+    cells: ClassVar[Literal["number", "category", "text"]] = "category"
 
-    kind: ClassVar[str] = "category"
-    column: str
-    vocabulary: int = 1000
-    buckets: int = 0
-    separator: str = ""
+    vocabulary: int = field(
+        default=1000,
+        metadata={"ge": 1, "description": "the most frequent training values, which get a row each"},
+    )
+    buckets: int = field(
+        default=0,
+        metadata={"ge": 0, "description": "hash values into so many rows instead; 0 keeps the vocabulary"},
+    )
+    separator: str = field(
+        default="",
+        metadata={"description": "splits a cell that lists several values, of which the first counts"},
+    )
 
     def fit(self, column: Array) -> State:
         """Rows by training frequency, equal counts in the order of their text."""
