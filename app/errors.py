@@ -19,11 +19,11 @@ from contextlib import contextmanager
 
 
 class RayRecError(Exception):
-    """An error with its place and remedy.
+    """An error with its location and remedy.
 
     Args:
         what: what was wrong, with the value received.
-        where: file, row or key; empty where there is no place.
+        where: file, row or key; empty where nothing can be named.
         remedy: what to do about it.
     """
 
@@ -34,8 +34,8 @@ class RayRecError(Exception):
         self.what, self.where, self.remedy = what, where, remedy
 
     def __str__(self) -> str:
-        place = f"{self.where}: " if self.where else ""
-        return f"{place}{self.what}" + (f" - {self.remedy}" if self.remedy else "")
+        location = f"{self.where}: " if self.where else ""
+        return f"{location}{self.what}" + (f" - {self.remedy}" if self.remedy else "")
 
     def __reduce__(self) -> tuple[object, ...]:
         # Errors travel from Ray workers to the driver: keep the keywords.

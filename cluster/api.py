@@ -42,11 +42,11 @@ def ready(dashboard: str) -> bool:
 
 def nodes(dashboard: str) -> list[dict[str, Any]]:
     """Nodes with `node_id`, `state` and `resources_total`."""
-    found: list[dict[str, Any]] = get(dashboard, "/api/v0/nodes?limit=1000")["data"]["result"]["result"]
-    return found
+    listed: list[dict[str, Any]] = get(dashboard, "/api/v0/nodes?limit=1000")["data"]["result"]["result"]
+    return listed
 
 
 def jobs(dashboard: str) -> list[dict[str, Any]]:
     """Submitted jobs, oldest first, with `submission_id`, `status` and `entrypoint`."""
-    found = [j for j in get(dashboard, "/api/jobs/") if j.get("type") == "SUBMISSION"]
-    return sorted(found, key=lambda j: j.get("start_time") or 0)
+    submitted = [j for j in get(dashboard, "/api/jobs/") if j.get("type") == "SUBMISSION"]
+    return sorted(submitted, key=lambda j: j.get("start_time") or 0)

@@ -23,8 +23,8 @@ RAY = ROOT / "app" / "ray"
 @cache
 def variables() -> dict[str, str]:
     """The variables of every Ray node and of its clients."""
-    found: dict[str, str] = tomllib.loads((RAY / "environment.toml").read_text())["variables"]
-    return found
+    read: dict[str, str] = tomllib.loads((RAY / "environment.toml").read_text())["variables"]
+    return read
 
 
 def of_client() -> dict[str, str]:
@@ -47,5 +47,5 @@ def _haproxy(folder: Path) -> dict[str, str]:
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ClusterError(f"HAProxy cannot be set up:\n{done.stderr}", "see above")
-    found: dict[str, str] = json.loads(done.stdout)
-    return found
+    printed: dict[str, str] = json.loads(done.stdout)
+    return printed

@@ -66,21 +66,21 @@ def absolute(arguments: Sequence[str], folder: Path) -> list[str]:
     A verb that writes results gets an `--out` of runs/RECIPE below `folder` and `--json`,
     where they are not given.
     """
-    placed: list[str] = []
+    job_arguments: list[str] = []
     for argument in arguments:
-        if placed and placed[-1] == "--out":
-            placed.append(str(folder / argument))
+        if job_arguments and job_arguments[-1] == "--out":
+            job_arguments.append(str(folder / argument))
         elif argument.startswith("--out="):
-            placed.append("--out=" + str(folder / argument.removeprefix("--out=")))
-        elif placed and not argument.startswith("-") and (folder / argument).exists():
-            placed.append(str((folder / argument).resolve()))
+            job_arguments.append("--out=" + str(folder / argument.removeprefix("--out=")))
+        elif job_arguments and not argument.startswith("-") and (folder / argument).exists():
+            job_arguments.append(str((folder / argument).resolve()))
         else:
-            placed.append(argument)
-    if len(placed) < 2 or placed[0] not in RESULT_VERBS:
-        return placed
-    if not any(a == "--out" or a.startswith("--out=") for a in placed):
-        placed += ["--out", str(folder / "runs" / Path(placed[1]).stem)]
-    return placed if "--json" in placed else [*placed, "--json"]
+            job_arguments.append(argument)
+    if len(job_arguments) < 2 or job_arguments[0] not in RESULT_VERBS:
+        return job_arguments
+    if not any(a == "--out" or a.startswith("--out=") for a in job_arguments):
+        job_arguments += ["--out", str(folder / "runs" / Path(job_arguments[1]).stem)]
+    return job_arguments if "--json" in job_arguments else [*job_arguments, "--json"]
 
 
 def job_variables(variables: Mapping[str, str]) -> dict[str, str]:

@@ -44,11 +44,11 @@ def up() -> state.Node:
         ClusterError: one is up already, or Ray did not start (with the end of its output).
     """
     with state.locked():
-        found = state.recorded()
-        if found and state.process(found.pid, found.created):
-            raise ClusterError(f"a cluster is up (pid {found.pid})", "`python -m cluster down` ends it")
-        if found:
-            ending.end(found)  # its root was killed; what it left is in the record
+        recorded = state.recorded()
+        if recorded and state.process(recorded.pid, recorded.created):
+            raise ClusterError(f"a cluster is up (pid {recorded.pid})", "`python -m cluster down` ends it")
+        if recorded:
+            ending.end(recorded)  # its root was killed; what it left is in the record
         # A short path: Unix sockets below it may have 107 bytes.
         node = _start(Path(tempfile.mkdtemp(prefix="rayrec-node-", dir="/tmp")))
         try:
@@ -127,7 +127,7 @@ def _tail(log: Path) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held until all are found, so that none repeats."""
+    """Ports that nobody listens on; all are bound until there are enough, so that none repeats."""
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

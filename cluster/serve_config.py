@@ -36,12 +36,12 @@ def serve_config(bundle: Path | str, *, host: str = "127.0.0.1", port: int = 800
     Raises:
         ClusterError: `bundle` is not a bundle's folder.
     """
-    place = str(bundle)
-    if "://" not in place:
-        if not (Path(place) / "manifest.json").is_file():
-            raise ClusterError(f"{place} is not a bundle", "name the folder that `rayrec export` wrote")
-        place = str(Path(place).absolute())
-    return TEMPLATE.format(host=host, port=port, bundle=_quoted(place))
+    location = str(bundle)
+    if "://" not in location:
+        if not (Path(location) / "manifest.json").is_file():
+            raise ClusterError(f"{location} is not a bundle", "name the folder that `rayrec export` wrote")
+        location = str(Path(location).absolute())
+    return TEMPLATE.format(host=host, port=port, bundle=_quoted(location))
 
 
 def _quoted(text: str) -> str:

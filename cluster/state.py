@@ -91,12 +91,12 @@ def forget() -> None:
 def process(pid: int, created: float) -> psutil.Process | None:
     """The process, if it still is the one that was recorded and not a zombie."""
     try:
-        found = psutil.Process(pid)
+        candidate = psutil.Process(pid)
         # The clock may be set while the node runs; a pid does not come round within two seconds.
-        same = abs(found.create_time() - created) < 2 and found.status() != psutil.STATUS_ZOMBIE
+        same = abs(candidate.create_time() - created) < 2 and candidate.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return None
-    return found if same else None
+    return candidate if same else None
 
 
 def running() -> Node:

@@ -65,8 +65,8 @@ _LIMIT = "limit"  # a file beside the configuration: requests that a replica may
 
 def variables() -> dict[str, str]:
     """The variables of every Ray node, beside those of its HAProxy."""
-    found: dict[str, str] = tomllib.loads(ENVIRONMENT.read_text())["variables"]
-    return found
+    variables_of_node: dict[str, str] = tomllib.loads(ENVIRONMENT.read_text())["variables"]
+    return variables_of_node
 
 
 def environment(folder: Path | None = None) -> dict[str, str]:

@@ -44,7 +44,7 @@ def marked() -> Iterator[None]:
 
 def of_run(mark: str) -> list[int]:
     """Pids of the processes that carry `mark`."""
-    return [process.pid for process, found in _marked_processes() if found == mark]
+    return [process.pid for process, process_mark in _marked_processes() if process_mark == mark]
 
 
 def end_dead_runs() -> list[int]:
@@ -57,7 +57,7 @@ def end_run(mark: str, patience_s: float = PATIENCE_S) -> list[int]:
     deadline = time.monotonic() + patience_s
     while of_run(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return _kill([process for process, found in _marked_processes() if found == mark])
+    return _kill([process for process, process_mark in _marked_processes() if process_mark == mark])
 
 
 def _marked_processes() -> Iterator[tuple[psutil.Process, str]]:

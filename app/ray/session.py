@@ -86,7 +86,7 @@ def _running(verbose: bool) -> Iterator[None]:
 
 
 def dead_part() -> str:
-    """Name of the local node's vital process that has died; "" while all live, or without a node of our own."""
+    """Name of the local node's vital process that has died; "" while all live or it is not ours."""
     import ray
 
     node = ray._private.worker._global_node
