@@ -7,6 +7,7 @@ by content alone, so a new item ranks as soon as it has attributes.
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from app.errors import RecipeError
 from app.models.base import Content, History, Inputs, Model, ModelConfig
-from app.models.parts import Attributes
+from app.models.parts import Attributes, event_weights
 from app.tables.base import Tables
 
 
@@ -70,12 +71,11 @@ class Bilinear(Model):
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
         """b_u (with its constant 1, where used) and a_u."""
-        weight = history.mask
+        logits = torch.zeros_like(history.age)
         if self.config.half_life_days:
-            hours = torch.expm1(history.age)
-            weight = weight * torch.exp2(-hours / (24 * self.config.half_life_days))
-        total = weight.sum(1, keepdim=True).clamp(min=1e-6)
-        behaviour = torch.matmul((weight / total).unsqueeze(1), history_rows).squeeze(1)
+            logits = -torch.expm1(history.age) * (math.log(2) / (24 * self.config.half_life_days))
+        weights = event_weights(logits, history.mask)
+        behaviour = torch.matmul(weights.unsqueeze(1), history_rows).squeeze(1)
         if self.constant is not None:
             behaviour = torch.cat([behaviour, torch.ones_like(user_rows)], 1)
         return torch.cat([behaviour, user_rows], 1)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from app.tables.base import Table
 
-_PRIMES = (2_654_435_761, 805_459_861)  # odd multipliers of multiplicative hashing
+_MULTIPLIERS = (2_654_435_761, 805_459_861)  # odd, of the two hashes
+_LOW_32 = (1 << 32) - 1
 
 
 class HashedTable(Table):
@@ -24,11 +25,20 @@ class HashedTable(Table):
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of `ids` (…) as (…, D)."""
-        first, second = (self.embedding(self._bucket(ids, prime)) for prime in _PRIMES)
-        total: Tensor = first + second
+        total: Tensor = self.embedding(self.buckets_of(ids)).sum(0)
         return total
 
-    def _bucket(self, ids: Tensor, prime: int) -> Tensor:
-        mixed = (ids * prime) % (1 << 32)
-        bucket = (mixed >> 7) % (self.embedding.num_embeddings - 1) + 1
+    def buckets_of(self, ids: Tensor) -> Tensor:
+        """The two rows (2, …) of each id, from 1 on; both are 0 for id 0.
+
+        Multiply and shift: the high bits of a product depend on all bits of the id, the low ones on
+        its low bits alone. Folding the high half in and multiplying once more breaks up the lattice
+        that a single product makes of consecutive ids.
+        """
+        return torch.stack([self._bucket(ids, multiplier) for multiplier in _MULTIPLIERS])
+
+    def _bucket(self, ids: Tensor, multiplier: int) -> Tensor:
+        mixed = (ids * multiplier) & _LOW_32
+        mixed = ((mixed ^ (mixed >> 16)) * multiplier) & _LOW_32
+        bucket = ((mixed * (self.embedding.num_embeddings - 1)) >> 32) + 1
         return torch.where(ids == 0, 0, bucket)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -58,10 +59,18 @@ def test_bytes_are_those_of_the_rows(make: Make) -> None:
     assert table.bytes == sum(e.weight.numel() * 4 for e in table.modules() if isinstance(e, nn.Embedding))
 
 
-def test_hashing_rarely_gives_two_ids_the_same_row() -> None:
-    """10,000 ids share 1,000 buckets, but pairs of buckets only now and then."""
-    rows = HashedTable(1000, 4).lookup(torch.arange(1, 10_001))
-    assert len(torch.unique(rows, dim=0)) > 9_800
+@pytest.mark.parametrize(
+    ("ids", "step", "buckets"),
+    [(3_000_000, 1, 16_384), (1_000_000, 1, 10_000), (300_000, 4096, 4096), (300_000, 3, 4096)],
+)
+def test_no_more_ids_share_both_buckets_than_chance_makes_them(ids: int, step: int, buckets: int) -> None:
+    """Of n ids and m buckets each id expects 2 n / m^2 others with the same two, in either order."""
+    table = HashedTable(buckets, 1)
+    low, high = table.buckets_of(torch.arange(1, ids + 1) * step).sort(0).values
+    _, counts = torch.unique(low * (buckets + 1) + high, return_counts=True)
+    twins = int(counts[counts > 1].sum())
+    assert twins == pytest.approx(ids * -math.expm1(-2 * ids / buckets**2), rel=0.05)
+    assert low.min() >= 1 and high.max() <= buckets
 
 
 def test_hashed_is_used_where_it_is_smaller() -> None:

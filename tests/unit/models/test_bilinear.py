@@ -63,6 +63,12 @@ def test_an_event_of_one_half_life_counts_half() -> None:
     assert found == pytest.approx((0.2 * 0.5 + 0.15) / 1.5, rel=1e-5)
 
 
+@pytest.mark.parametrize("days", [20.0, 500.0])
+def test_behaviour_is_a_mean_however_long_ago_it_was(days: float) -> None:
+    age = torch.log1p(torch.tensor(24.0 * days)).item()
+    assert ask(worked(half_life_days=1.0), 1, [0, 2], [0.0, age]) == pytest.approx(0.15, rel=1e-5)
+
+
 def test_no_history_leaves_the_bias() -> None:
     assert ask(worked(), 2, [0, 0]) == pytest.approx(1.5)
 
