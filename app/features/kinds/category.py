@@ -1,4 +1,4 @@
-"""Categories: a row of a vocabulary or a hash bucket; 0 is unknown or missing."""
+"""Categories: a value becomes a row of a vocabulary or a hash bucket; row 0 is unknown or missing."""
 
 from __future__ import annotations
 
@@ -61,5 +61,8 @@ def _first(value: Any) -> Any:
 
 
 def _stable_hash(text: str) -> int:
-    """The same in every process, unlike hash(); a lone surrogate is hashed as it stands."""
+    """64 bits of BLAKE2b: the same in every process, unlike hash(); a lone surrogate is hashed as it stands.
+
+    Stored data sets and bundles hold rows by this hash, so that another one would mix up their values.
+    """
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())

@@ -8,14 +8,14 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import mmh3
 import numpy as np
 
 from app.features.base import Array, Feature, State, as_text
 
-FEW = 8  # texts that are hashed here
+FEW = 8  # up to so many texts are hashed here, one by one; more go to scikit-learn
 WORD = re.compile(r"(?u)\b\w+\b")  # one-letter words and digits tell sizes apart
-_ALL = 0xFFFFFFFF
-BLOCK = 8192  # rows made dense at a time
+BLOCK = 8192  # rows of the sparse counts that become dense at a time
 
 
 @dataclass(frozen=True)
@@ -50,30 +50,30 @@ class Text(Feature):
     def transform(self, column: Array, state: State) -> Array:
         """(N,) values -> (N, buckets) float32; missing text gives zeros."""
         if len(column) <= FEW:
-            return np.stack([self._one(as_text(value), state) for value in column] or [self._one("", state)])[
-                : len(column)
-            ]
+            rows = [self._row(as_text(value), state) for value in column]
+            return np.array(rows, np.float32).reshape(len(column), self.buckets)
         dense = np.zeros((len(column), self.buckets), np.float32)
         for start in range(0, len(column), BLOCK):
-            rows = slice(start, start + BLOCK)
-            dense[rows] = self._weighted(column[rows], state).toarray()
+            block = slice(start, start + BLOCK)
+            dense[block] = self._weighted(column[block], state).toarray()
         return dense
 
-    def _one(self, text: str, state: State) -> Array:
-        """(buckets,) of one text, the same bit for bit without the package, which takes a second to load."""
+    def _row(self, text: str, state: State) -> Array:
+        """(buckets,) of one text, bit for bit as scikit-learn, which takes a second to import."""
         words = WORD.findall(text.lower())
         grams = [
             " ".join(words[start : start + length])
             for length in range(1, self.ngrams + 1)
             for start in range(len(words) - length + 1)
         ]
-        found: dict[int, float] = Counter(_bucket(gram, self.buckets) for gram in grams)  # type: ignore[assignment]
+        counts = Counter(_bucket(gram, self.buckets) for gram in grams)
+        weights: dict[int, float] = dict(counts)
         if "idf" in state:
-            found = {bucket: count * float(state["idf"][bucket]) for bucket, count in found.items()}
-            length = math.sqrt(sum(found[bucket] ** 2 for bucket in sorted(found)))
-            found = {bucket: value / length for bucket, value in found.items()}
+            weights = {bucket: count * float(state["idf"][bucket]) for bucket, count in counts.items()}
+            length = math.sqrt(sum(weights[bucket] ** 2 for bucket in sorted(weights)))
+            weights = {bucket: weight / length for bucket, weight in weights.items()}
         dense = np.zeros(self.buckets, np.float32)
-        dense[list(found)] = list(found.values())
+        dense[list(weights)] = list(weights.values())
         return dense
 
     def _weighted(self, column: Array, state: State) -> Any:
@@ -100,29 +100,8 @@ class Text(Feature):
 
 
 def _bucket(gram: str, buckets: int) -> int:
-    """Where scikit-learn's HashingVectorizer puts an n-gram."""
-    signed = _murmur(gram.encode("utf-8"))
-    if signed == -(1 << 31):
+    """The bucket that scikit-learn's HashingVectorizer gives an n-gram: 32-bit MurmurHash3 with seed 0."""
+    signed = mmh3.hash(gram)
+    if signed == -(1 << 31):  # has no absolute value in 32 bits
         return ((1 << 31) - 1 - (buckets - 1)) % buckets
     return abs(signed) % buckets
-
-
-def _murmur(data: bytes) -> int:
-    """MurmurHash3 (Appleby), 32 bits, seed 0, as a signed number."""
-    mixed, whole = 0, len(data) // 4 * 4
-    for start in range(0, whole, 4):
-        mixed ^= _scrambled(int.from_bytes(data[start : start + 4], "little"))
-        mixed = (_turned(mixed, 13) * 5 + 0xE6546B64) & _ALL
-    mixed ^= _scrambled(int.from_bytes(data[whole:], "little")) ^ len(data)
-    mixed = ((mixed ^ mixed >> 16) * 0x85EBCA6B) & _ALL
-    mixed = ((mixed ^ mixed >> 13) * 0xC2B2AE35) & _ALL
-    mixed ^= mixed >> 16
-    return mixed - (1 << 32) if mixed >> 31 else mixed
-
-
-def _scrambled(word: int) -> int:
-    return (_turned(word * 0xCC9E2D51 & _ALL, 15) * 0x1B873593) & _ALL
-
-
-def _turned(word: int, by: int) -> int:
-    return (word << by | word >> (32 - by)) & _ALL

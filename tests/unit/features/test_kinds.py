@@ -20,14 +20,14 @@ from app.features.kinds.text import FEW, Text
 
 
 def cells(*values: Any) -> Array:
-    made = np.empty(len(values), object)
-    made[:] = values
-    return made
+    column = np.empty(len(values), object)
+    column[:] = values
+    return column
 
 
 def numbers(feature: Number, train: Array, query: Array) -> list[Any]:
-    made = feature.transform(query, feature.fit(train))
-    return made[:, 0].tolist() if made.shape[1] == 1 else made.tolist()
+    floats = feature.transform(query, feature.fit(train))
+    return floats[:, 0].tolist() if floats.shape[1] == 1 else floats.tolist()
 
 
 def test_standard_is_zero_mean_and_unit_deviation() -> None:
@@ -45,20 +45,20 @@ def test_minmax_clips_to_the_training_range() -> None:
 
 def test_log_tames_a_long_tail_and_keeps_the_sign() -> None:
     train = cells(0, math.e - 1, math.e**2 - 1)
-    made = numbers(Number("c", normalise="log"), train, cells(math.e - 1, 1 - math.e))
-    assert made == pytest.approx([0, -2 / math.sqrt(2 / 3)], abs=1e-6)
+    scaled = numbers(Number("c", normalise="log"), train, cells(math.e - 1, 1 - math.e))
+    assert scaled == pytest.approx([0, -2 / math.sqrt(2 / 3)], abs=1e-6)
 
 
 def test_quantile_is_the_share_below_with_ties_at_half() -> None:
-    made = numbers(Number("c", normalise="quantile"), cells(1, 2, 2, 100), cells(1, 2, 51, 100, 500, -3))
-    assert made == [0.125, 0.5, 0.6875, 0.875, 0.875, 0.125]
+    scaled = numbers(Number("c", normalise="quantile"), cells(1, 2, 2, 100), cells(1, 2, 51, 100, 500, -3))
+    assert scaled == [0.125, 0.5, 0.6875, 0.875, 0.875, 0.125]
 
 
 def test_quantile_of_many_values_is_near_their_rank() -> None:
     train = cells(*np.random.default_rng(1).lognormal(0, 2, 5000).tolist())
-    made = np.array(numbers(Number("c", normalise="quantile"), train, train))
+    scaled = np.array(numbers(Number("c", normalise="quantile"), train, train))
     ranks = (np.argsort(np.argsort(train)) + 0.5) / 5000
-    assert np.abs(made - ranks).max() < 2e-3
+    assert np.abs(scaled - ranks).max() < 2e-3
 
 
 @pytest.mark.parametrize(
@@ -112,9 +112,16 @@ def test_hash_buckets_are_the_same_in_every_process() -> None:
 
 def test_bag_of_words_counts_each_word() -> None:
     feature = Text("c", buckets=1024, weighting="count")
-    made = feature.transform(cells("Red red BLUE", None, "x"), feature.fit(cells()))
-    assert sorted(made[0][made[0] > 0].tolist()) == [1, 2]
-    assert made[1].sum() == 0 and made[2].sum() == 1
+    floats = feature.transform(cells("Red red BLUE", None, "x"), feature.fit(cells()))
+    assert sorted(floats[0][floats[0] > 0].tolist()) == [1, 2]
+    assert floats[1].sum() == 0 and floats[2].sum() == 1
+
+
+def test_buckets_are_those_of_murmurhash3_with_seed_0() -> None:
+    """Known answers of the reference implementation: "hello" hashes to 613153351."""
+    feature = Text("c", buckets=1000, weighting="count")
+    counts = feature.transform(cells("hello"), feature.fit(cells()))
+    assert np.flatnonzero(counts[0]).tolist() == [351]
 
 
 def test_ngrams_tell_orders_apart() -> None:
@@ -130,9 +137,9 @@ def test_tfidf_is_scikit_learns_on_the_training_part() -> None:
     train = cells("red shoe", "red hat", "blue hat hat", "red")
     query = cells("red blue hat", "shoe shoe red")
     feature = Text("c", buckets=2**16)
-    made = feature.transform(query, feature.fit(train))
+    floats = feature.transform(query, feature.fit(train))
     expected = TfidfVectorizer().fit(train).transform(query).toarray()
-    for row, wanted in zip(made, expected, strict=True):
+    for row, wanted in zip(floats, expected, strict=True):
         assert sorted(row[row > 0]) == pytest.approx(sorted(wanted[wanted > 0]), abs=1e-6)
 
 
@@ -145,5 +152,5 @@ def test_a_few_texts_are_hashed_as_many_are(texts: list[str], weighting: str, ng
     feature = Text("c", buckets=32, weighting=weighting, ngrams=ngrams)
     many = cells(*texts, *["red shoe"] * FEW)
     state = feature.fit(many)
-    found = np.concatenate([feature.transform(cells(text), state) for text in texts])
-    np.testing.assert_array_equal(found, feature.transform(many, state)[: len(texts)])
+    single = np.concatenate([feature.transform(cells(text), state) for text in texts])
+    np.testing.assert_array_equal(single, feature.transform(many, state)[: len(texts)])
