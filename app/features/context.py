@@ -41,18 +41,18 @@ def _weekday(now: Array, last: Array) -> list[Array]:
 
 
 def _recency(now: Array, last: Array) -> list[Array]:
-    return [age(now, last)]
+    return [age(now, last), last == 0]  # an event of this moment and none at all both have age 0
 
 
 _CONTEXT: dict[str, tuple[int, Callable[[Array, Array], list[Array]]]] = {
     "hour": (2, _hour),
     "weekday": (2, _weekday),
-    "recency": (1, _recency),
+    "recency": (2, _recency),
 }
 
 
 def context_width(names: Sequence[str]) -> int:
-    """Floats that the named context features make."""
+    """Number of floats that the named context features have together."""
     return sum(_CONTEXT[name][0] for name in names)
 
 
@@ -60,12 +60,13 @@ def context(names: Sequence[str], now: Array, last: Array) -> Array:
     """Context features (B, T) float32.
 
     Args:
-        names: of hour, weekday (both cyclic: sine and cosine), recency.
+        names: of hour and weekday (both cyclic: sine and cosine), and recency (the age of the last event,
+            and 1 where there is none).
         now: (B,) microseconds, the moment of the request.
         last: (B,) microseconds, the user's last event before it; 0 where there is none.
     """
-    made = np.empty((len(now), context_width(names)), np.float32)
+    floats = np.empty((len(now), context_width(names)), np.float32)
     columns = (column for name in names for column in _CONTEXT[name][1](now, last))
-    for place, column in enumerate(columns):
-        made[:, place] = column
-    return made
+    for index, column in enumerate(columns):
+        floats[:, index] = column
+    return floats

@@ -21,23 +21,30 @@ def micros(*when: int) -> int:
 
 def test_hour_and_weekday_turn_once_a_day_and_once_a_week() -> None:
     monday_six = micros(2024, 1, 1, 6)
-    made = context(["hour", "weekday"], np.array([monday_six, monday_six - 6 * HOUR]), np.zeros(2, np.int64))
-    assert made[0, :2] == pytest.approx([1, 0], abs=1e-6)
-    assert made[1] == pytest.approx([0, 1, 0, 1], abs=1e-6)
+    now = np.array([monday_six, monday_six - 6 * HOUR])
+    cycles = context(["hour", "weekday"], now, np.zeros(2, np.int64))
+    assert cycles[0, :2] == pytest.approx([1, 0], abs=1e-6)
+    assert cycles[1] == pytest.approx([0, 1, 0, 1], abs=1e-6)
 
 
-def test_recency_is_the_logarithm_of_hours_and_zero_without_history() -> None:
+def test_recency_is_the_logarithm_of_hours_and_whether_there_is_a_history() -> None:
     now = np.full(4, micros(2024, 5, 1))
     last = np.array([now[0] - 3 * HOUR, 0, now[0] + HOUR, now[0] - 1000 * DAY])
-    assert context(["recency"], now, last)[:, 0] == pytest.approx(
-        [np.log(4), 0, 0, np.log1p(90 * 24)], abs=1e-6
-    )
+    recency = context(["recency"], now, last)
+    assert recency[:, 0] == pytest.approx([np.log(4), 0, 0, np.log1p(90 * 24)], abs=1e-6)
+    assert recency[:, 1].tolist() == [0, 1, 0, 0]
+
+
+def test_never_differs_from_just_now() -> None:
+    now = np.full(2, micros(2024, 5, 1))
+    never, just_now = context(NAMES, now, np.array([0, now[0]]))
+    assert (never != just_now).any()
 
 
 def test_width_counts_what_context_makes() -> None:
     for names in ([], ["hour"], NAMES):
-        made = context(names, np.zeros(2, np.int64), np.zeros(2, np.int64))
-        assert made.shape == (2, context_width(names)) and made.dtype == np.float32
+        floats = context(names, np.zeros(2, np.int64), np.zeros(2, np.int64))
+        assert floats.shape == (2, context_width(names)) and floats.dtype == np.float32
 
 
 @settings(deadline=None, max_examples=60)
