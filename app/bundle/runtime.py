@@ -34,6 +34,7 @@ from app.bundle.request.requests import (
     Scored,
     SimilarRequest,
 )
+from app.bundle.request.seen import SeenItems
 from app.bundle.retrieval.recommend import Recommender, RecommendQuery
 from app.errors import RequestError
 from app.events import HistoryEvent, Value
@@ -202,6 +203,7 @@ class Ranker:
         request: RankRequest | RecommendRequest,
         stored: Sequence[HistoryEvent] | None = None,
         arrived: float | None = None,
+        seen: SeenItems | None = None,
     ) -> PreparedRequest:
         """Check a request and find its rows.
 
@@ -209,13 +211,14 @@ class Ranker:
             request: of a ranking or a recommendation.
             stored: the user's feedback events by time.
             arrived: when its budget began, on time.perf_counter's clock; None: now.
+            seen: the items of all the user's feedback, for `exclude_seen`; None: those of `stored`.
 
         Raises:
             RequestError: names the field that is wrong.
         """
         if isinstance(request, RecommendRequest):
             self.check(request)
-            return self._read_recommend(request, stored, arrived)
+            return self._read_recommend(request, stored, arrived, seen)
         validation.check_but_ids(request, self.max_candidates)
         items, rows = self._candidates(request.items)
         return PreparedRequest(request, items, self._reader.read(request, rows, stored))
@@ -234,12 +237,17 @@ class Ranker:
         return items, rows
 
     def _read_recommend(
-        self, request: RecommendRequest, stored: Sequence[HistoryEvent] | None, arrived: float | None
+        self,
+        request: RecommendRequest,
+        stored: Sequence[HistoryEvent] | None,
+        arrived: float | None,
+        seen: SeenItems | None,
     ) -> PreparedRequest:
         rows = np.array([0, *self.items.find_all(request.exclude)], np.int64)
         asked = self._reader.read(request, rows, stored)
         if request.exclude_seen:
-            asked = replace(asked, rows=np.concatenate([rows, self._reader.seen(asked)]))
+            met = self._reader.seen(request, asked.user, stored, seen)
+            asked = replace(asked, rows=np.concatenate([rows, met]))
         budget = request.budget_ms or self.budget_ms
         start = time.perf_counter() if arrived is None else arrived
         return PreparedRequest(request, [], asked, start + budget / 1e3 if budget else math.inf)
@@ -270,7 +278,8 @@ class Ranker:
         """The best k items for each request; of equal scores the more popular first.
 
         Every item of a small catalogue is scored; see app.bundle.retrieval.recommend for larger ones.
-        `exclude_seen` leaves out what training knew of the user and what the history holds.
+        `exclude_seen` leaves out every item that the user met: in the log, in the request's history,
+        by stored feedback.
 
         Args:
             requests: scored together.

@@ -83,6 +83,11 @@ class Histories:
             self._item[start:end], self._event[start:end], np.multiply(self._time[start:end], self._unit)
         )
 
+    def items(self, user: int) -> Array:
+        """Items of the last events of a user."""
+        start, end = self._indptr[user : user + 2].tolist()
+        return self._item[start:end]
+
     def older(self, user: int) -> Array:
         """Items of a user's events before the last ones."""
         indptr = self._arrays["older_indptr"]

@@ -10,7 +10,7 @@ after the other, which for 100 ids out of 100,000 takes longer than to parse the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +31,8 @@ class Ids:
         strings: the ids by row.
         hashes: (N - 1,) uint64, ascending, of the rows from 1.
         order: (N - 1,) unsigned, the row of each hash.
+
+    `token` is this object's alone, for a cache that must not keep its files mapped.
     """
 
     def __init__(self, strings: Strings, hashes: Array, order: Array) -> None:
@@ -38,6 +40,8 @@ class Ids:
         self._hashes, self._order = hashes, order
         self._known: dict[str, int] = {}
         self._count, self._added, self._more = len(strings), dict[str, int](), list[str]()
+        self._added_hashes: Array = np.zeros(0, np.uint64)  # of the first of `_more`, in their order
+        self.token = object()
         self._table = _Table(np.zeros(0, np.int64))
 
     @staticmethod
@@ -45,7 +49,7 @@ class Ids:
         """Write ids by row, "" first."""
         ids = list(ids)
         Strings.save(folder, ids)
-        hashes = np.fromiter((_hash(i) for i in ids[1:]), np.uint64, len(ids) - 1)
+        hashes = np.fromiter((id_hash(i) for i in ids[1:]), np.uint64, len(ids) - 1)
         order = np.argsort(hashes, kind="stable")
         np.save(folder / "hashes.npy", hashes[order])
         np.save(folder / "rows.npy", compact(order + 1))
@@ -101,10 +105,40 @@ class Ids:
         """
         return self._table.find(np.fromiter(map(hash, names), np.int64, len(names)))
 
+    def rows_of_hashes(self, hashes: Array) -> Array:
+        """Rows (R,) of the ids that have one of `hashes` (N,), each once; see `id_hash`.
+
+        Args:
+            hashes: uint64, ascending and distinct.
+        """
+        positions = np.searchsorted(self._hashes, hashes)
+        positions = positions[positions < len(self._hashes)]
+        known = self._hashes[positions] == hashes[: len(positions)]
+        rows: Array = self._order[positions[known]]
+        if self._more:
+            added = np.flatnonzero(np.isin(self._hashes_added(), hashes))
+            rows = np.concatenate([rows, self._count + added])
+        return rows
+
+    def rows_where(self, chosen: Callable[[Array], Array]) -> Array:
+        """Rows (R,) of the ids whose hashes are at the positions `chosen` of an array of hashes."""
+        rows: Array = self._order[chosen(self._hashes)]
+        if self._more:
+            rows = np.concatenate([rows, self._count + chosen(self._hashes_added())])
+        return rows
+
+    def _hashes_added(self) -> Array:
+        """(A,) of ids that were added, in the order of their rows."""
+        done = self._added_hashes
+        if len(done) < len(self._more):
+            more = [id_hash(name) for name in self._more[len(done) :]]
+            done = self._added_hashes = np.concatenate([done, np.array(more, np.uint64)])
+        return done
+
     def _search(self, name: str) -> int:
         if row := self._added.get(name, 0):
             return row
-        wanted = np.uint64(_hash(name))
+        wanted = np.uint64(id_hash(name))
         place = int(np.searchsorted(self._hashes, wanted))
         while place < len(self._hashes) and self._hashes[place] == wanted:
             row = int(self._order[place])
@@ -152,5 +186,6 @@ class _Table:
         return rows.view(np.int64)
 
 
-def _hash(name: str) -> int:
+def id_hash(name: str) -> int:
+    """64 bits that stand for an id in every bundle; two of a million ids share them once in 40 million."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -12,6 +12,7 @@ from app.bundle.format.histories import Events, Histories
 from app.bundle.format.ids import Ids
 from app.bundle.format.layout import Array, Info
 from app.bundle.request.requests import RankRequest, RecommendRequest
+from app.bundle.request.seen import SeenItems
 from app.bundle.request.validation import event_row, moment
 from app.errors import RequestError
 from app.events import HistoryEvent
@@ -70,9 +71,25 @@ class Reader:
             history = history.where(history.time <= now)
         return EncodedRequest(user, now, history, rows)
 
-    def seen(self, asked: EncodedRequest) -> Array:
-        """Rows of the items that a user is known to have met."""
-        return np.concatenate([asked.history.item, self._histories.older(asked.user)])
+    def seen(
+        self,
+        request: RecommendRequest,
+        user: int,
+        stored: Sequence[HistoryEvent] | None,
+        seen: SeenItems | None,
+    ) -> Array:
+        """Rows of the items that a user is known to have met, whenever that was.
+
+        Args:
+            request: its own history counts, too.
+            user: row of the user.
+            stored: the user's feedback events; not looked at where there is `seen`.
+            seen: the items of all the user's feedback.
+        """
+        events = [*(request.history or ()), *(stored or () if seen is None else ())]
+        rows = np.array(self._items.find_all(event.item for event in events), np.int64)
+        met = [rows, self._histories.items(user), self._histories.older(user)]
+        return np.concatenate(met if seen is None else [*met, seen.rows(self._items)])
 
     def _events(self, events: Sequence[HistoryEvent], now: int, *, strict: bool) -> Events:
         """Events on known items by time; those without a time happen now, in the order given."""

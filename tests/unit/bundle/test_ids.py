@@ -52,7 +52,7 @@ def test_a_remembered_id_is_never_taken_for_another(tmp_path: Path, count: int) 
 
 
 def test_equal_hashes_are_told_apart_by_the_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_hash", lambda name: 7)
+    monkeypatch.setattr(module, "id_hash", lambda name: 7)
     ids = stored(tmp_path, NAMES)
     assert ids.find_all([*NAMES[1:], "missing"]) == [*range(1, len(NAMES)), 0]
 
