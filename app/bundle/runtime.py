@@ -26,6 +26,7 @@ from app.bundle.ranking.scorer import BatchScorer
 from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request import validation
 from app.bundle.request.encode import EncodedRequest, Reader
+from app.bundle.request.limits import DEFAULT_LIMITS, Limits
 from app.bundle.request.requests import (
     Answer,
     Basis,
@@ -60,54 +61,44 @@ class Ranker:
 
     Args:
         artifact: the opened bundle.
+        limits: of requests and of new items.
         threads: of one call into the model.
-        max_candidates: ids that a request may name.
-        max_k: items that recommend and similar may return.
-        budget_ms: of a recommendation that names none; 0: it takes as long as it takes.
-        states: keeps user vectors, of this and of other rankers; None: they are made each time.
-        max_new_items: items that may come or change after training.
+        user_vectors: a cache, of this and of other rankers; None: vectors are computed each time.
     """
 
     def __init__(
         self,
         artifact: Artifact,
         *,
+        limits: Limits = DEFAULT_LIMITS,
         threads: int = 1,
-        max_candidates: int = 1000,
-        max_k: int = 100,
-        budget_ms: float = 0.0,
-        states: UserVectorCache | None = None,
-        max_new_items: int = 10_000,
+        user_vectors: UserVectorCache | None = None,
     ) -> None:
         path = artifact.path
-        self.artifact, self.max_candidates, self.max_k = artifact, max_candidates, max_k
-        self.budget_ms, self.catalogue_version = budget_ms, 0
+        self.artifact, self.limits, self.catalogue_version = artifact, limits, 0
         self.info = read_info(path / "bundle.json")
         self.name = self.info.name
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
         self._popularity = load_array(path / "popularity.npy")
-        self._scores = BatchScorer(path, self.info, threads, states)
+        self._scores = BatchScorer(path, self.info, threads, user_vectors)
         histories, scores_history = Histories.open(path / "history"), self._scores.take_history
         self._reader = Reader(self.info, self.users, self.items, histories, scores_history=scores_history)
         self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
         self._trained = self._scores, self._recommender  # without new items
         columns = self._recommender.columns
-        self.new_items = NewItems(path, self._scores.stored, columns, max_new_items)
+        self.new_items = NewItems(path, self._scores.stored, columns, limits.max_new_items)
 
     @classmethod
     def open(
         cls,
         path: Path | str,
         *,
+        limits: Limits = DEFAULT_LIMITS,
         threads: int = 1,
         verify: bool = True,
-        max_candidates: int = 1000,
-        max_k: int = 100,
-        budget_ms: float = 0.0,
-        states: UserVectorCache | None = None,
-        max_new_items: int = 10_000,
+        user_vectors: UserVectorCache | None = None,
     ) -> Ranker:
         """Open the bundle at `path`; `verify` compares every file with its SHA-256 first.
 
@@ -115,15 +106,7 @@ class Ranker:
             ArtifactError: names the file that is missing, damaged, truncated or too new.
         """
         artifact = open_artifact(Path(path), "bundle", verify=verify)
-        return cls(
-            artifact,
-            threads=threads,
-            max_candidates=max_candidates,
-            max_k=max_k,
-            budget_ms=budget_ms,
-            states=states,
-            max_new_items=max_new_items,
-        )
+        return cls(artifact, limits=limits, threads=threads, user_vectors=user_vectors)
 
     @property
     def figures(self) -> dict[str, Any]:
@@ -137,12 +120,12 @@ class Ranker:
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         """Raise RequestError if a request cannot be answered; `rank` and the others do so too."""
         if isinstance(request, RankRequest):
-            validation.check_rank(request, self.max_candidates)
+            validation.check_rank(request, self.limits.max_candidates)
         elif isinstance(request, RecommendRequest):
-            validation.check_recommend(request, self.max_candidates, self.max_k)
+            validation.check_recommend(request, self.limits.max_candidates, self.limits.max_k)
             self._recommender.check(request)
         else:
-            validation.check_similar(request, self.max_k)
+            validation.check_similar(request, self.limits.max_k)
 
     def check_item(self, name: str, columns: Mapping[str, Value]) -> None:
         """Raise RequestError if an item's id or columns cannot be used; names the field."""
@@ -219,7 +202,7 @@ class Ranker:
         if isinstance(request, RecommendRequest):
             self.check(request)
             return self._read_recommend(request, stored, arrived, seen)
-        validation.check_but_ids(request, self.max_candidates)
+        validation.check_but_ids(request, self.limits.max_candidates)
         items, rows = self._candidates(request.items)
         return PreparedRequest(request, items, self._reader.read(request, rows, stored))
 
@@ -248,7 +231,7 @@ class Ranker:
         if request.exclude_seen:
             met = self._reader.seen(request, asked.user, stored, seen)
             asked = replace(asked, rows=np.concatenate([rows, met]))
-        budget = request.budget_ms or self.budget_ms
+        budget = request.budget_ms or self.limits.budget_ms
         start = time.perf_counter() if arrived is None else arrived
         return PreparedRequest(request, [], asked, start + budget / 1e3 if budget else math.inf)
 

@@ -10,12 +10,13 @@ import msgspec
 import pyarrow as pa
 
 from app.bundle.request.json_lines import read_line
+from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Answer, RankRequest
 from app.bundle.runtime import PreparedRequest, Ranker
 from app.errors import RequestError
 from app.lists.parts import SCHEMA, Parts
 from app.serving.feedback.user_events import LENGTH
-from app.stores.base import open_store
+from app.stores.open import open_store
 
 Json = dict[str, Any]
 CANDIDATES = 10_000  # of a user
@@ -37,7 +38,7 @@ class Rankings:
     """
 
     def __init__(self, bundle: Path, parts: Parts, k: int, store: str) -> None:
-        self.ranker = Ranker.open(bundle, verify=False, max_candidates=CANDIDATES, max_k=k)
+        self.ranker = Ranker.open(bundle, verify=False, limits=Limits(max_candidates=CANDIDATES, max_k=k))
         self.parts = parts
         self.store = open_store(store) if store else None
 

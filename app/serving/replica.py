@@ -21,6 +21,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.bundle.ranking.user_vectors import UserVectorCache
+from app.bundle.request.limits import Limits
 from app.bundle.request.requests import (
     Accepted,
     FeedbackRequest,
@@ -46,7 +47,7 @@ from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
 from app.serving.scoring import bulk, registry
 from app.serving.scoring.scoring import Call
-from app.stores.base import open_store
+from app.stores.open import open_store
 
 CALLS: dict[str, type] = {
     "/v1/rank": RankRequest,
@@ -130,12 +131,11 @@ class Replica:
         copy = copy_of(bundle, settings)
         ranker = Ranker.open(
             copy.path,
+            limits=Limits(
+                settings.max_candidates, settings.max_k, settings.budget_ms, settings.max_new_items
+            ),
             threads=settings.cpus,
-            max_candidates=settings.max_candidates,
-            max_k=settings.max_k,
-            budget_ms=settings.budget_ms,
-            states=self.states,
-            max_new_items=settings.max_new_items,
+            user_vectors=self.states,
         )
         copy.stay_for(ranker)
         self.items.introduce(ranker)

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from app.bundle.new_items import cell
+from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Answer, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.runtime import Ranker
@@ -65,7 +66,7 @@ def columns() -> dict[str, Any]:
 
 @pytest.fixture(params=WAYS)
 def ranker(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Ranker:
-    return Ranker.open(bundles[request.param], max_new_items=8)
+    return Ranker.open(bundles[request.param], limits=Limits(max_new_items=8))
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.artifact import publish
+from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Answer, Boost, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.retrieval.latency_budget import FEWER, FORGET, FULL, POPULAR, LatencyBudget
 from app.bundle.runtime import Ranker
@@ -297,7 +298,7 @@ def test_the_budget_counts_from_the_arrival(exact: Ranker) -> None:
 
 
 def test_the_rankers_own_budget_holds_where_none_is_named(exact: Ranker) -> None:
-    hasty = Ranker.open(exact.artifact.path, budget_ms=1e-6)
+    hasty = Ranker.open(exact.artifact.path, limits=Limits(budget_ms=1e-6))
     assert ask(hasty).degraded == "popular"
     assert not ask(hasty, budget_ms=60_000.0).degraded
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
@@ -136,7 +137,7 @@ def test_a_bad_history_names_its_event(ranker: Ranker, event: HistoryEvent, fiel
 
 
 def test_limits_are_the_rankers(dataset: Dataset) -> None:
-    narrow = Ranker.open(dataset.path.with_name("bundle"), max_candidates=3, max_k=2)
+    narrow = Ranker.open(dataset.path.with_name("bundle"), limits=Limits(max_candidates=3, max_k=2))
     with pytest.raises(RequestError, match="at most 3"):
         narrow.rank([asked()])
     with pytest.raises(RequestError, match="k is 1 to 2"):

@@ -129,7 +129,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
     states = UserVectorCache(ROOM, 10.0)
-    kept, plain = Ranker.open(bundle, states=states), Ranker.open(bundle)
+    kept, plain = Ranker.open(bundle, user_vectors=states), Ranker.open(bundle)
     context = Context(timestamp=float(NOW))
     event = HistoryEvent("i7", "view", float(NOW - 5))
     for stored in ([], [], [event], [event]):
@@ -144,5 +144,5 @@ def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
 def test_two_versions_share_a_limit_and_no_vector(bundle: Path) -> None:
     states = UserVectorCache(ROOM, 10.0)
     for _ in range(2):
-        Ranker.open(bundle, states=states).recommend([RecommendRequest("u3")])
+        Ranker.open(bundle, user_vectors=states).recommend([RecommendRequest("u3")])
     assert (states.hits, states.misses) == (0, 2)
