@@ -16,13 +16,13 @@ _LIMIT = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*")
 
 @dataclass(frozen=True)
 class Limit:
-    """One condition on a figure: at most `bound` for a cost, at least for the quality."""
+    """A condition on a figure: at most `bound` for a cost, at least `bound` for the quality."""
 
     name: str
     bound: float
 
     def excess(self, point: Point) -> float:
-        """By what share the point misses the limit; 0 where it keeps it."""
+        """By what share of the bound the point misses the limit; 0 where it keeps it."""
         value = point.figure(self.name)
         over = value - self.bound if self.name in COSTS else self.bound - value
         return max(0.0, over / abs(self.bound) if self.bound else over)
@@ -45,11 +45,11 @@ def parse(text: str, metric: str) -> list[Limit]:
 
 
 def _limit(text: str, metric: str) -> Limit:
-    found = _LIMIT.fullmatch(text)
+    match = _LIMIT.fullmatch(text)
     remedy = f'write e.g. "p95_ms<=8, mb<=20" or "{metric}>=0.1"'
-    if not found:
+    if match is None:
         raise RecipeError(f"{text.strip()!r} is no condition", where="budget", remedy=remedy)
-    name, sign, number = found.groups()
+    name, sign, number = match.groups()
     if name not in (*COSTS, metric):
         known = ", ".join((*COSTS, metric))
         raise RecipeError(f"unknown figure {name!r}", where="budget", remedy=f"choose among {known}")

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from app.files import replacing
 from tuning.space import Settings
 
 
@@ -43,7 +44,7 @@ class Point:
         return {"p95_ms": self.p95_ms, "mb": self.mb, self.metric: self.quality}[name]
 
     def figures(self) -> dict[str, float]:
-        """All three, by name."""
+        """The quality, p95_ms and mb, by name."""
         return {name: self.figure(name) for name in (self.metric, "p95_ms", "mb")}
 
 
@@ -65,7 +66,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 def write_csv(points: Sequence[Point], path: Path) -> None:
     """One row a point: trial, figures, and every setting in a column of its own."""
     names = sorted({name for p in points for name in p.settings})
-    with path.open("w", newline="") as stream:
+    with replacing(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
         figures = list(points[0].figures()) if points else []
         writer.writerow(["trial", *figures, "bytes", "reused", *names])

@@ -4,12 +4,12 @@ Training is what a trial pays for; compression and measurement cost seconds. A s
 joint space would almost never propose the same training twice, since learning rates are
 continuous. So proposals are of two kinds, kept at about one half each:
 
-* *fresh*: Optuna's sampler proposes everything;
-* *revisit*: the training settings are those of an earlier trial, drawn from the better half by
+* *train*: Optuna's sampler proposes everything;
+* *reuse*: the training settings are those of an earlier trial, drawn from the better half by
   quality (a cheaper form of a poor model is not worth much), and the sampler proposes the
   compression alone. The trial finds the checkpoint by its digest and reuses it.
 
-Either way the sampler learns from the result: revisits are ordinary trials of the joint space
+Either way the sampler learns from the result: they are ordinary trials of the joint space
 with some parameters fixed. No settings are proposed twice. The study here lives in memory,
 where trials under way count as well, so that the journal holds finished trials only.
 """
@@ -74,10 +74,10 @@ class Proposer:
 
     def propose(self) -> Proposal | None:
         """The next settings, or None where the space has no others left."""
-        revisit = self._revisit_is_due()
+        reuse = self._reuse_is_due()
         for attempt in range(ATTEMPTS):
             self.study.sampler = self.guided if attempt < GUIDED else self.chance
-            if revisit and attempt < ATTEMPTS // 2 and self.proposed:
+            if reuse and attempt < ATTEMPTS // 2 and self.proposed:
                 self._fix_training()
             trial = self.study.ask()
             settings = space.suggest(trial, self.recipe)
@@ -96,9 +96,9 @@ class Proposer:
         """Forget a proposal that came to nothing."""
         self.study.tell(number, state=TrialState.FAIL)
 
-    def _revisit_is_due(self) -> bool:
-        fresh = {_training_key(json.loads(key)) for key in self.proposed}
-        return bool(self.quality) and 2 * len(fresh) > len(self.proposed)
+    def _reuse_is_due(self) -> bool:
+        trained = {_training_key(json.loads(key)) for key in self.proposed}
+        return bool(self.quality) and 2 * len(trained) > len(self.proposed)
 
     def _fix_training(self) -> None:
         best: dict[str, float] = {}

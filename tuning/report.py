@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from app.files import replacing, write_atomically
 from app.recipe import Recipe, to_toml
 from tuning.budget import Limit
 from tuning.front import Point, front, write_csv
@@ -15,7 +16,7 @@ FRONT, OTHER, BEST = "#1f6feb", "#b8c0cc", "#d1242f"
 
 
 def write_results(
-    recipe: Recipe, out: Path, found: Sequence[Point], best: Point, limits: Sequence[Limit]
+    recipe: Recipe, out: Path, points: Sequence[Point], best: Point, limits: Sequence[Limit]
 ) -> dict[str, Path]:
     """Write the three files; returns their paths as front_csv, front_png and best_toml."""
     files = {
@@ -23,15 +24,15 @@ def write_results(
         "front_png": out / "front.png",
         "best_toml": out / "best.toml",
     }
-    write_csv(front(found), files["front_csv"])
-    plot(found, best, limits, files["front_png"])
+    write_csv(front(points), files["front_csv"])
+    plot(points, best, limits, files["front_png"])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
     head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
-    files["best_toml"].write_text(head + to_toml(recipe.override(best.settings)))
+    write_atomically(files["best_toml"], (head + to_toml(recipe.override(best.settings))).encode())
     return files
 
 
-def plot(found: Sequence[Point], best: Point, limits: Sequence[Limit], path: Path) -> None:
+def plot(points: Sequence[Point], best: Point, limits: Sequence[Limit], path: Path) -> None:
     """Quality against latency and against bytes; the front coloured, the choice ringed."""
     import matplotlib
 
@@ -40,20 +41,21 @@ def plot(found: Sequence[Point], best: Point, limits: Sequence[Limit], path: Pat
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
-        _panel(axis, found, best, name)
+        _panel(axis, points, best, name)
         axis.set_xlabel(label)
         for bound in (limit.bound for limit in limits if limit.name == name):
             axis.axvline(bound, color=BEST, linewidth=1, linestyle="--", label="budget")
     axes[0].set_ylabel(f"{best.metric}, validation")
     named = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)
-    figure.savefig(path, dpi=140)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=140, format="png")
     pyplot.close(figure)
 
 
-def _panel(axis: Any, found: Sequence[Point], best: Point, name: str) -> None:
-    kept = front(found)
-    rest = [p for p in found if p not in kept]
+def _panel(axis: Any, points: Sequence[Point], best: Point, name: str) -> None:
+    kept = front(points)
+    rest = [p for p in points if p not in kept]
     for group, colour, size, label in ((rest, OTHER, 26, "other trials"), (kept, FRONT, 38, "front")):
         if group:
             values = [p.figure(name) for p in group], [p.quality for p in group]
@@ -62,7 +64,7 @@ def _panel(axis: Any, found: Sequence[Point], best: Point, name: str) -> None:
     axis.plot(*stairs, drawstyle="steps-post", color=FRONT, linewidth=1, alpha=0.5, zorder=1)
     ring: dict[str, Any] = {"s": 130, "facecolors": "none", "edgecolors": BEST, "linewidths": 1.6}
     axis.scatter(best.figure(name), best.quality, label="chosen", zorder=4, **ring)
-    if max(p.figure(name) for p in found) > 8 * min(p.figure(name) for p in found):
+    if max(p.figure(name) for p in points) > 8 * min(p.figure(name) for p in points):
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter("{x:g}")
     axis.grid(color="#e6e9ee", linewidth=0.8)

@@ -6,10 +6,9 @@ prepare -> [ propose -> train or reuse -> compress -> measure -> journal ] x tri
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import optuna
 from app import pipeline
 from app.artifact import Artifact, cache_key
 from app.errors import DataError, MachineError
+from app.files import AlreadyLocked, locked
 from app.models.base import model_config
 from app.ray.session import shared_session
 from app.recipe import Recipe
@@ -59,18 +59,18 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
         _refuse_empty(dataset)
         study = open_journal(out / "journal.log", study_name(recipe, dataset.digest))
         failed = _search(recipe, SearchDirs(out), study, trials)
-    found = points(study)
-    best, within = budgets.choose(found, limits)
-    files = write_results(recipe, out, found, best, limits)
+    finished = points(study)
+    best, within = budgets.choose(finished, limits)
+    files = write_results(recipe, out, finished, best, limits)
     _conclude(best, within, budget)
     return {
         "journal": str(out / "journal.log"),
         "study": study.study_name,
-        "trials": len(found),
-        "reused": sum(p.reused for p in found),
+        "trials": len(finished),
+        "reused": sum(p.reused for p in finished),
         "failed": failed,
         "metric": recipe.train.metric,
-        "front": [_described(p) for p in front(found)],
+        "front": [_described(p) for p in front(finished)],
         "best": _described(best),
         "within_budget": within,
         **{name: str(path) for name, path in files.items()},
@@ -86,15 +86,15 @@ def study_name(recipe: Recipe, dataset: str) -> str:
     return f"{recipe.name}-{cache_key('study', settings, {'dataset': dataset})[:12]}"
 
 
-def _search(recipe: Recipe, place: SearchDirs, study: optuna.Study, trials: int) -> int:
+def _search(recipe: Recipe, dirs: SearchDirs, study: optuna.Study, trials: int) -> int:
     """Run what is missing; returns how many trials failed."""
     finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if finished:
         say(f"tune: {len(finished)} of {trials} trials are in the journal")
     if len(finished) >= trials:
         return 0
-    shutil.rmtree(place.trials, ignore_errors=True)  # of trials that were cut off
-    return run_trials(recipe, place, study, Proposer(recipe, finished, DIRECTIONS), trials)
+    shutil.rmtree(dirs.trials, ignore_errors=True)  # of trials that were cut off
+    return run_trials(recipe, dirs, study, Proposer(recipe, finished, DIRECTIONS), trials)
 
 
 def _refuse_empty(dataset: Artifact) -> None:
@@ -121,11 +121,15 @@ def _conclude(best: Point, within: bool, budget: str) -> None:
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / "tune.lock").open("w") as stream:
+    """Hold the folder of a search for the block.
+
+    Raises:
+        MachineError: another process searches in it.
+    """
+    with ExitStack() as stack:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            stack.enter_context(locked(out / "tune.lock", wait=False))
+        except AlreadyLocked:
             raise MachineError(
                 "another search is running here",
                 where=str(out),

@@ -6,11 +6,11 @@ from typing import Any, cast
 
 from ray.tune.search import Searcher
 
-from tuning.runner import Ledger
+from tuning.ledger import Ledger
 
 
 class LedgerSearcher(Searcher):
-    """Asks the ledger for settings and brings it the results."""
+    """Takes settings from the ledger and brings it the results."""
 
     def __init__(self, ledger: Ledger) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class LedgerSearcher(Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Take what the trial returned; nothing where its worker died."""
+        """Bring the ledger what the trial returned; nothing where its worker died."""
         self.ledger.close(trial_id, None if error else result)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the journal is what a search goes on from."""
+        """Does nothing, because a search goes on from its journal."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing, as `save`."""
+        """Does nothing, because a search goes on from its journal."""

@@ -6,14 +6,11 @@ combination of settings does not end the search.
 
 from __future__ import annotations
 
-import fcntl
 import math
 import shutil
 import statistics
 import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from app.data.dataset import Dataset
 from app.errors import RayRecError
 from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
+from app.files import locked
 from app.recipe import Recipe
 from app.training.checkpoint import load_checkpoint
 from app.training.train import checkpoint_settings, fit
@@ -38,7 +36,7 @@ REPEATS, CALLS = 9, 100
 
 @dataclass(frozen=True)
 class SearchDirs:
-    """The folders that all trials of a search share."""
+    """The folders of a search, shared by all of its trials."""
 
     out: Path
 
@@ -48,21 +46,21 @@ class SearchDirs:
         return self.out / "dataset"
 
     def checkpoint(self, key: str) -> Path:
-        """The checkpoint that is made from `key`."""
+        """The checkpoint with the cache key `key`."""
         return self.out / "checkpoints" / key[:16]
 
     @property
     def ray(self) -> Path:
-        """Ray Tune's own files, of no use after the search."""
+        """Ray Tune's own files, which are of no use after the search."""
         return self.out / "ray"
 
     @property
     def trials(self) -> Path:
-        """Folders of trials under way; each removes its own."""
+        """Folders of the trials that run; each trial removes its own."""
         return self.out / "trials"
 
 
-def run_trial(settings: Settings, recipe: Recipe, place: SearchDirs) -> dict[str, Any]:
+def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str, Any]:
     """Figures of one trial.
 
     Returns:
@@ -70,9 +68,9 @@ def run_trial(settings: Settings, recipe: Recipe, place: SearchDirs) -> dict[str
         seconds; or failed (str), what went wrong, and by_user (bool), whether a user can mend it.
     """
     start = time.monotonic()
-    folder = place.trials / uuid.uuid4().hex
+    folder = dirs.trials / uuid.uuid4().hex
     try:
-        figures = _figures(trial_recipe(recipe, settings), place, folder)
+        figures = _figures(trial_recipe(recipe, settings), dirs, folder)
     except RayRecError as error:
         return {"failed": str(error), "by_user": error.exit_code == 1}
     except Exception as error:
@@ -88,9 +86,9 @@ def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     return recipe.override({**settings, **shorter, "train.workers": 0})
 
 
-def _figures(recipe: Recipe, place: SearchDirs, folder: Path) -> dict[str, Any]:
-    dataset = Dataset.open(place.dataset, verify=False)
-    source, key, reused = _trained(recipe, dataset, place)
+def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
+    dataset = Dataset.open(dirs.dataset, verify=False)
+    source, key, reused = _trained(recipe, dataset, dirs)
     compress(recipe, dataset, source, folder / "compressed")
     checkpoint = load_checkpoint(folder / "compressed", dataset)
     scorer = ModelScorer(checkpoint.model, checkpoint.rows)
@@ -105,43 +103,34 @@ def _figures(recipe: Recipe, place: SearchDirs, folder: Path) -> dict[str, Any]:
     )
     return {
         "quality": quality,
-        "p95_ms": _latency(bundle.path, place),
+        "p95_ms": _latency(bundle.path, dirs),
         "bytes": bundle.bytes,
         "reused": reused,
         "checkpoint": key,
     }
 
 
-def _trained(recipe: Recipe, dataset: Dataset, place: SearchDirs) -> tuple[Path, str, bool]:
-    """The checkpoint of the recipe's training settings, its key, and whether it was there.
+def _trained(recipe: Recipe, dataset: Dataset, dirs: SearchDirs) -> tuple[Path, str, bool]:
+    """The checkpoint of the recipe's training settings, its cache key, and whether it was there before.
 
-    Two trials with equal settings wait for each other, so that one of them trains.
+    Of two trials with equal training settings one trains and the other waits for it.
     """
     key = cache_key("checkpoint", checkpoint_settings(recipe), {"dataset": dataset.artifact.digest})
-    folder = place.checkpoint(key)
+    folder = dirs.checkpoint(key)
     with locked(folder.with_suffix(".lock")):
-        found = reuse(folder, "checkpoint", key)
-        if found is None:
+        existing = reuse(folder, "checkpoint", key)
+        if existing is None:
             fit(recipe, dataset, folder)
-    return folder, key, found is not None
+    return folder, key, existing is not None
 
 
-def _latency(bundle: Path, place: SearchDirs) -> float:
+def _latency(bundle: Path, dirs: SearchDirs) -> float:
     """p95 in ms of one request at a time on one thread: the median of several measurements.
 
     Only one trial measures at a time; what else runs on the machine disturbs some of the
     measurements, and the median leaves those out.
     """
     ranker = Ranker.open(bundle, threads=1, verify=False)
-    with locked(place.out / "measure.lock"):
-        found = [measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"] for _ in range(REPEATS)]
-    return float(statistics.median(found))
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file; it is free again when its holder ends, however that happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
+    with locked(dirs.out / "measure.lock"):
+        p95s = [measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"] for _ in range(REPEATS)]
+    return float(statistics.median(p95s))

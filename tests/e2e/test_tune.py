@@ -21,10 +21,11 @@ from optuna.trial import FrozenTrial, TrialState
 from app.artifact import open_artifact
 from app.data.demo_shop.generate import generate
 from app.errors import DataError, MachineError, RecipeError
+from app.files import locked
 from app.recipe import Recipe, load
 from tests.conftest import REPOSITORY
 from tuning.search import tune
-from tuning.trial import SearchDirs, locked, run_trial
+from tuning.trial import SearchDirs, run_trial
 
 TRIALS, KILLED_AFTER = 5, 2
 CHANGES = ["train.epochs=1", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
@@ -68,7 +69,7 @@ class Searched:
         done = subprocess.run(command(self.recipe, self.out), cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0, (folder / "first.log").read_text() + done.stderr
         self.printed: dict[str, Any] = json.loads(done.stdout)
-        self.said = done.stderr
+        self.stderr = done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def test_a_killed_search_goes_on_and_repeats_nothing(searched: Searched) -> None
     assert len(trials) == TRIALS == searched.printed["trials"]
     assert [t.params for t in trials[: len(searched.before)]] == [t.params for t in searched.before]
     assert len({json.dumps(t.params, sort_keys=True) for t in trials}) == TRIALS
-    assert f"{len(searched.before)} of {TRIALS} trials are in the journal" in searched.said
+    assert f"{len(searched.before)} of {TRIALS} trials are in the journal" in searched.stderr
 
 
 def test_trials_reuse_checkpoints(searched: Searched) -> None:
@@ -111,7 +112,7 @@ def test_the_choice_is_a_recipe(searched: Searched) -> None:
 
 
 def test_one_line_a_trial(searched: Searched) -> None:
-    lines = [line for line in searched.said.splitlines() if line.startswith("trial ")]
+    lines = [line for line in searched.stderr.splitlines() if line.startswith("trial ")]
     assert len(lines) == TRIALS - len(searched.before)
     assert all("p95" in line and "MB" in line for line in lines)
 

@@ -9,23 +9,22 @@ import pytest
 
 from app.errors import DataError, RayRecError
 from app.recipe import Recipe
-from app.terminal.console import Progress
 from tuning.journal import DIRECTIONS, open_journal, points
+from tuning.ledger import GIVE_UP, Ledger
 from tuning.propose import Proposer
-from tuning.runner import GIVE_UP, Ledger
 from tuning.trial import trial_recipe
 
 GOOD = {"quality": 0.3, "p95_ms": 1.5, "bytes": 10**6, "reused": False, "checkpoint": "k", "seconds": 2.0}
 
 
+def ledger_of(recipe: Recipe, folder: Path, trials: int) -> Ledger:
+    journal = open_journal(folder / "journal.log", "s")
+    return Ledger(recipe, journal, Proposer(recipe, [], DIRECTIONS), trials)
+
+
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    recipe = Recipe()
-    made = Ledger(
-        recipe, open_journal(tmp_path / "journal.log", "s"), Proposer(recipe, [], DIRECTIONS), trials=4
-    )
-    made.bar = Progress("tune", 4)
-    return made
+    return ledger_of(Recipe(), tmp_path, trials=4)
 
 
 def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,7 +43,7 @@ def test_a_failure_leaves_no_trace_in_the_journal(ledger: Ledger, result: dict[s
     ledger.next("a")
     ledger.close("a", result)
     assert (ledger.failed, ledger.finished, points(ledger.study)) == (1, 0, [])
-    ledger.raise_if_hopeless()  # one is none
+    ledger.raise_if_hopeless()  # a single failure does not end the search
 
 
 @pytest.mark.parametrize(("by_user", "kind"), [(True, DataError), (False, RayRecError)])
@@ -69,17 +68,13 @@ def test_a_success_between_failures_keeps_it_going(ledger: Ledger) -> None:
 
 
 def test_a_space_without_choices_is_exhausted(tmp_path: Path) -> None:
-    recipe = Recipe().override({"model.name": "popularity"})
-    made = Ledger(
-        recipe, open_journal(tmp_path / "journal.log", "s"), Proposer(recipe, [], DIRECTIONS), trials=99
-    )
-    made.bar = Progress("tune", 99)
+    ledger = ledger_of(Recipe().override({"model.name": "popularity"}), tmp_path, trials=99)
     for n in range(99):
-        if made.next(str(n)) is None:
+        if ledger.next(str(n)) is None:
             break
-        made.close(str(n), GOOD)
-    assert made.exhausted
-    assert 1 <= made.finished < 99
+        ledger.close(str(n), GOOD)
+    assert ledger.exhausted
+    assert 1 <= ledger.finished < 99
 
 
 def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:

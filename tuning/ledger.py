@@ -1,0 +1,105 @@
+"""The ledger of a search: which trials run, which have finished, and which failed.
+
+It hands out proposals, takes the results of trials to the journal, and says when to give up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import optuna
+
+from app.errors import DataError, RayRecError
+from app.recipe import Recipe
+from app.terminal.console import Progress, say
+from tuning.front import Point
+from tuning.journal import points, record
+from tuning.propose import Proposal, Proposer
+
+GIVE_UP = 3  # failures one after another
+
+
+class Ledger:
+    """The state of a search, kept in the driver; not thread-safe.
+
+    Args:
+        recipe: what is searched around.
+        study: the journal, which finished trials are appended to.
+        proposer: of settings; learns from each result.
+        trials: finished trials that the journal is to hold in the end.
+    """
+
+    def __init__(self, recipe: Recipe, study: optuna.Study, proposer: Proposer, trials: int) -> None:
+        self.recipe, self.study, self.proposer, self.trials = recipe, study, proposer, trials
+        self.finished = len(points(study))
+        self.failed = self.failed_in_a_row = 0
+        self.exhausted = False
+        self.last_failure: dict[str, Any] = {}
+        self.running: dict[str, Proposal] = {}  # by the name of Ray Tune's trial
+        self.bar = Progress("tune", trials)
+
+    @property
+    def missing(self) -> int:
+        """Number of finished trials that are still to come."""
+        return self.trials - self.finished
+
+    def next(self, trial: str) -> dict[str, Any] | None:
+        """Settings for a trial of Ray Tune's, or None where no further trial is to run."""
+        if self.failed_in_a_row >= GIVE_UP:
+            return None
+        proposal = self.proposer.propose()
+        if proposal is None:
+            say("tune: every combination of the space has been tried")
+            self.exhausted = True
+            return None
+        self.running[trial] = proposal
+        return proposal.settings
+
+    def close(self, trial: str, result: dict[str, Any] | None) -> None:
+        """Take the result of a trial; None where its worker died."""
+        proposal = self.running.pop(trial)
+        if result is None or "quality" not in result:
+            self._fail(proposal, result or {"failed": "the worker died", "by_user": False})
+            return
+        point = Point(
+            trial=-1,
+            settings=proposal.settings,
+            quality=result["quality"],
+            p95_ms=result["p95_ms"],
+            bytes=result["bytes"],
+            reused=result["reused"],
+            metric=self.recipe.train.metric,
+        )
+        point = record(self.study, proposal, point, result["checkpoint"])
+        self.proposer.tell(proposal, [point.quality, point.p95_ms, point.bytes])
+        self.finished += 1
+        self.failed_in_a_row = 0
+        self.bar.advance(1)
+        say(
+            f"trial {point.trial} ({self.finished} of {self.trials}): {_line(point)}"
+            f" ({result['seconds']:.0f} s)"
+        )
+
+    def _fail(self, proposal: Proposal, result: dict[str, Any]) -> None:
+        self.proposer.drop(proposal.number)
+        self.failed += 1
+        self.failed_in_a_row += 1
+        self.last_failure = result
+        say(f"trial failed: {result['failed']}")
+
+    def raise_if_hopeless(self) -> None:
+        """End the search where the last trials all failed.
+
+        Raises:
+            DataError: a user can mend what failed last.
+            RayRecError: it is a fault of the program.
+        """
+        if self.failed_in_a_row >= GIVE_UP:
+            kind = DataError if self.last_failure["by_user"] else RayRecError
+            reason = self.last_failure["failed"]
+            raise kind(f"{self.failed_in_a_row} trials failed one after another: {reason}", where="tune")
+
+
+def _line(point: Point) -> str:
+    reused = "checkpoint reused" if point.reused else "trained"
+    return f"{point.metric} {point.quality:.4f}, p95 {point.p95_ms:.2f} ms, {point.mb:.2f} MB, {reused}"
