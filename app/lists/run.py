@@ -21,8 +21,8 @@ from app.lists.parts import Parts, open_parts
 from app.lists.ranking import Rankings
 from app.lists.users import read_users
 from app.ray.session import ray_session
-from app.stores.base import open_store
-from app.stores.sqlite_store import FILE
+from app.stores.open import open_store
+from app.stores.schema import FILE
 from app.terminal.console import progress, say
 
 Json = dict[str, Any]

@@ -175,6 +175,24 @@ def test_stored_feedback_counts(bundle: Path, tmp_path: Path) -> None:
     assert best not in [row["item"] for row in read(out)]  # seen
 
 
+def test_no_stored_event_is_too_old_to_be_seen(bundle: Path, tmp_path: Path) -> None:
+    """A user with 10 events on the best items, and 250 later ones on another item."""
+    users, out = write(tmp_path / "u.txt", "u1\nu2\n"), tmp_path / "out.jsonl"
+    rank_users(bundle, str(users), out, k=11)
+    items = [row["item"] for row in read(out) if row["user"] == "u1"]
+    best, other = items[:10], items[10]
+    store = SqliteStore(tmp_path / "store")
+    store.append([Event("u1", item, "view", float(NOW + n)) for n, item in enumerate(best)])
+    store.append([Event("u1", other, "view", float(NOW + 100 + n)) for n in range(250)])
+    store.append([Event("u2", "i1", "view")])  # a user with few events
+    store.close()
+    rank_users(bundle, str(users), out, store=str(tmp_path / "store"))
+    rows = read(out)
+    assert not {*best, other} & {row["item"] for row in rows if row["user"] == "u1"}
+    assert {row["rank"] for row in rows if row["user"] == "u1"} == set(range(1, 11))
+    assert "i1" not in {row["item"] for row in rows if row["user"] == "u2"}
+
+
 def test_an_interrupted_run_goes_on(
     bundle: Path, tmp_path: Path, here: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
