@@ -1,8 +1,7 @@
-"""The event log and the recent history of a user.
+"""The event log in SQLite: WAL mode, one file that all replicas of a machine share.
 
-SQLite in WAL mode, one file that all replicas of a machine share. `append` returns once the
-events are on disk, so an event that was acknowledged survives the death of the process and
-of the machine.
+`append` returns once the events are on disk, so an event that was acknowledged survives the
+death of the process and of the machine.
 """
 
 from __future__ import annotations
@@ -10,34 +9,18 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from sys import intern  # the same ids and types come again and again, and are kept
 
 from app.errors import MachineError
 from app.events import Event, HistoryEvent, microseconds
+from app.stores.base import PAGE, Change, newer
+from app.stores.schema import BUSY_S, FILE, VERSION, migrate, version_of
 
-FILE = "feedback.sqlite"
-BUSY_S = 5.0
 CACHE_KIB = 256  # of pages in each connection, instead of 2 MiB that fill as the log grows
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY,
-    user TEXT NOT NULL,
-    item TEXT NOT NULL,
-    event TEXT NOT NULL,
-    time INTEGER NOT NULL,  -- microseconds since the epoch
-    value REAL,
-    variant TEXT NOT NULL DEFAULT ''  -- the version of the model that the user met
-);
-CREATE INDEX IF NOT EXISTS events_of_user ON events (user, time, id);
-CREATE TABLE IF NOT EXISTS items (
-    id TEXT PRIMARY KEY,
-    content BLOB NOT NULL,
-    place INTEGER NOT NULL  -- in the order of arrival
-);
-CREATE INDEX IF NOT EXISTS items_by_place ON items (place);
-"""
+REMOVAL_ROWS = 2_000  # rows looked at in one transaction of a removal, which writers wait for
 
 
 class SqliteStore:
@@ -47,8 +30,10 @@ class SqliteStore:
         folder: where the file lies; made if absent.
 
     Raises:
-        MachineError: the folder is not writable or the file is not a database.
+        MachineError: the folder is not writable, the file is not a database, or of a newer version.
     """
+
+    local = True
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
@@ -76,76 +61,128 @@ class SqliteStore:
             )
             for e in events
         ]
-        try:
-            with self._writing, self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
-                self._writer.executemany(
-                    "INSERT INTO events (user, item, event, time, value, variant) VALUES (?, ?, ?, ?, ?, ?)",
-                    rows,
-                )
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        with self._write() as connection:
+            connection.executemany(
+                "INSERT INTO events (user, item, event, time, value, variant) VALUES (?, ?, ?, ?, ?, ?)",
+                rows,
+            )
 
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
         """See Store."""
-        try:
-            with self._reading:
-                rows = self._reader.execute(
-                    "SELECT item, event, time FROM events WHERE user = ? ORDER BY time DESC, id DESC LIMIT ?",
-                    (user, limit),
-                ).fetchall()
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        with self._read() as connection:
+            rows = connection.execute(
+                "SELECT item, event, time FROM events WHERE user = ? ORDER BY time DESC, id DESC LIMIT ?",
+                (user, limit),
+            ).fetchall()
         return [HistoryEvent(intern(item), intern(event), when / 1e6) for item, event, when in reversed(rows)]
 
-    def changes(self, mark: int | None) -> tuple[int, list[str]]:
+    def seen(self, user: str) -> Iterator[list[str]]:
         """See Store."""
-        try:
-            with self._reading:
-                version = self._reader.execute("PRAGMA data_version").fetchone()[0]
-                if version == self._version and mark is not None:
-                    return mark, []
-                self._version = version
-                if mark is None:
-                    return self._reader.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0], []
-                rows = self._reader.execute("SELECT id, user FROM events WHERE id > ?", (mark,)).fetchall()
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
-        return max((row[0] for row in rows), default=mark), list({row[1] for row in rows})
+        last = (1 << 62, 1 << 62)  # time and id of the last event read; later than any
+        while True:
+            with self._read() as connection:
+                rows = connection.execute(
+                    "SELECT item, time, id FROM events WHERE user = ? AND (time, id) < (?, ?) "
+                    f"ORDER BY time DESC, id DESC LIMIT {PAGE}",
+                    (user, *last),
+                ).fetchall()
+            if rows:
+                yield [row[0] for row in rows]
+                last = rows[-1][1:]
+            if len(rows) < PAGE:
+                return
+
+    def changes(self, mark: int | None) -> tuple[int, list[Change] | None]:
+        """See Store."""
+        with self._read() as connection:
+            version = connection.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._version and mark is not None:
+                return mark, []
+            self._version = version
+            if mark is not None:
+                rows = connection.execute(
+                    f"SELECT id, user, item FROM events WHERE id > ? ORDER BY id LIMIT {PAGE + 1}", (mark,)
+                ).fetchall()
+                if len(rows) <= PAGE:
+                    return (rows[-1][0] if rows else mark), [row[1:] for row in rows]
+            newest: int = connection.execute("SELECT COALESCE(MAX(id), 0) FROM events").fetchone()[0]
+            return newest, None
 
     def put_item(self, item: str, content: bytes) -> None:
         """See Store."""
-        try:
-            with self._writing, self._writer:
-                self._writer.execute("BEGIN IMMEDIATE")
-                self._writer.execute(
-                    "INSERT INTO items SELECT ?, ?, 1 + COALESCE(MAX(place), 0) FROM items WHERE true "
-                    "ON CONFLICT (id) DO UPDATE SET content = excluded.content, place = excluded.place",
-                    (item, content),
-                )
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        with self._write() as connection:
+            connection.execute(
+                "INSERT INTO items SELECT ?, ?, 1 + COALESCE(MAX(place), 0) FROM items WHERE true "
+                "ON CONFLICT (id) DO UPDATE SET content = excluded.content, place = excluded.place",
+                (item, content),
+            )
 
     def items(self, mark: int | None) -> tuple[int, list[tuple[str, bytes]]]:
         """See Store."""
         if mark is not None and (self._version, mark) == self._items_seen:
             return mark, []
-        try:
-            with self._reading:
-                version = self._version
-                rows = self._reader.execute(
-                    "SELECT place, id, content FROM items WHERE place > ? ORDER BY place", (mark or 0,)
-                ).fetchall()
-        except sqlite3.Error as error:
-            raise self._translate(error) from error
+        with self._read() as connection:
+            version = self._version
+            rows = connection.execute(
+                "SELECT place, id, content FROM items WHERE place > ? ORDER BY place", (mark or 0,)
+            ).fetchall()
         last: int = rows[-1][0] if rows else mark or 0
         self._items_seen = (version, last)
         return last, [(item, content) for _, item, content in rows]
+
+    def remove_before(self, time: int) -> Iterator[int]:
+        """See Store."""
+        with self._read() as connection:
+            # The newest row stays, because SQLite gives its id to the next row where it goes.
+            start, end = connection.execute("SELECT MIN(id), MAX(id) FROM events").fetchone()
+        while start is not None and start < end:
+            stop = min(start + REMOVAL_ROWS, end)
+            with self._write() as connection:
+                removed = connection.execute(
+                    "DELETE FROM events WHERE id >= ? AND id < ? AND time < ?", (start, stop, time)
+                ).rowcount
+                if removed:
+                    connection.execute(
+                        "INSERT INTO meta VALUES ('removed', ?) "
+                        "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                        (removed,),
+                    )
+            yield removed
+            start = stop
+
+    def claim_removal(self, seconds: float) -> bool:
+        """See Store."""
+        now = time.time()
+        with self._write() as connection:
+            claimed = connection.execute(
+                "INSERT INTO meta VALUES ('claimed', ?) "
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value <= ?",
+                (now, now - seconds),
+            )
+            return claimed.rowcount > 0
 
     def close(self) -> None:
         """See Store."""
         self._reader.close()
         self._writer.close()
+
+    @contextmanager
+    def _read(self) -> Iterator[sqlite3.Connection]:
+        try:
+            with self._reading:
+                yield self._reader
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """A transaction."""
+        try:
+            with self._writing, self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
 
     def _connect(self) -> sqlite3.Connection:
         connection = None
@@ -153,14 +190,17 @@ class SqliteStore:
             connection = sqlite3.connect(
                 self.path, timeout=BUSY_S, isolation_level=None, check_same_thread=False
             )
+            if (version := version_of(connection)) > VERSION:
+                raise newer(version, str(self.path), VERSION)
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")  # a commit waits for the disk
             connection.execute(f"PRAGMA cache_size=-{CACHE_KIB}")  # beside the system's own, of the file
-            connection.executescript(_SCHEMA)
-            _migrate(connection)
-        except sqlite3.Error as error:
+            migrate(connection, str(self.path))
+        except (sqlite3.Error, MachineError) as error:
             if connection is not None:
                 connection.close()
+            if isinstance(error, MachineError):
+                raise
             raise self._translate(error) from error
         return connection
 
@@ -170,14 +210,3 @@ class SqliteStore:
             where=str(self.path),
             remedy="free some space, or point serve.store at a folder you may write to",
         )
-
-
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Add what files of older versions lack."""
-    columns = {row[1] for row in connection.execute("PRAGMA table_info(events)")}
-    if "variant" not in columns:
-        try:
-            connection.execute("ALTER TABLE events ADD COLUMN variant TEXT NOT NULL DEFAULT ''")
-        except sqlite3.OperationalError as error:
-            if "duplicate column" not in str(error):  # else another replica was quicker
-                raise

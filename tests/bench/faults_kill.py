@@ -25,7 +25,7 @@ from app.ray import processes
 from app.serving.rollout import admin
 from app.serving.rollout.state import Snapshot
 from app.serving.rollout.state_dir import StateDir
-from app.stores.sqlite_store import FILE
+from app.stores.schema import FILE
 from app.terminal.console import say
 from tests.bench.faults_change import Bars, Site, bar
 from tests.bench.serving_systems import free_port

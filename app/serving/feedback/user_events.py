@@ -51,13 +51,16 @@ class UserEventCache:
         if time.monotonic() < self._rests_until:
             return False
         try:
-            self._mark, users = self.store.changes(self._mark)
+            self._mark, changes = self.store.changes(self._mark)
             if self._items is not None:
                 self._items.refresh()
         except MachineError as error:
             self._rest(error)
             return False
-        self._outdated.update(user for user in users if user in self._events)
+        if changes is None:  # too many to tell
+            self._outdated.update(self._events)
+        else:
+            self._outdated.update(user for user, _ in changes if user in self._events)
         return True
 
     def of(self, user: str) -> list[HistoryEvent]:

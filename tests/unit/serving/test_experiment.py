@@ -14,7 +14,8 @@ from app.serving.rollout.state import DesiredState, Experiment, Service, Version
 from app.serving.rollout.state_dir import StateDir
 from app.serving.rollout.status import report
 from app.serving.versions.experiment import Exposures, difference, outcomes
-from app.stores.sqlite_store import FILE, SqliteStore
+from app.stores.schema import FILE
+from app.stores.sqlite_store import SqliteStore
 
 
 def test_a_difference_by_hand() -> None:

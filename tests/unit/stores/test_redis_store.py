@@ -11,7 +11,7 @@ import redis
 
 from app.errors import MachineError
 from app.events import Event
-from app.stores.base import open_store
+from app.stores.open import open_store
 from app.stores.redis_store import LOG, RedisStore
 from tests.redis_server import redis_server
 

@@ -13,7 +13,8 @@ import pytest
 
 from app.errors import MachineError
 from app.events import Event
-from app.stores.sqlite_store import FILE, SqliteStore
+from app.stores.schema import FILE
+from app.stores.sqlite_store import SqliteStore
 
 WRITER = """
 import sys
