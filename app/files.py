@@ -7,6 +7,7 @@ this module; `locked` needs filelock.
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -36,7 +37,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         path: the file; its folder must exist.
         durable: whether the new file survives a loss of power from then on.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Threads, and processes of other machines that share the folder, may write the same file at once.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield temporary
         if durable:

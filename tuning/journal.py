@@ -1,7 +1,7 @@
-"""The Optuna journal: every finished trial, appended whole; the only memory of a search.
+"""The Optuna journal: every finished trial of a search, appended whole.
 
-A trial that was cut off leaves no trace in it, so going on means reading it and counting.
-`optuna.load_study` and Optuna's dashboard open it.
+It is all that a search goes on from: a trial that was cut off is not in it, so the finished ones
+are read and counted. `optuna.load_study` and Optuna's dashboard open it.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ DIRECTIONS: list[Literal["maximize", "minimize"]] = ["maximize", "minimize", "mi
 
 
 def open_journal(path: Path, name: str) -> optuna.Study:
-    """The study `name` in the journal file, made if it is not there; for one process at a time.
+    """The study `name` in the journal file, created where it is absent; for one process at a time.
 
     A last line that was cut off while it was written is removed: it is no finished trial, and
-    what comes after it could not be read.
+    lines after it could not be read.
 
     Raises:
         ArtifactError: the file is not a journal or is damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
-        _mend(path)
+        _remove_torn_line(path)
         storage = JournalStorage(JournalFileBackend(str(path)))
-        if name in optuna.get_all_study_names(storage):  # to ask for it twice would write twice
+        if name in optuna.get_all_study_names(storage):  # create_study would append to the file
             return optuna.load_study(study_name=name, storage=storage)
         return optuna.create_study(storage=storage, study_name=name, directions=DIRECTIONS)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -46,7 +46,7 @@ def open_journal(path: Path, name: str) -> optuna.Study:
         ) from None
 
 
-def _mend(path: Path) -> None:
+def _remove_torn_line(path: Path) -> None:
     if not path.exists():
         return
     with path.open("r+b") as stream:
@@ -54,7 +54,7 @@ def _mend(path: Path) -> None:
         if torn and not b'{"op_code"'.startswith(torn[:10]):
             raise ValueError("its last line is none of a journal")
         for line in whole.splitlines():
-            json.loads(line)["op_code"]  # a last line that is none would pass, and be built upon
+            json.loads(line)["op_code"]  # Optuna skips an unreadable last line and appends after it
         stream.truncate(len(whole) + 1 if whole else 0)
 
 
@@ -72,7 +72,7 @@ def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: st
 
 
 def points(study: optuna.Study) -> list[Point]:
-    """All finished trials, in the order in which they finished."""
+    """All finished trials of the journal, in the order in which they finished."""
     return [
         Point(
             trial=trial.number,

@@ -27,19 +27,20 @@ from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from app.errors import RecipeError
-from app.models.base import model_config
+from app.models.discovery import model_config
 from app.recipe import Recipe
 from tuning import space
 from tuning.space import Settings
 
 Direction = Literal["maximize", "minimize"]
-START_UP = 6  # trials at random before the sampler models them
-GUIDED, ATTEMPTS = 8, 50  # draws before the sampler gives way to chance, and before giving up
+START_UP = 6  # random trials before the sampler models the results
+GUIDED = 8  # draws of a proposal by the sampler; further ones are random
+ATTEMPTS = 50  # draws after which the space counts as exhausted
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """Settings to try, and the same as Optuna stores them."""
+    """Settings to try, beside the parameters and distributions by which Optuna stores them."""
 
     settings: Settings
     params: dict[str, Any]
@@ -48,7 +49,7 @@ class Proposal:
 
 
 class Proposer:
-    """Asks for settings and learns from results; not thread-safe, lives in the driver.
+    """Proposes settings and learns from results; not thread-safe, lives in the driver.
 
     Args:
         recipe: what is searched around.
@@ -63,7 +64,7 @@ class Proposer:
         # The seed moves on with the journal: a search that goes on would repeat its draws else.
         seed = recipe.seed + len(finished)
         self.guided: BaseSampler = TPESampler(n_startup_trials=START_UP, seed=seed)
-        self.chance: BaseSampler = RandomSampler(seed=seed)
+        self.at_random: BaseSampler = RandomSampler(seed=seed)
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(finished)
         self.quality = {_key(space.decoded(t.params)): t.values[0] for t in finished}
@@ -76,7 +77,7 @@ class Proposer:
         """The next settings, or None where the space has no others left."""
         reuse = self._reuse_is_due()
         for attempt in range(ATTEMPTS):
-            self.study.sampler = self.guided if attempt < GUIDED else self.chance
+            self.study.sampler = self.guided if attempt < GUIDED else self.at_random
             if reuse and attempt < ATTEMPTS // 2 and self.proposed:
                 self._fix_training()
             trial = self.study.ask()
@@ -93,7 +94,7 @@ class Proposer:
         self.study.tell(proposal.number, list(values))
 
     def drop(self, number: int) -> None:
-        """Forget a proposal that came to nothing."""
+        """Mark a proposal as failed, so that the sampler learns nothing from it."""
         self.study.tell(number, state=TrialState.FAIL)
 
     def _reuse_is_due(self) -> bool:

@@ -18,7 +18,7 @@ from app import pipeline
 from app.artifact import Artifact, cache_key
 from app.errors import DataError, MachineError
 from app.files import AlreadyLocked, locked
-from app.models.base import model_config
+from app.models.discovery import model_config
 from app.ray.session import shared_session
 from app.recipe import Recipe
 from app.terminal.console import say

@@ -13,7 +13,8 @@ from typing import Any
 
 from optuna.trial import BaseTrial
 
-from app.models.base import Model, ModelConfig, model_class, model_config
+from app.models.base import Model, ModelConfig
+from app.models.discovery import model_class, model_config
 from app.recipe import Recipe
 
 Settings = dict[str, Any]  # dotted recipe key -> value
@@ -118,7 +119,7 @@ def _choice(trial: BaseTrial, name: str, choices: list[Any], own: Any) -> Any:
 
 def _number(trial: BaseTrial, name: str, low: Any, high: Any, *, own: Any, log: bool = False) -> Any:
     low, high = min(low, own), max(high, own)
-    if log and low <= 0:  # a value of 0 has no place on a logarithmic scale
+    if log and low <= 0:  # a logarithmic scale holds no 0
         log = False
     if isinstance(low, int) and isinstance(high, int):
         return trial.suggest_int(name, low, high, log=log)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.artifact import cache_key, reuse
+from app.artifact import reuse
 from app.bundle.benchmark import measure
 from app.bundle.export.export import export
 from app.bundle.runtime import Ranker
@@ -27,7 +27,7 @@ from app.evaluation.scorer import ModelScorer
 from app.files import locked
 from app.recipe import Recipe
 from app.training.checkpoint import load_checkpoint
-from app.training.train import checkpoint_settings, fit
+from app.training.train import checkpoint_key, fit
 from tuning.space import Settings
 
 CANDIDATES = 100
@@ -115,7 +115,7 @@ def _trained(recipe: Recipe, dataset: Dataset, dirs: SearchDirs) -> tuple[Path, 
 
     Of two trials with equal training settings one trains and the other waits for it.
     """
-    key = cache_key("checkpoint", checkpoint_settings(recipe), {"dataset": dataset.artifact.digest})
+    key = checkpoint_key(recipe, dataset)
     folder = dirs.checkpoint(key)
     with locked(folder.with_suffix(".lock")):
         existing = reuse(folder, "checkpoint", key)

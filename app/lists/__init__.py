@@ -1,1 +1,1 @@
-"""Offline ranking: the lists of many users at once, by Ray Data, resumable."""
+"""Nightly lists: the best items of many users, ranked by Ray Data; an interrupted run goes on."""

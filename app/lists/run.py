@@ -1,8 +1,8 @@
 """`rayrec rank BUNDLE --users FILE --out FILE`: nightly lists, ranked by Ray Data's actors.
 
-An interrupted run goes on where it stopped when it is started again, with the same input,
-bundle and settings; every user is in the output once for each row of the input. All lists are of
-the moment at which the run began. On a cluster the bundle and the output lie on storage that all
+An interrupted run goes on where it stopped when it is started again with the same input, bundle
+and settings; every user is in the output once for each row of the input. All lists are of the
+moment at which the run began. On a cluster the bundle and the output must be on storage that all
 nodes share.
 """
 
@@ -40,15 +40,19 @@ def rank_users(
         users: a file or folder, see app.lists.users.
         out: .parquet or .jsonl.
         k: items of a user at most.
-        store: folder of a service's feedback, or redis://…; lists know of its events. Empty: none.
+        store: folder of a service's feedback, or redis://…, whose events count as the users' history;
+            empty: no feedback is used.
         block_rows: users ranked and written in one go.
 
     Returns:
         Counts of users, rows, unknown users (`cold_start`) and rows left out (`rejected`, and
-        why the first was: `fault`); `resumed` parts of an earlier run; times.
+        why the first was: `fault`); `resumed`, parts that an earlier run ranked; seconds and users_per_s.
 
     Raises:
-        DataError, ArtifactError, RequestError, MachineError: tell what cannot be used.
+        DataError: the users cannot be read, or there are none.
+        ArtifactError: the bundle is damaged or absent.
+        RequestError: the output cannot be written in the format that its name asks for.
+        MachineError: the disk is full, the store cannot be used, or another run makes this output.
     """
     start = time.monotonic()
     out = out.absolute()
@@ -60,23 +64,24 @@ def rank_users(
     key = cache_key("lists", settings, {**digests(names), "bundle": digest})
     with disk_errors(str(out)), open_parts(out, key, suffix) as parts:
         with progress("read users"):
-            found = parts.cut(read_users(names), k, block_rows)
-        waiting = parts.waiting(found["blocks"])
-        if len(waiting) < found["blocks"]:
-            say(f"{found['blocks'] - len(waiting)} of {found['blocks']} parts are there from before")
-        speed = _rank(parts, waiting, (bundle.absolute(), parts, k, store), found["blocks"])
-        summary = _summary(parts, found)
-        parts.join(out, found["blocks"])
+            cut = parts.cut(read_users(names), k, block_rows)
+        waiting = parts.waiting(cut["blocks"])
+        resumed = cut["blocks"] - len(waiting)
+        if resumed:
+            say(f"{resumed} of {cut['blocks']} parts were ranked by an earlier run")
+        speed = _rank(parts, waiting, (bundle.absolute(), parts, k, store), cut["blocks"])
+        summary = _summary(parts, cut)
+        parts.join(out, cut["blocks"])
     return summary | {
         "out": str(out),
-        "resumed": found["blocks"] - len(waiting),
+        "resumed": resumed,
         "users_per_s": speed,
         "seconds": round(time.monotonic() - start, 1),
     }
 
 
 def _rank(parts: Parts, waiting: list[int], arguments: tuple[Any, ...], blocks: int) -> float:
-    """Rank the blocks; returns users a second, the start of the actors included."""
+    """Rank the blocks; returns users per second, with the start of the actors in it."""
     if not waiting:
         return 0.0
     users = 0
@@ -89,11 +94,11 @@ def _rank(parts: Parts, waiting: list[int], arguments: tuple[Any, ...], blocks: 
         return round(users / (time.monotonic() - start), 1)
 
 
-def _summary(parts: Parts, found: Json) -> Json:
-    """Sums over all parts, and what the reading left out."""
-    total: Counter[str] = Counter(rejected=found["rejected"])
-    fault = found["fault"]
-    for report in parts.reports(found["blocks"]):
+def _summary(parts: Parts, cut: Json) -> Json:
+    """Sums over the reports of all parts, with the rows that were rejected when the input was read."""
+    total: Counter[str] = Counter(rejected=cut["rejected"])
+    fault = cut["fault"]
+    for report in parts.reports(cut["blocks"]):
         fault = fault or report.pop("fault")
         total.update({name: count for name, count in report.items() if name != "fault"})
     counts = {name: total[name] for name in ("users", "rows", "cold_start", "rejected")}
@@ -111,7 +116,13 @@ def _suffix(out: Path) -> str:
 
 
 def _checked_store(store: str) -> str:
-    """Where it lies for an actor, too. Refuses here what would fail in each; a store of files is not made."""
+    """The location of the store as an actor finds it too; "" for none.
+
+    A store that cannot be used is refused here, once, and not by every actor; a new one is never created.
+
+    Raises:
+        MachineError: there is no store, or it cannot be used.
+    """
     if store and "://" not in store:
         store = str(Path(store).absolute())
         if not (Path(store) / FILE).is_file():

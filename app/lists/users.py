@@ -28,7 +28,7 @@ _LINE_BYTES, _READ_BYTES, _BATCH_ROWS = 1 << 20, 1 << 18, 4096
 
 
 class Row(NamedTuple):
-    """A user, and candidates; None: all items. `fault` says why a row cannot be used."""
+    """A user to rank for. `items` are the candidates, None for all; `fault` says why the row is unusable."""
 
     user: str
     items: list[str] | None = None

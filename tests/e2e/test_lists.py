@@ -39,8 +39,8 @@ def test_a_killed_run_goes_on(ray_local: None, tmp_path: Path) -> None:
     users, out = tmp_path / "users.txt", tmp_path / "lists.parquet"
     users.write_text("".join(f"u{number}\n" for number in range(USERS)))
     command = [sys.executable, "-c", DRIVER, tmp_path / "bundle", users, out, str(K), str(BLOCK_ROWS)]
-    place = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}  # the node that runs, which outlives it
-    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **place})
+    address = {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}  # the node that runs, which outlives it
+    driver = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, **address})
     try:
         wait_for_parts(tmp_path, 3, driver)
     finally:
@@ -50,7 +50,7 @@ def test_a_killed_run_goes_on(ray_local: None, tmp_path: Path) -> None:
     summary = rank_users(tmp_path / "bundle", str(users), out, k=K, block_rows=BLOCK_ROWS)
     assert 3 <= summary["resumed"] < USERS // BLOCK_ROWS  # it was killed in the middle
     table = pq.ParquetFile(out).read()
-    found = list(zip(table["user"].to_pylist(), table["rank"].to_pylist(), strict=True))
-    assert found == [(f"u{number}", rank) for number in range(USERS) for rank in range(1, K + 1)]
+    ranks = list(zip(table["user"].to_pylist(), table["rank"].to_pylist(), strict=True))
+    assert ranks == [(f"u{number}", rank) for number in range(USERS) for rank in range(1, K + 1)]
     assert (summary["users"], summary["cold_start"]) == (USERS, USERS - 60)
     assert list(tmp_path.glob(".*")) == []

@@ -44,7 +44,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     ranked: list[int] = []
 
     def map_here(
-        maker: Callable[..., Any], arguments: tuple[Any, ...], numbers: Sequence[int], place: str
+        maker: Callable[..., Any], arguments: tuple[Any, ...], numbers: Sequence[int], where: str
     ) -> Iterator[Any]:
         work = maker(*arguments)
         for number in numbers:
@@ -86,12 +86,12 @@ def test_users_of_text_and_parquet(tmp_path: Path) -> None:
     pq.write_table(pa.table({"items": [["i1", "i2"], None], "user": ["u1", "7"]}), tmp_path / "b.parquet")
     pq.write_table(pa.table({"user": [1.0, None, 12]}), tmp_path / "c.parquet")
     assert list(read_users([str(tmp_path / "b.parquet")])) == ROWS
-    [one, nobody, twelve] = read_users([str(tmp_path / "c.parquet")])
-    assert (one, twelve, "without a user" in nobody.fault) == (Row("1"), Row("12"), True)
+    [first, nobody, twelve] = read_users([str(tmp_path / "c.parquet")])
+    assert (first, twelve, "without a user" in nobody.fault) == (Row("1"), Row("12"), True)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "place"),
+    ("name", "content", "line"),
     [
         ("u.csv", "user,items\na,b\nc,d,e\nf,g\n", "line 3"),
         ("u.jsonl", '{"user": "a"}\n{"user": }\n{"user": "f"}\n', "line 2"),
@@ -100,11 +100,11 @@ def test_users_of_text_and_parquet(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_row_is_named_and_the_others_are_read(
-    tmp_path: Path, name: str, content: str | bytes, place: str
+    tmp_path: Path, name: str, content: str | bytes, line: str
 ) -> None:
     rows = list(read_users([str(write(tmp_path / name, content))]))
     assert [row.user for row in rows if not row.fault] == ["a", "f"]
-    assert [place in row.fault for row in rows if row.fault] == [True]
+    assert [line in row.fault for row in rows if row.fault] == [True]
 
 
 @pytest.mark.parametrize(
@@ -142,11 +142,11 @@ def test_lists_are_those_of_the_ranker(
     wanted["u3"] = ranker.rank([RankRequest("u3", ["i5", "i9", "i2", "new"], 3, context=then)])[0]
     rows = read(tmp_path / out)
     assert [(row["user"], row["rank"], row["item"]) for row in rows] == [
-        (user, place, one.item)
+        (user, rank, scored.item)
         for user, answer in wanted.items()
-        for place, one in enumerate(answer.items, 1)
+        for rank, scored in enumerate(answer.items, 1)
     ]
-    scores = [one.score for answer in wanted.values() for one in answer.items]
+    scores = [scored.score for answer in wanted.values() for scored in answer.items]
     assert [row["score"] for row in rows] == pytest.approx(scores, abs=1e-5)
     assert (summary["users"], summary["rows"], summary["rejected"]) == (4, 12, 0)
     assert summary["cold_start"] == 2  # a stranger, and an item that training never met
@@ -215,10 +215,12 @@ def test_an_interrupted_run_goes_on(
             rank_users(bundle, str(users), out, k=3, block_rows=2)
     assert here == [0, 1, 2, 2]
     assert not out.exists()
+    write(tmp_path / ".out.jsonl.0.tmp", "half of an output")  # as a kill leaves it
     summary = rank_users(bundle, str(users), out, k=3, block_rows=2)
     assert here[4:] == [2, 3, 4]
     assert (summary["resumed"], summary["users"]) == (2, 10)
     assert out.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert list(tmp_path.glob(".*")) == []
 
 
 def test_parts_of_other_input_are_never_used(bundle: Path, tmp_path: Path, here: list[int]) -> None:

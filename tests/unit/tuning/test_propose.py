@@ -9,7 +9,7 @@ import optuna
 import pytest
 
 from app.errors import ArtifactError
-from app.models.base import model_names
+from app.models.discovery import model_names
 from app.recipe import Recipe
 from tuning import space
 from tuning.front import Point
@@ -97,9 +97,9 @@ def test_a_search_goes_on_from_its_journal(tmp_path: Path) -> None:
             point = record(study, proposal, point, "key")
             proposes.tell(proposal, [point.quality, point.p95_ms, point.bytes])
         proposes.propose()
-    found = points(optuna.load_study(study_name=None, storage=open_journal(path, "s")._storage))
-    assert [p.trial for p in found] == list(range(12))
-    assert len({json.dumps(p.settings, sort_keys=True) for p in found}) == 12
+    finished = points(optuna.load_study(study_name=None, storage=open_journal(path, "s")._storage))
+    assert [p.trial for p in finished] == list(range(12))
+    assert len({json.dumps(p.settings, sort_keys=True) for p in finished}) == 12
     assert len(open_journal(path, "s").trials) == 12
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import optuna
 import pytest
 
-from app.models.base import model_class, model_config, model_names
+from app.models.discovery import model_class, model_config, model_names
 from app.recipe import Recipe
 from tuning import space
 
