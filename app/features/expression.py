@@ -5,7 +5,7 @@
 Comparisons (= == != <> < <= > >=), in [...], like 'C%' (% any text, _ one character),
 is null, is not null; and, or, not, parentheses. Names with spaces go in backticks. As in
 SQL, a comparison with a missing value is neither true nor false. The row filter of recipes
-and the filter of requests share it; what a comparison means is theirs.
+and the filter of requests share the language, and each says what a comparison means.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Compare:
 
 @dataclass(frozen=True)
 class Columns:
-    """Two columns and a sign."""
+    """Two columns that are compared; `sign` is one of = != < <= > >=."""
 
     column: str
     sign: str
@@ -68,13 +68,13 @@ class Like:
 
     @property
     def prefix(self) -> str:
-        """What every text that matches starts with."""
+        """The text that everything that matches starts with."""
         return re.split("[%_]", self.pattern, maxsplit=1)[0]
 
     def matcher(self) -> Callable[[str], bool]:
-        """Tells whether a text matches, in time linear in it whatever the pattern.
+        """A function that says whether a text matches, in time linear in the text whatever the pattern.
 
-        Between two % the first place that fits is as good as any later one, so nothing is tried twice.
+        Between two % the first position that fits is as good as any later one, so nothing is tried twice.
         """
         first, *rest = [
             re.compile("".join("." if c == "_" else re.escape(c) for c in part), re.DOTALL)
@@ -85,32 +85,32 @@ class Like:
         def matches(text: str) -> bool:
             if not rest:
                 return first.fullmatch(text) is not None
-            found = first.match(text)
+            match = first.match(text)
             for part in rest[:-1]:
-                found = found and part.search(text, found.end())
+                match = match and part.search(text, match.end())
             start = len(text) - last
-            return found is not None and found.end() <= start and rest[-1].match(text, start) is not None
+            return match is not None and match.end() <= start and rest[-1].match(text, start) is not None
 
         return matches
 
 
 @dataclass(frozen=True)
 class Null:
-    """A column is missing."""
+    """The value of a column is missing."""
 
     column: str
 
 
 @dataclass(frozen=True)
 class Not:
-    """The opposite, where it is known."""
+    """The negation of a condition; unknown where the condition is."""
 
     inner: Node
 
 
 @dataclass(frozen=True)
 class Join:
-    """All of the parts ("and"), or any ("or")."""
+    """All of the parts hold (`word` "and"), or any of them ("or")."""
 
     word: str
     parts: tuple[Node, ...]
@@ -120,25 +120,25 @@ Leaf = Compare | Columns | In | Like | Null
 Node = Leaf | Not | Join
 
 
-class Mistake(Exception):
-    """Text that is no condition.
+class ParseError(Exception):
+    """A text that is not a condition.
 
     Args:
-        what: what was expected; nothing of the text itself.
-        found: the words of the text that are wrong, for those who may see them; else "".
-        position: in the text, from 1.
+        what: what is wrong, or was expected; holds nothing of the text itself.
+        detail: the words of the text that are wrong, for a reader who may see the text.
+        position: of these words in the text, from 1.
     """
 
-    def __init__(self, what: str, found: str, position: int) -> None:
-        super().__init__(what, found, position)
-        self.what, self.found, self.position = what, found, position
+    def __init__(self, what: str, detail: str, position: int) -> None:
+        super().__init__(what, detail, position)
+        self.what, self.detail, self.position = what, detail, position
 
 
 def parse(text: str, columns: Sequence[str] | None = None) -> Node:
     """Parse a condition; `columns` are the known ones, None accepts any.
 
     Raises:
-        Mistake: tells what was expected where.
+        ParseError: says what was expected, and at which position.
     """
     parser = _Parser(text, columns)
     node = parser.either()
@@ -148,7 +148,7 @@ def parse(text: str, columns: Sequence[str] | None = None) -> Node:
 
 
 def columns_of(node: Node) -> frozenset[str]:
-    """The columns that a condition names."""
+    """The columns that a condition names, anywhere in its tree."""
     if isinstance(node, Not):
         return columns_of(node.inner)
     if isinstance(node, Join):
@@ -170,12 +170,12 @@ class _Parser:
         self.index = self.depth = 0
 
     def _split(self) -> list[_Token]:
-        found, position, text = [], 0, self.text.rstrip()
+        tokens, position, text = [], 0, self.text.rstrip()
         while position < len(text):
             match = _TOKEN.match(text, position)
             if match is None:
                 start = position + len(text[position:]) - len(text[position:].lstrip())
-                raise Mistake("cannot read", repr(text[start : start + 10]), start + 1)
+                raise ParseError("cannot read", repr(text[start : start + 10]), start + 1)
             kind, value = str(match.lastgroup), match[str(match.lastgroup)]
             if kind == "quoted":
                 kind, value = "name", value[1:-1]
@@ -185,17 +185,17 @@ class _Parser:
                 kind = value.lower() if value.lower() in _WORDS else "name"
             elif kind == "sign":
                 kind = value
-            found.append(_Token(kind, value, match.start(str(match.lastgroup))))
+            tokens.append(_Token(kind, value, match.start(str(match.lastgroup))))
             position = match.end()
-        return [*found, _Token("end", "", len(text))]
+        return [*tokens, _Token("end", "", len(text))]
 
     @property
     def next(self) -> _Token:
         return self.tokens[self.index]
 
     def fail(self, expected: str) -> NoReturn:
-        found = "the end" if self.next.kind == "end" else repr(self.next.value)
-        raise Mistake(expected, f"found {found}", self.next.position + 1)
+        next_words = "the end" if self.next.kind == "end" else repr(self.next.value)
+        raise ParseError(expected, f"found {next_words}", self.next.position + 1)
 
     def take(self, *kinds: str) -> _Token | None:
         if self.next.kind not in kinds:
@@ -254,16 +254,16 @@ class _Parser:
         if self.columns is not None and token.value not in self.columns:
             close = difflib.get_close_matches(token.value, self.columns, 1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
-            raise Mistake("no such column", f"{token.value!r}{hint}", token.position + 1)
+            raise ParseError("no such column", f"{token.value!r}{hint}", token.position + 1)
         return token.value
 
     def values(self) -> tuple[Value, ...]:
         self.need("`[`", "[", "(")
-        found = [self.need("a number or 'text'", "number", "text")]
+        tokens = [self.need("a number or 'text'", "number", "text")]
         while self.take(","):
-            found.append(self.need("a number or 'text'", "number", "text"))
+            tokens.append(self.need("a number or 'text'", "number", "text"))
         self.need("`]`", "]", ")")
-        return tuple(map(_value, found))
+        return tuple(map(_value, tokens))
 
     def like(self, column: str) -> Like:
         return Like(column, self.need("'text'", "text").value)

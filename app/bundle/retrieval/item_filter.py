@@ -14,7 +14,7 @@ from app.bundle.format.item_columns import Columns, Numbers, Spans, Texts, choic
 from app.bundle.format.layout import Array
 from app.errors import RequestError
 from app.features import expression
-from app.features.expression import Compare, In, Join, Leaf, Like, Mistake, Node, Not, Null
+from app.features.expression import Compare, In, Join, Leaf, Like, Node, Not, Null, ParseError
 
 CONDITIONS = 32  # comparisons of a filter: each may touch every item
 MATCH_BYTES = 32 << 20  # of cached matches, though at least two are cached
@@ -83,11 +83,11 @@ class Filters:
     def _parse(self, text: str, field: str) -> Node:
         try:
             node = expression.parse(text, self._columns.names)
-        except Mistake as mistake:
-            unknown = mistake.what == "no such column"
+        except ParseError as error:
+            unknown = error.what == "no such column"
             remedy = choices(self._columns.names) if unknown else "write e.g. price < 20 and category = 'a'"
             raise RequestError(
-                f"{mistake.what} at position {mistake.position}", where=field, remedy=remedy
+                f"{error.what} at position {error.position}", where=field, remedy=remedy
             ) from None
         leaves = _leaves(node)
         if len(leaves) > CONDITIONS:

@@ -17,7 +17,7 @@ import polars as pl
 from app.data.values.text import as_number, as_text
 from app.errors import RecipeError
 from app.features import expression
-from app.features.expression import Columns, Compare, In, Join, Leaf, Like, Mistake, Node, Not, Value
+from app.features.expression import Columns, Compare, In, Join, Leaf, Like, Node, Not, ParseError, Value
 
 _COMPARE: dict[str, Callable[[pl.Expr, pl.Expr], pl.Expr]] = {
     "=": pl.Expr.eq, "!=": pl.Expr.ne, "<": pl.Expr.lt, "<=": pl.Expr.le, ">": pl.Expr.gt, ">=": pl.Expr.ge,
@@ -45,10 +45,10 @@ def parse(text: str, columns: tuple[str, ...] | None = None) -> Where:
     """
     try:
         node = expression.parse(text, columns)
-    except Mistake as mistake:
+    except ParseError as error:
         known = f"; the columns are {', '.join(columns)}" if columns else ""
         raise RecipeError(
-            f"{mistake.what}, {mistake.found} at position {mistake.position} of {text!r}",
+            f"{error.what}, {error.detail} at position {error.position} of {text!r}",
             where="data.where",
             remedy=f"write e.g. \"price > 0 and not code like 'C%'\"{known}",
         ) from None

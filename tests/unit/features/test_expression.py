@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.features.expression import Columns, Compare, In, Join, Like, Mistake, Not, Null, columns_of, parse
+from app.features.expression import Columns, Compare, In, Join, Like, Not, Null, ParseError, columns_of, parse
 
 
 @pytest.mark.parametrize(
@@ -35,15 +35,15 @@ def test_columns_are_those_named_anywhere() -> None:
 
 
 def test_a_mistake_keeps_the_words_of_the_text_apart() -> None:
-    with pytest.raises(Mistake) as error:
+    with pytest.raises(ParseError) as error:
         parse("price < secret", ["price"])
     assert (error.value.what, error.value.position) == ("no such column", 9)
-    assert "secret" in error.value.found and "secret" not in error.value.what
+    assert "secret" in error.value.detail and "secret" not in error.value.what
 
 
 @pytest.mark.parametrize("opening", ["(", "not "])
 def test_nesting_has_an_end(opening: str) -> None:
-    with pytest.raises(Mistake, match="at most 50"):
+    with pytest.raises(ParseError, match="at most 50"):
         parse(opening * 5000 + "a = 1")
     parse("(" * 40 + "a = 1" + ")" * 40)
 
