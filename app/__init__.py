@@ -14,20 +14,21 @@ import importlib
 import os
 from typing import Any
 
-# torch's threads wait for each other by spinning. Where something else runs on the cores, a step
-# then takes up to ten times as long; where they do not spin at all, idle cores lose a third. So
+# torch's threads wait for each other by spinning. Where other processes use the cores, a step then
+# takes up to ten times as long; without any spinning, a step on idle cores takes a third longer. So
 # they spin briefly (NeuMF on two cores, ms a step, idle and beside two busy processes: 300,000
-# turns, the default, 10 and 56 to 500; 4,000 turns 11 and 38; 1,000 turns 19 and 25). Set here,
-# because it is read when torch is loaded.
+# spins, the default, 10 and 56 to 500; 4,000 spins 11 and 38; 1,000 spins 19 and 25). It is set
+# here, because torch reads it when it is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
-_PLACES = {
+_EXPORTS = {
     "load_recipe": ("app.recipe", "load"),
     "Recipe": ("app.recipe", "Recipe"),
     "prepare": ("app.pipeline", "prepare"),
     "train": ("app.pipeline", "train"),
     "compress": ("app.pipeline", "compress"),
     "evaluate": ("app.pipeline", "evaluate"),
+    "refit": ("app.pipeline", "refit"),
     "export": ("app.pipeline", "export"),
     "run": ("app.pipeline", "run"),
     "Dataset": ("app.data.dataset", "Dataset"),
@@ -40,13 +41,13 @@ _PLACES = {
     "RayRecError": ("app.errors", "RayRecError"),
 }
 __version__ = "0.1.0"
-__all__ = ["__version__", *_PLACES]
+__all__ = ["__version__", *_EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
+    if name not in _EXPORTS:
         raise AttributeError(f"module 'app' has no attribute {name!r}")
-    module, attribute = _PLACES[name]
+    module, attribute = _EXPORTS[name]
     return getattr(importlib.import_module(module), attribute)
 
 

@@ -15,20 +15,23 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactError, disk_errors
+from app.files import sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 Json = dict[str, Any]
+_verified: ContextVar[set[tuple[str, str]] | None] = ContextVar("verified", default=None)  # path, digest
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A verified artefact on disk."""
+    """An artefact on disk, as its manifest describes it."""
 
     path: Path
     kind: str
@@ -53,17 +56,41 @@ class Draft:
     figures: Json = field(default_factory=dict)
 
 
-def cache_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> str:
-    """SHA-256 of what an artefact is made from; equal keys mean equal content."""
-    return _digest({"kind": kind, "format": FORMAT, "settings": settings, "parents": parents})
+def cache_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str], version: int = 1) -> str:
+    """SHA-256 of what an artefact is made from.
+
+    Artefacts with equal keys come from the same settings and parents through the same version of a
+    stage. Their content is equal as far as the stage is deterministic; times, for one, differ.
+
+    Args:
+        version: of the stage's code. A stage raises its number when the same input comes to give another
+            output, so that an upgrade does not use again what the older code made.
+    """
+    made_from = {"kind": kind, "format": FORMAT, "version": version, "settings": settings, "parents": parents}
+    return _digest(made_from)
 
 
 @contextmanager
-def publish(out: Path, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> Iterator[Draft]:
+def verified_once() -> Iterator[None]:
+    """Within the block each artefact is hashed once: when it is published, or when it is first opened.
+
+    A run of several stages opens the same data set in each of them.
+    """
+    token = _verified.set(set())
+    try:
+        yield
+    finally:
+        _verified.reset(token)
+
+
+@contextmanager
+def publish(
+    out: Path, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str], version: int = 1
+) -> Iterator[Draft]:
     """Write an artefact: yields a Draft, publishes it at `out` when the block ends well.
 
     An artefact already at `out` is replaced; any other non-empty directory is refused. When
-    the block raises, nothing is left behind.
+    the block raises, nothing is left behind. What it is made from is as `cache_key` takes it.
 
     Raises:
         ArtifactError: `out` exists and is not an artefact.
@@ -80,14 +107,15 @@ def publish(out: Path, kind: str, settings: Mapping[str, Any], parents: Mapping[
     try:
         with disk_errors(str(out)):
             yield draft
-            _seal(draft, kind, settings, parents)
+            digest = _seal(draft, kind, settings, parents, version)
             _replace(temporary, out)
+            _note_verified(out, digest)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -> Artifact:
-    """Load the artefact at `path` and check every file against its manifest.
+    """Load the artefact at `path` and check every file against its manifest, once within `verified_once`.
 
     Raises:
         ArtifactError: no manifest, damaged or truncated file (named), unknown format, or
@@ -95,27 +123,29 @@ def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -
     """
     path = Path(path)
     manifest = _read_manifest(path)
-    found = Artifact(
+    artifact = Artifact(
         path=path,
         **{k: manifest[k] for k in ("kind", "key", "digest", "settings", "parents", "figures", "files")},
     )
-    if kind is not None and found.kind != kind:
+    if kind is not None and artifact.kind != kind:
         raise ArtifactError(
-            f"this is a {found.kind}, expected a {kind}", where=str(path), remedy=f"give the {kind} folder"
+            f"this is a {artifact.kind}, expected a {kind}", where=str(path), remedy=f"give the {kind} folder"
         )
-    if verify:
-        for name, entry in found.files.items():
+    if verify and (str(path.absolute()), artifact.digest) not in (_verified.get() or ()):
+        for name, entry in artifact.files.items():
             _verify_file(path / name, int(entry["bytes"]), str(entry["sha256"]))
-    return found
+        _note_verified(path, artifact.digest)
+    return artifact
 
 
 def reuse(out: Path, kind: str, key: str) -> Artifact | None:
     """The artefact at `out` if it is whole and was made from the same key, else None."""
     try:
-        found = open_artifact(out, kind)
+        if open_artifact(out, kind, verify=False).key != key:
+            return None
+        return open_artifact(out, kind)
     except ArtifactError:
         return None
-    return found if found.key == key else None
 
 
 def file_sha256(path: Path) -> str:
@@ -129,18 +159,27 @@ def _digest(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _seal(draft: Draft, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]) -> None:
+def _note_verified(path: Path, digest: str) -> None:
+    verified = _verified.get()
+    if verified is not None:
+        verified.add((str(path.absolute()), digest))
+
+
+def _seal(
+    draft: Draft, kind: str, settings: Mapping[str, Any], parents: Mapping[str, str], version: int
+) -> str:
+    """Sync the files, write the manifest and return its digest."""
     files = {}
     for path in sorted(p for p in draft.path.rglob("*") if p.is_file()):
         files[path.relative_to(draft.path).as_posix()] = {
             "bytes": path.stat().st_size,
             "sha256": file_sha256(path),
         }
-        _sync(path)
+        sync(path)
     content: Json = {
         "kind": kind,
         "format": FORMAT,
-        "key": cache_key(kind, settings, parents),
+        "key": cache_key(kind, settings, parents, version),
         "settings": dict(settings),
         "parents": dict(parents),
         "figures": draft.figures,
@@ -151,16 +190,9 @@ def _seal(draft: Draft, kind: str, settings: Mapping[str, Any], parents: Mapping
     content["digest"] = _digest(content)
     target = draft.path / MANIFEST
     target.write_text(json.dumps(content, indent=1) + "\n")
-    _sync(target)
-    _sync(draft.path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(target)
+    sync(draft.path)
+    return str(content["digest"])
 
 
 def _replace(temporary: Path, out: Path) -> None:
@@ -168,7 +200,7 @@ def _replace(temporary: Path, out: Path) -> None:
     if out.exists():
         out.rename(old)
     temporary.rename(out)
-    _sync(out.parent)
+    sync(out.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 

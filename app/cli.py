@@ -63,7 +63,7 @@ def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: V
     _be_verbose(verbose)
     loaded = _load(recipe, set)
     from app.data.stage import check as check_data
-    from app.models.base import model_config
+    from app.models.discovery import model_config
 
     model_config(loaded.model.name, loaded.model.hyperparameters)
     _print(check_data(loaded), json)
@@ -94,6 +94,7 @@ _stage("prepare", "Clean the log and split it into a data set.")
 _stage("train", "Train the model (and prepare, where that is not done); an interrupted run goes on.")
 _stage("compress", "Shrink the trained model as [compress] says.")
 _stage("evaluate", "Measure the compressed model on the test part, with baselines beside it.")
+_stage("refit", "Train once more on all parts, where train.refit asks for it.")
 _stage("export", "Make the bundle that is served.")
 
 

@@ -1,89 +1,126 @@
 """All stages on one page: (recipe, input directory) -> output directory.
 
     events, items, users --prepare--> dataset/ --train--> checkpoint/ --compress--> compressed/
-        --evaluate--> report/ --export--> bundle/ --serve--> HTTP --feedback--> events
+        --evaluate--> report/ [--refit--> refit/] --export--> bundle/ --serve--> HTTP --feedback--> events
 
-A stage whose inputs and settings have not changed is not run again; `force` overrides.
+A stage whose inputs, settings and code have not changed is not run again; `force` overrides.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.artifact import Artifact, cache_key, open_artifact, reuse
+from app.artifact import Artifact, cache_key, open_artifact, reuse, verified_once
+from app.bundle.export.export import STAGE_VERSION as EXPORT_VERSION
 from app.bundle.export.export import export as export_bundle
+from app.compression.compress import STAGE_VERSION as COMPRESS_VERSION
 from app.compression.compress import compress as compress_model
+from app.compression.refit import STAGE_VERSION as REFIT_VERSION
+from app.compression.refit import refit as refit_model
 from app.data.dataset import Dataset
+from app.data.stage import STAGE_VERSION as PREPARE_VERSION
 from app.data.stage import prepare as prepare_data
 from app.data.stage import source_digests
+from app.errors import RecipeError
 from app.evaluation.evaluate import evaluate as evaluate_model
+from app.evaluation.report import STAGE_VERSION as REPORT_VERSION
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
-from app.models.base import model_config
+from app.models.discovery import model_config
 from app.ray.session import shared_session
 from app.recipe import Recipe
 from app.terminal.console import say
 from app.training.checkpoint import load_checkpoint
-from app.training.train import checkpoint_settings, forget_run
+from app.training.train import checkpoint_key, checkpoint_settings, forget_run
 from app.training.train import train as train_model
 
 
 def prepare(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """Events, items and users -> `out/dataset`."""
     settings, parents = recipe.part("data", "split", "features"), source_digests(recipe)
-    place = out / "dataset"
-    return _once(place, "dataset", settings, parents, force, lambda: prepare_data(recipe, place))
+    key = cache_key("dataset", settings, parents, PREPARE_VERSION)
+    return _once(out / "dataset", "dataset", key, force, lambda: prepare_data(recipe, out / "dataset"))
 
 
 def train(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/dataset` -> `out/checkpoint`; goes on where an interrupted run stopped."""
-    dataset, place = Dataset.open(out / "dataset"), out / "checkpoint"
+    dataset, target = Dataset.open(out / "dataset"), out / "checkpoint"
     if force:
-        forget_run(place)
-    settings, parents = checkpoint_settings(recipe), {"dataset": dataset.artifact.digest}
-    return _once(place, "checkpoint", settings, parents, force, lambda: train_model(recipe, dataset, place))
+        forget_run(target)
+    key = checkpoint_key(recipe, dataset)
+    return _once(target, "checkpoint", key, force, lambda: train_model(recipe, dataset, target))
 
 
 def compress(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/checkpoint` -> `out/compressed`: the same model, smaller."""
-    dataset, source, place = Dataset.open(out / "dataset"), out / "checkpoint", out / "compressed"
-    settings, parents = recipe.part("compress"), {"checkpoint": open_artifact(source, "checkpoint").digest}
-    return _once(
-        place, "checkpoint", settings, parents, force, lambda: compress_model(recipe, dataset, source, place)
-    )
+    source, target = out / "checkpoint", out / "compressed"
+    key = cache_key("checkpoint", recipe.part("compress"), _digests(out, "checkpoint"), COMPRESS_VERSION)
+
+    def make() -> Artifact:
+        return compress_model(recipe, Dataset.open(out / "dataset"), source, target)
+
+    return _once(target, "checkpoint", key, force, make)
 
 
 def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/compressed` on the test part -> `out/report`, with baselines beside it."""
-    dataset, place = Dataset.open(out / "dataset"), out / "report"
-    checkpoint = load_checkpoint(out / "compressed", dataset)
-    settings, parents = recipe.part("evaluate"), {"checkpoint": checkpoint.artifact.digest}
+    settings = {**recipe.part("evaluate"), "refit": recipe.train.refit}
+    parents = {"checkpoint": _digests(out, "compressed")["compressed"]}
+    key = cache_key("report", settings, parents, REPORT_VERSION)
 
     def make() -> Artifact:
+        dataset = Dataset.open(out / "dataset")
+        checkpoint = load_checkpoint(out / "compressed", dataset)
         report = evaluate_model(recipe, dataset, ModelScorer(checkpoint.model, checkpoint.rows))
-        return write_report(report, place, settings, parents, curve=out / "checkpoint" / "curve.json")
+        return write_report(
+            report, out / "report", settings, parents, curve=out / "checkpoint" / "curve.json"
+        )
 
-    return _once(place, "report", settings, parents, force, make)
+    return _once(out / "report", "report", key, force, make)
+
+
+def refit(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
+    """`out/compressed` trained once more on all parts -> `out/refit`, where train.refit asks for it.
+
+    Where the split held nothing out, the weights have seen every event, and `out/compressed` stays.
+    """
+    _refuse_unasked_refit(recipe)
+    dataset, target = Dataset.open(out / "dataset"), out / "refit"
+    if weights_folder(recipe, dataset, out) != target:
+        say("refit: nothing was held out, so the weights have seen every event already")
+        return open_artifact(out / "compressed", "checkpoint")
+    if force:
+        forget_run(target)
+    settings = {**checkpoint_settings(recipe), **recipe.part("compress")}
+    parents = _digests(out, "dataset", "checkpoint", "compressed")
+    key = cache_key("checkpoint", settings, parents, REFIT_VERSION)
+
+    def make() -> Artifact:
+        trained = open_artifact(out / "checkpoint", "checkpoint")
+        return refit_model(recipe, dataset, trained, target, settings, parents)
+
+    return _once(target, "checkpoint", key, force, make)
 
 
 def export(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
-    """`out/compressed` and its report -> `out/bundle`: all that serving needs."""
-    dataset, place = Dataset.open(out / "dataset"), out / "bundle"
-    checkpoint, report = load_checkpoint(out / "compressed", dataset), open_artifact(out / "report", "report")
+    """`out/compressed`, or `out/refit`, and the report -> `out/bundle`: all that serving needs."""
+    dataset, target = Dataset.open(out / "dataset"), out / "bundle"
+    source, report = weights_folder(recipe, dataset, out), open_artifact(out / "report", "report")
     settings = {**recipe.part("export", "compress"), "name": recipe.name}
-    parents = {"checkpoint": checkpoint.artifact.digest, "report": report.digest}
-    return _once(
-        place,
-        "bundle",
-        settings,
-        parents,
-        force,
-        lambda: export_bundle(recipe, dataset, checkpoint, place, settings, parents, report.figures),
-    )
+    parents = {"checkpoint": _digests(out, source.name)[source.name], "report": report.digest}
+    key = cache_key("bundle", settings, parents, EXPORT_VERSION)
+
+    def make() -> Artifact:
+        checkpoint = load_checkpoint(source, dataset)
+        refitted = {name: checkpoint.artifact.figures.get(name) for name in ("epochs", "events", "chosen_by")}
+        figures = report.figures | ({"refit": refitted} if source.name == "refit" else {})
+        return export_bundle(recipe, dataset, checkpoint, target, settings, parents, figures)
+
+    return _once(target, "bundle", key, force, make)
 
 
 STAGES: dict[str, Callable[..., Artifact]] = {
@@ -91,6 +128,7 @@ STAGES: dict[str, Callable[..., Artifact]] = {
     "train": train,
     "compress": compress,
     "evaluate": evaluate,
+    "refit": refit,
     "export": export,
 }
 
@@ -111,17 +149,22 @@ class Run:
             "data": {k: data[k] for k in ("rows_in", "rows_kept", "rejected", "users", "items")},
             "training": self.artifacts["train"].figures,
             **report,
+            **({"refit": bundle.figures["refit"]} if "refit" in bundle.figures else {}),
             "bytes": bundle.figures["bytes"],
             "seconds": self.seconds,
         }
 
 
 def run(recipe: Recipe, out: Path, *, until: str = "export", force: bool = False) -> Run:
-    """All stages up to `until`, each only where something has changed."""
+    """All stages up to `until`, each only where something has changed; refit only where it is asked for."""
     artifacts, seconds = {}, {}
+    if until == "refit":
+        _refuse_unasked_refit(recipe)
     model_config(recipe.model.name, recipe.model.hyperparameters)  # a mistake shows before hours of work
-    with shared_session():
+    with shared_session(), verified_once():
         for name, stage in STAGES.items():
+            if name == "refit" != until and not recipe.train.refit:
+                continue
             start = time.monotonic()
             artifacts[name] = stage(recipe, out, force=force)
             seconds[name] = round(time.monotonic() - start, 2)
@@ -130,16 +173,27 @@ def run(recipe: Recipe, out: Path, *, until: str = "export", force: bool = False
     return Run(artifacts, seconds)
 
 
-def _once(
-    out: Path,
-    kind: str,
-    settings: Mapping[str, Any],
-    parents: Mapping[str, str],
-    force: bool,
-    make: Callable[[], Artifact],
-) -> Artifact:
-    found = None if force else reuse(out, kind, cache_key(kind, settings, parents))
-    if found is not None:
-        say(f"{out.name}: unchanged, kept")
-        return found
-    return make()
+def weights_folder(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
+    """The checkpoint that is served: that of the refit, if it is asked for and something was held out."""
+    held_out = len(dataset.valid) + len(dataset.test)
+    return out / ("refit" if recipe.train.refit and held_out else "compressed")
+
+
+def _refuse_unasked_refit(recipe: Recipe) -> None:
+    if not recipe.train.refit:
+        raise RecipeError(
+            "the recipe asks for no refit", where="train.refit", remedy="add --set train.refit=true"
+        )
+
+
+def _digests(out: Path, *names: str) -> dict[str, str]:
+    """Digests of artefacts below `out`; their files are verified where they are read."""
+    return {name: open_artifact(out / name, verify=False).digest for name in names}
+
+
+def _once(out: Path, kind: str, key: str, force: bool, make: Callable[[], Artifact]) -> Artifact:
+    artifact = None if force else reuse(out, kind, key)
+    if artifact is None:
+        return make()
+    say(f"{out.name}: unchanged, kept")
+    return artifact

@@ -184,6 +184,11 @@ class Train(Section):
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpoint_minutes: float = Field(10.0, gt=0)
     max_failures: Count = Field(3, description="times that dead workers are replaced")
+    refit: bool = Field(
+        False,
+        description="after the evaluation, train once more on all parts, for as many epochs as were best;"
+        " the report stays that of the model trained without the parts held out",
+    )
 
 
 class Evaluate(Section):
@@ -227,22 +232,29 @@ class Export(Section):
 class Rollout(Section):
     """How a new bundle takes over a running service; a fault takes it back."""
 
-    canary_percent: float = Field(5.0, gt=0, lt=100, description="of the users meet it first")
+    canary_percent: float = Field(5.0, gt=0, lt=100, description="share of the users that get it first")
     shadow_every: Positive = Field(20, description="one of so many requests is scored by it as well")
-    shadow_requests: Count = Field(50, description="requests compared before users meet it")
-    shadow_s: float = Field(10.0, ge=0, description="longest wait for them")
-    canary_requests: Count = Field(200, description="requests answered before all users meet it")
-    canary_s: float = Field(15.0, ge=0, description="shortest time until then")
-    canary_longest_s: float = Field(45.0, ge=0, description="with little traffic all meet it after so long")
+    shadow_requests: Count = Field(50, description="requests compared before the first users get it")
+    shadow_s: float = Field(10.0, ge=0, description="longest wait for these requests")
+    canary_requests: Count = Field(200, description="requests answered before all users get it")
+    canary_s: float = Field(15.0, ge=0, description="shortest time before all users get it")
+    canary_longest_s: float = Field(
+        45.0, ge=0, description="after so long 20 requests answered are enough; with fewer it waits for them"
+    )
+    promote_idle: bool = Field(
+        False, description="whether all users get it after canary_longest_s even without any request"
+    )
     load_s: float = Field(120.0, gt=0, description="longest time until all replicas have loaded it")
     max_errors: float = Field(0.01, ge=0, description="share of failed requests beyond the old one's")
-    max_slowdown: float = Field(2.0, gt=0, description="times as long as the old one in the same time")
-    floor_ms: float = Field(25.0, ge=0, description="what is quicker is never too slow")
+    max_slowdown: float = Field(2.0, gt=0, description="how many times as long as the old one it may take")
+    floor_ms: float = Field(25.0, ge=0, description="latencies below this never fail the canary")
     min_agreement: float = Field(
-        0.2, ge=-1, le=1, description="rank correlation with the old one; -1: it may differ as it likes"
+        0.2, ge=-1, le=1, description="least rank correlation with the old one; -1: it may differ at will"
     )
     max_drift: float = Field(
-        1.5, gt=0, description="of its scores from those in comparison, in standard deviations"
+        1.5,
+        gt=0,
+        description="how far its scores may move from those in the comparison, in standard deviations",
     )
 
 

@@ -1,1 +1,1 @@
-"""Quantise, prune, distil."""
+"""Makes a trained model small: prunes its dense part and quantises its rows."""

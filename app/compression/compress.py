@@ -6,7 +6,6 @@ as they will be served, so that evaluating the compressed checkpoint measures wh
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from app.data.dataset import Array, Dataset
 from app.recipe import Recipe
 from app.tables.rows import Precision, Rows, row_bytes
 from app.terminal.console import progress
-from app.training.checkpoint import load_checkpoint, save_checkpoint
+from app.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+
+STAGE_VERSION = 2  # raise it when the same checkpoint and settings come to give other files
 
 
 def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> Artifact:
     """Compress the checkpoint at `checkpoint` as [compress] says, into another at `out`.
 
-    A model that is not quantisable keeps float32 rows. [compress] dense takes effect at export.
-
     Returns:
-        An artefact of kind "checkpoint". Figures: rows (precision), bytes_before and
-        bytes_after of the rows, row_error {name: root mean square error over that of the
-        values}, pruned (share of dense weights that are zero).
+        An artefact of kind "checkpoint"; its figures are those of `write_compressed`.
 
     Raises:
         DataError: a row holds NaN or an infinity: training diverged.
@@ -39,24 +36,37 @@ def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> A
     with progress("compress"):
         source = load_checkpoint(checkpoint, dataset)
         parents = {"checkpoint": source.artifact.digest}
-        pruned = prune(source.model, recipe.compress.prune)
-        trained = recipe.train.id_dropout > 0 or not source.model.learns
-        rows = static_rows(source.model, unknown_is_trained=trained)
-        precision: Precision = recipe.compress.rows if source.model.quantisable else "float32"
-        curve = json.loads((checkpoint / "curve.json").read_bytes())
-        with publish(out, "checkpoint", recipe.part("compress"), parents) as draft:
-            save_checkpoint(
-                draft.path,
-                source.model,
-                source.name,
-                source.hyperparameters,
-                source.trained,
-                rows,
-                precision,
-                curve,
-            )
-            draft.figures |= _figures(rows, draft.path / "rows") | {"rows": precision, "pruned": pruned}
+        with publish(out, "checkpoint", recipe.part("compress"), parents, STAGE_VERSION) as draft:
+            draft.figures |= write_compressed(recipe, source, draft.path)
     return open_artifact(out, "checkpoint", verify=False)
+
+
+def write_compressed(recipe: Recipe, source: Checkpoint, folder: Path) -> dict[str, Any]:
+    """Write a checkpoint, compressed as [compress] says, into the folder of a Draft.
+
+    A model that is not quantisable keeps float32 rows. [compress] dense takes effect at export.
+
+    Args:
+        source: its model is pruned in place.
+
+    Returns:
+        rows (precision), bytes_before and bytes_after of the rows, row_error {name: root mean square
+        error over that of the values}, pruned (share of dense weights that are zero).
+    """
+    pruned = prune(source.model, recipe.compress.prune)
+    rows = static_rows(source.model)
+    precision: Precision = recipe.compress.rows if source.model.quantisable else "float32"
+    save_checkpoint(
+        folder,
+        source.model,
+        source.name,
+        source.hyperparameters,
+        source.trained,
+        rows,
+        precision,
+        source.curve,
+    )
+    return _figures(rows, folder / "rows") | {"rows": precision, "pruned": pruned}
 
 
 def _figures(rows: Mapping[str, Array], folder: Path) -> dict[str, Any]:

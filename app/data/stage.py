@@ -1,9 +1,10 @@
 """From an event log to a data set: the whole stage on one page.
 
-    1 scatter  Ray Data reads the splits; rows are judged one by one and go to buckets of users
-    2 refine   one task a bucket: duplicates, outliers, order in time
-    3 finish   one task a bucket: k-core, split, columns; then the buckets are joined
-    4 aside    rejected rows are read again and written with their reason
+    1 ingest       Ray Data reads the splits; rows are judged one by one and go to buckets of users
+    2 dedupe_sort  one task a bucket: duplicates, order in time
+      selection    one task a bucket and step: outliers, rounds of the k-core
+    3 finalize     one task a bucket: split, columns; then the buckets are joined
+    4 put_aside    rejected rows are read again and written with their reason
 
 Memory is bounded by a piece of the input and by a bucket, besides the ids and attributes of
 items and users. What is written does not depend on the number of cores or buckets.
@@ -25,7 +26,7 @@ from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
 from app.data.dataset import Schema
 from app.data.input.files import digests, find
-from app.data.prepare.buckets import core, dedupe_sort_all, finalize_all, number_items, positive_types
+from app.data.prepare.buckets import Buckets, number_items, positive_types
 from app.data.prepare.concat import fill_values, join_parts, write_strings
 from app.data.prepare.content_features import write_features, write_raw
 from app.data.prepare.dedupe_sort import read_batch
@@ -42,6 +43,7 @@ from app.recipe import Recipe
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
+STAGE_VERSION = 2  # raise it when the same recipe and files come to give another data set
 _BLOCK = 1 << 22
 __all__ = ["check", "prepare", "source_digests"]
 
@@ -68,7 +70,8 @@ def prepare(recipe: Recipe, out: Path) -> Artifact:
         UserError: input or recipe cannot be used, or the disk is full; nothing is published.
     """
     parents = source_digests(recipe)
-    with ray_session(), publish(out, "dataset", recipe.part("data", "split", "features"), parents) as draft:
+    settings = recipe.part("data", "split", "features")
+    with ray_session(), publish(out, "dataset", settings, parents, STAGE_VERSION) as draft:
         scratch = draft.path / "scratch"
         scratch.mkdir()
         try:
@@ -84,22 +87,20 @@ def _write(recipe: Recipe, ingested: Ingested, out: Path) -> Json:
     names = [info.name for info in ingested.infos]
     items = items_of(plan, names)
     write_maps(plan, names, items)
-    deduped = dedupe_sort_all(ingested, len(items))
-    rejected += deduped.rejected
-    items = bounded_attributes(plan, items)
-    seen = deduped.items > 0
-    if max(plan.data.min_user_events, plan.data.min_item_events) > 1:
-        deduped = core(plan, deduped)
-    if deduped.rows == 0:
+    buckets = Buckets(ingested, len(items))
+    buckets.dedupe_sort()
+    if plan.data.outliers:
+        buckets.drop_outliers()
+        items = bounded_attributes(plan, items)
+    rejected += buckets.rejected
+    items = number_items(plan, items, _select(buckets))
+    if buckets.rows == 0:
         raise no_events(rejected + Counter(core=ingested.rows - rejected.total()), ingested.rows)
-    # Items that nobody met have a row too, unless a core asks for events; those it dropped have none.
-    kept = deduped.items > 0 if plan.data.min_item_events > 1 else (deduped.items > 0) | ~seen
-    items = number_items(plan, items, kept)
-    reports = finalize_all(plan, ingested, deduped)
+    reports = buckets.finalize()
     rejected.update({"core": sum(r["core"] for r in reports)})
     rows = {part: [r["rows"][part] for r in reports] for part in PARTS}
     _refuse_empty(rows, recipe)
-    join_parts(Path(plan.scratch), out, rows, deduped.width)
+    join_parts(Path(plan.scratch), out, rows, buckets.width)
     if plan.data.missing.get(plan.data.value) == "median":
         fill_values(out)
     users = _write_ids(plan, items, out)
@@ -116,6 +117,18 @@ def _write(recipe: Recipe, ingested: Ingested, out: Path) -> Json:
     }
     repeated = sum(r["repeated"] for r in reports)
     return figures | ({"repeated": repeated} if repeated else {})
+
+
+def _select(buckets: Buckets) -> Array:
+    """Take the core where the recipe asks for one; (items,) bool: items that have a row.
+
+    Items that nobody met have one too, unless a core asks for events; those that it dropped have none.
+    """
+    data, seen = buckets.plan.data, buckets.items > 0
+    if max(data.min_user_events, data.min_item_events) == 1:
+        return np.ones(len(seen), bool)
+    items_left = buckets.take_core()
+    return items_left if data.min_item_events > 1 else (buckets.items > 0) | ~seen
 
 
 def _refuse_empty(rows: dict[str, list[int]], recipe: Recipe) -> None:

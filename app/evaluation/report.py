@@ -14,6 +14,7 @@ from app.evaluation import plots
 from app.evaluation.evaluate import PROBABILITY, Report
 
 Curve = Sequence[Mapping[str, float]]
+STAGE_VERSION = 2  # raise it when the same checkpoint and settings come to give another report
 
 
 def write_report(
@@ -35,7 +36,7 @@ def write_report(
         The artefact; its figures are "figures", "intervals", "baselines" and "ratios".
     """
     epochs = _epochs(curve)
-    with publish(folder, "report", settings or {}, parents or {}) as draft:
+    with publish(folder, "report", settings or {}, parents or {}, STAGE_VERSION) as draft:
         content = _plain(asdict(report))
         (draft.path / "report.json").write_text(json.dumps({**content, "curve": epochs}, indent=1) + "\n")
         drawn = plots.draw(report, epochs, draft.path)

@@ -98,6 +98,8 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     try:
         model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
         model.log_popularity.copy_(trained.pop("log_popularity"))
+        model.user_trained.copy_(trained["user"])
+        model.item_trained.copy_(trained["item"])
     except (RuntimeError, SafetensorError) as error:
         raise ArtifactError(
             f"the weights do not fit the data set at {dataset.path}",

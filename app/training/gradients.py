@@ -58,6 +58,6 @@ def _gather(mine: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Every worker's rows; padded on the way, because a gather wants equal shapes."""
     padded = mine.new_zeros((max(sizes), *mine.shape[1:]))
     padded[: len(mine)] = mine
-    found = [torch.empty_like(padded) for _ in sizes]
-    distributed.all_gather(found, padded)
-    return [rows[:size] for rows, size in zip(found, sizes, strict=True)]
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    distributed.all_gather(gathered, padded)
+    return [rows[:size] for rows, size in zip(gathered, sizes, strict=True)]

@@ -1,7 +1,7 @@
 """Where the training loop runs: in this process, or in a worker of Ray Train.
 
-A host knows its device and its place among the workers, keeps checkpoints, and tells
-whoever watches how far it is, by lines of JSON in a file of the run folder.
+A host knows its device and its rank among the workers, keeps checkpoints, and logs the progress
+as lines of JSON in a file of the run folder.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Figures = dict[str, Any]
 
 
 class Host(Protocol):
-    """The loop's view of where it runs."""
+    """The training loop's view of the process that it runs in."""
 
     rank: int
     world: int
@@ -33,16 +33,16 @@ class Host(Protocol):
         """The last checkpoint of this run, if there is one."""
         ...
 
-    def report(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
-        """Keep a checkpoint; every worker calls it, worker 0 writes."""
+    def checkpoint(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
+        """Keep a checkpoint, which `write` puts into a folder; every worker calls it, worker 0 writes."""
         ...
 
-    def agree(self, wanted: bool) -> bool:
-        """What worker 0 wants."""
+    def broadcast(self, value: bool) -> bool:
+        """The value that worker 0 passed; every worker calls it."""
         ...
 
-    def tell(self, **line: Any) -> None:
-        """Worker 0 appends a line to the progress file."""
+    def log(self, **line: Any) -> None:
+        """Append a line to the progress file, from worker 0 alone."""
         ...
 
 
@@ -51,7 +51,7 @@ class LocalHost:
 
     Args:
         folder: of the run; checkpoints and progress go there.
-        report: called with the figures of each epoch; what it raises ends the training.
+        report: called with the figures of each epoch; an exception from it ends the training.
     """
 
     rank, world = 0, 1
@@ -63,29 +63,29 @@ class LocalHost:
 
     def latest(self) -> Path | None:
         """The checkpoint that was renamed last."""
-        found = sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
-        return found[-1] if found else None
+        folders = sorted(self.folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+        return folders[-1] if folders else None
 
-    def report(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
-        """Write aside, rename, drop the older."""
+    def checkpoint(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
+        """Write the checkpoint beside the older one, rename it, and remove the older one."""
         older = self.latest()
         number = int(older.name.split("-")[1]) + 1 if older else 1
-        aside = self.folder / "unfinished"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        write(aside)
-        aside.rename(self.folder / f"checkpoint-{number}")
+        unfinished = self.folder / "unfinished"
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        write(unfinished)
+        unfinished.rename(self.folder / f"checkpoint-{number}")
         if older:
             shutil.rmtree(older)
         if epoch_ends and self._report:
             self._report(figures)
 
-    def agree(self, wanted: bool) -> bool:
-        """There is nobody else."""
-        return wanted
+    def broadcast(self, value: bool) -> bool:
+        """The value itself: this process is the only worker."""
+        return value
 
-    def tell(self, **line: Any) -> None:
-        """Append a line."""
+    def log(self, **line: Any) -> None:
+        """Append a line to the progress file."""
         append(self.folder, line)
 
 
@@ -99,19 +99,19 @@ class RayHost:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.folder, self.device = folder, get_device()
-        here = context.get_local_world_size()
+        local_workers = context.get_local_world_size()
         # Ray leaves a worker one thread; the workers of a machine share its cores instead.
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local_workers))
 
     def latest(self) -> Path | None:
         """The last checkpoint that Ray Train has of this run."""
         import ray.train
 
-        found = ray.train.get_checkpoint()
-        return Path(found.path) if found else None
+        latest = ray.train.get_checkpoint()
+        return Path(latest.path) if latest else None
 
-    def report(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
-        """Through ray.train.report, which copies the folder to the run's storage."""
+    def checkpoint(self, figures: Figures, write: Write, *, epoch_ends: bool) -> None:
+        """Report to Ray Train, which copies the folder to the run's storage."""
         import ray.train
 
         if self.rank:
@@ -121,16 +121,16 @@ class RayHost:
             write(Path(folder))
             ray.train.report(figures, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
-    def agree(self, wanted: bool) -> bool:
-        """Worker 0's wish, sent to all."""
+    def broadcast(self, value: bool) -> bool:
+        """The value of worker 0, sent to all workers."""
         if self.world == 1:
-            return wanted
-        flag = torch.tensor([int(wanted)], device=self.device)
+            return value
+        flag = torch.tensor([int(value)], device=self.device)
         torch.distributed.broadcast(flag, 0)
         return bool(flag.item())
 
-    def tell(self, **line: Any) -> None:
-        """Append a line, from worker 0."""
+    def log(self, **line: Any) -> None:
+        """Append a line to the progress file, if this is worker 0."""
         if self.rank == 0:
             append(self.folder, line)
 
@@ -141,6 +141,6 @@ def restarted(host: Host) -> bool:
 
 
 def append(folder: Path, line: Figures) -> None:
-    """Add a line to the progress file of a run; whole, because it is one write."""
+    """Add a line to the progress file of a run, in one write, so that a reader never sees half of it."""
     with (folder / PROGRESS).open("a") as stream:
         stream.write(json.dumps({"pid": os.getpid(), **line}) + "\n")

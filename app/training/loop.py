@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -21,16 +22,21 @@ from app.training.optimizers import Optimizers
 from app.training.sampler import Sampler, prefetch
 from app.training.state import State, TrainingProgress
 
-TELL_EVERY_S = 1.0
-AGREE_EVERY = 32  # steps between looks at the clock for a checkpoint
-LOWER_IS_BETTER = ("log_loss", "calibration_error")
+LOG_EVERY_S = 1.0
+STEPS_BETWEEN_CLOCKS = 32  # after so many steps the workers ask worker 0 whether a checkpoint is due
 
 
 class Loop:
-    """One run of training, from its last checkpoint if it has one."""
+    """One run of training, from its last checkpoint if it has one.
 
-    def __init__(self, recipe: Recipe, dataset: Dataset, host: Host) -> None:
+    Args:
+        epochs: stop after so many; None: train.epochs. The learning rates follow the schedule of
+            train.epochs either way, so that these epochs are like the first ones of a longer run.
+    """
+
+    def __init__(self, recipe: Recipe, dataset: Dataset, host: Host, epochs: int | None = None) -> None:
         self.recipe, self.dataset, self.host, self.settings = recipe, dataset, host, recipe.train
+        self.epochs = epochs or recipe.train.epochs
         torch.manual_seed(recipe.seed)
         self.model = build_model(recipe.model.name, recipe.model.hyperparameters, dataset).to(host.device)
         self.sampler = Sampler(
@@ -44,81 +50,80 @@ class Loop:
             world=host.world,
         )
         self.optimizers = Optimizers(self.model, self.settings, self.settings.epochs * self.sampler.steps)
-        self.state = State(
-            self.model, self.optimizers, TrainingProgress(resumed_from=0 if restarted(host) else None)
-        )
-        self._begun = 0.0
+        progress = TrainingProgress(resumed_from=0 if restarted(host) else None)
+        self.state = State(self.model, self.optimizers, progress)
+        self._counted_until = 0.0
         if latest := host.latest():
             # Only worker 0's random state is kept; the others go on with a fresh one.
             self.state.load(latest, random=host.rank == 0)
-            self.place.resumed_from = self.place.epoch
-        host.tell(event="start", resumed_from=self.place.resumed_from, **self._done())
+            self.progress.resumed_from = self.progress.epoch
+        host.log(event="start", resumed_from=self.progress.resumed_from, **self._done())
 
     @property
-    def place(self) -> TrainingProgress:
-        """How far the run is."""
-        return self.state.place
+    def progress(self) -> TrainingProgress:
+        """How far the run is, and what it has measured."""
+        return self.state.progress
 
     def run(self) -> None:
         """Train until the last epoch, or until validation has got no better for long enough."""
-        while not self.place.finished:
+        while not self.progress.finished:
             self._epoch()
 
     def _epoch(self) -> None:
-        place = self.place
-        if place.step == 0:
-            seeds = np.random.SeedSequence([self.recipe.seed, place.epoch, self.host.rank])
+        progress = self.progress
+        if progress.step == 0:
+            seeds = np.random.SeedSequence([self.recipe.seed, progress.epoch, self.host.rank])
             torch.manual_seed(int(seeds.generate_state(1)[0]))
         self.model.train()
         self._steps()
         figures = self._validate() if self.host.rank == 0 else {}
-        mean = place.loss / self.sampler.steps
+        mean = progress.loss / self.sampler.steps
         if not np.isfinite(mean):
-            raise diverged(place.epoch + 1, mean)
-        place.epoch, place.step, place.loss = place.epoch + 1, 0, 0.0
+            raise diverged(progress.epoch + 1, mean)
+        progress.epoch, progress.step, progress.loss = progress.epoch + 1, 0, 0.0
         self._judge(figures)
-        line = {"epoch": place.epoch, "loss": mean, "seconds": round(place.seconds, 3), **figures}
-        place.curve.append(line)
-        # Told before the report, whose receiver may end this process for good.
-        self.host.tell(event="epoch", rate=self._rate(), metric=self.settings.metric, **line)
-        self.host.report(line, self.state.save, epoch_ends=True)
+        line = {"epoch": progress.epoch, "loss": mean, "seconds": round(progress.seconds, 3), **figures}
+        progress.curve.append(line)
+        # Logged before the checkpoint, whose receiver may end this process for good.
+        self.host.log(event="epoch", rate=self._rate(), metric=self.settings.metric, **line)
+        self.host.checkpoint(line, self.state.save, epoch_ends=True)
 
     def _steps(self) -> None:
-        place, limit = self.place, self.settings.checkpoint_minutes * 60
-        told = saved = self._begun = time.perf_counter()
+        progress, limit = self.progress, self.settings.checkpoint_minutes * 60
+        logged = saved = self._counted_until = time.perf_counter()
         total = torch.zeros((), device=self.host.device)
-        batches = self.sampler.epoch(place.epoch, place.step)
+        batches = self.sampler.epoch(progress.epoch, progress.step)
         # On a CPU the thread that makes batches ahead takes a core from torch: it halved the rate.
         for batch in prefetch(batches) if self.host.device.type == "cuda" else batches:
             total += self._step(batch)
-            place.step += 1
-            place.samples += batch.item.numel() * self.host.world
+            progress.step += 1
+            progress.samples += batch.item.numel() * self.host.world
             now = time.perf_counter()
-            if now - told > TELL_EVERY_S:
-                told = now
+            if now - logged > LOG_EVERY_S:
+                logged = now
                 self._count_time()
-                self.host.tell(event="step", **self._done(), rate=self._rate())
-            if place.step % AGREE_EVERY == 0 and self.host.agree(now - saved > limit):
+                self.host.log(event="step", **self._done(), rate=self._rate())
+            if progress.step % STEPS_BETWEEN_CLOCKS == 0 and self.host.broadcast(now - saved > limit):
                 self._count_time()
-                place.loss += float(total)
+                progress.loss += float(total)
                 total.zero_()
-                self.host.report({"epoch": place.epoch}, self.state.save, epoch_ends=False)
-                saved = self._begun = time.perf_counter()
-        place.loss += float(total)
+                self.host.checkpoint({"epoch": progress.epoch}, self.state.save, epoch_ends=False)
+                saved = self._counted_until = time.perf_counter()
+        progress.loss += float(total)
         self._count_time()
 
     def _step(self, batch: Batch) -> Tensor:
-        place, settings, device = self.place, self.settings, self.host.device
+        progress, settings, device = self.progress, self.settings, self.host.device
         self.optimizers.zero()
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
             loss = self.model.loss(batch.to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         average(self.optimizers.parameters, self.host.world)
-        self.optimizers.step(place.epoch * self.sampler.steps + place.step)
+        self.optimizers.step(progress.epoch * self.sampler.steps + progress.step)
         return loss.detach()
 
     def _validate(self) -> dict[str, float]:
-        """Figures on the valid part; none where it asks for nothing."""
+        """The finite figures on the valid part; none where it has nothing to predict."""
         if not (self.dataset.valid.label > 0).any():
             return {}
         scorer = ModelScorer(self.model)
@@ -129,44 +134,46 @@ class Loop:
                 where="train.metric",
                 remedy=f"choose one of {', '.join(sorted(figures))}",
             )
-        return figures
+        return {name: value for name, value in figures.items() if math.isfinite(value)}
 
     def _judge(self, figures: dict[str, float]) -> None:
-        """Keep the weights if they are the best yet, as worker 0 sees it, and decide whether to stop."""
-        place, settings = self.place, self.settings
-        found = figures.get(settings.metric)
-        sign = -1 if settings.metric in LOWER_IS_BETTER else 1
-        better = found is None or place.best is None or sign * found > sign * place.best
-        if self.host.agree(better):
-            place.best, place.best_epoch = found, place.epoch
+        """Keep the weights if they are the best yet, as worker 0 sees it, and decide whether to stop.
+
+        While no epoch has a figure, the newest weights are the best and nothing stops early.
+        """
+        progress, settings = self.progress, self.settings
+        figure = figures.get(settings.metric)
+        better = progress.best is None or (figure is not None and figure > progress.best)
+        if self.host.broadcast(better):
+            progress.best, progress.best_epoch = figure, progress.epoch
             self.state.keep_best()
-        waited = place.epoch - place.best_epoch
-        place.finished = place.epoch >= settings.epochs or 0 < settings.patience <= waited
+        waited = progress.epoch - progress.best_epoch
+        progress.finished = progress.epoch >= self.epochs or 0 < settings.patience <= waited
 
     def _done(self) -> dict[str, int]:
         """Steps done, and steps an epoch."""
         steps = self.sampler.steps
-        return {"done": self.place.epoch * steps + self.place.step, "steps": steps}
+        return {"done": self.progress.epoch * steps + self.progress.step, "steps": steps}
 
     def _count_time(self) -> None:
         now = time.perf_counter()
-        self.place.seconds += now - self._begun
-        self._begun = now
+        self.progress.seconds += now - self._counted_until
+        self._counted_until = now
 
     def _rate(self) -> float:
-        """Samples a second of training, validation and checkpoints apart."""
-        return self.place.samples / max(self.place.seconds, 1e-9)
+        """Samples a second of training, without the time of validation and checkpoints."""
+        return self.progress.samples / max(self.progress.seconds, 1e-9)
 
 
 def uses_history(model: Model) -> bool:
-    """Whether the model looks at histories; one that does not is spared their look-up."""
+    """Whether the model reads histories; where it does not, their look-up is left out."""
     with torch.no_grad():
         row = model.history_rows(torch.zeros(1, dtype=torch.int64, device=model.log_popularity.device))
     return row.shape[-1] > 0
 
 
 def diverged(epoch: int, loss: float) -> UserError:
-    """The error of a loss that is no number."""
+    """The error to raise when the loss is not a finite number."""
     return RecipeError(
         f"the loss of epoch {epoch} is {loss}",
         where="train",

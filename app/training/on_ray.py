@@ -10,6 +10,7 @@ from typing import Any
 from app import errors
 from app.data.dataset import Dataset
 from app.errors import MachineError, RayRecError, disk_errors
+from app.files import write_atomically
 from app.ray.session import ray_session
 from app.recipe import Recipe, parse
 from app.training.hosts import RayHost
@@ -18,7 +19,7 @@ from app.training.loop import Loop
 ERROR = "error.json"
 
 
-def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path) -> Path:
+def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None = None) -> Path:
     """Train over `train.workers` workers; returns the last checkpoint's folder.
 
     Dead workers are replaced and go on from the last checkpoint, `train.max_failures` times.
@@ -30,7 +31,7 @@ def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path) -> Path:
     """
     (folder / ERROR).unlink(missing_ok=True)
     with ray_session():
-        outcome = _in_a_thread(_trainer(recipe, dataset, folder).fit)
+        outcome = _in_a_thread(_trainer(recipe, dataset, folder, epochs).fit)
     if (folder / ERROR).exists():
         raise _read_error(folder / ERROR)
     if isinstance(outcome, BaseException):
@@ -38,25 +39,26 @@ def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path) -> Path:
     return Path(outcome.checkpoint.path)
 
 
-def _trainer(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
+def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None) -> Any:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     settings = recipe.train
-    found = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    _enough(found, settings.workers, gpu=settings.gpu)
+    resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    _refuse_too_few(resources, settings.workers, gpu=settings.gpu)
     return TorchTrainer(
         work,
         train_loop_config={
             "recipe": recipe.model_dump(mode="json"),
             "dataset": str(dataset.path.absolute()),
             "folder": str(folder),
+            "epochs": epochs,
         },
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=settings.gpu,
-            resources_per_worker={"CPU": max(1, min(2, int(found["CPU"]) // settings.workers))},
+            resources_per_worker={"CPU": max(1, min(2, int(resources["CPU"]) // settings.workers))},
         ),
         run_config=RunConfig(
             name="ray",
@@ -67,32 +69,32 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: Path) -> Any:
     )
 
 
-def _enough(found: dict[str, float], workers: int, *, gpu: bool) -> None:
-    """Ray would wait for ever for what it does not have."""
+def _refuse_too_few(resources: dict[str, float], workers: int, *, gpu: bool) -> None:
+    """Raise where the cluster has fewer CPUs or GPUs than workers: Ray would wait for them for ever."""
     for kind in ("CPU", "GPU") if gpu else ("CPU",):
-        if found.get(kind, 0) < workers:
+        if resources.get(kind, 0) < workers:
             raise MachineError(
-                f"{workers} workers need as many {kind}s and there are {found.get(kind, 0):.0f}",
+                f"{workers} workers need as many {kind}s and there are {resources.get(kind, 0):.0f}",
                 where="train.workers",
                 remedy="lower train.workers" + (" or set train.gpu = false" if kind == "GPU" else ""),
             )
 
 
-def work(config: dict[str, str]) -> None:
-    """One worker: the training function of Ray Train.
+def work(config: dict[str, Any]) -> None:
+    """Train as one worker: the training function of Ray Train.
 
     An error of ours would come again in every new worker. So it is left in the run folder for
-    the driver, and whoever finds it there stops. Where others wait for this worker, it fails,
-    which makes Ray Train end them; its replacement then finds the error.
+    the driver, and a worker that sees it there stops. Where others wait for this worker, it fails,
+    which makes Ray Train end them; its replacement then sees the error.
     """
     folder = Path(config["folder"])
     if (folder / ERROR).exists():
         return
-    recipe = parse(config["recipe"], "recipe")  # type: ignore[arg-type]
+    recipe = parse(config["recipe"], "recipe")
     try:
         dataset = Dataset.open(Path(config["dataset"]), verify=False)
         with disk_errors(str(folder)):
-            Loop(recipe, dataset, RayHost(folder)).run()
+            Loop(recipe, dataset, RayHost(folder), config["epochs"]).run()
     except RayRecError as error:
         _write_error(folder / ERROR, error)
         if recipe.train.workers > 1:
@@ -101,18 +103,18 @@ def work(config: dict[str, str]) -> None:
 
 def _write_error(path: Path, error: RayRecError) -> None:
     content = [type(error).__name__, error.what, error.where, error.remedy]
-    path.write_text(json.dumps(content))
+    write_atomically(path, json.dumps(content).encode())
 
 
 def _read_error(path: Path) -> RayRecError:
     kind, what, where, remedy = json.loads(path.read_bytes())
     path.unlink()
-    found: RayRecError = getattr(errors, kind)(what, where=where, remedy=remedy)
-    return found
+    error: RayRecError = getattr(errors, kind)(what, where=where, remedy=remedy)
+    return error
 
 
 def _in_a_thread(fit: Any) -> Any:
-    """What `fit` returns or raises, run outside the main thread.
+    """Run `fit` outside the main thread; returns its result, or the exception that it raised.
 
     In the main thread Ray Train takes Ctrl-C for itself and ends the program with code 0.
     """
@@ -132,7 +134,7 @@ def _in_a_thread(fit: Any) -> Any:
 
 
 def _translate(error: BaseException) -> BaseException:
-    """A failure of Ray Train as an error with a remedy."""
+    """A failure of Ray Train as an error of ours with a remedy; any other exception as it is."""
     import ray.train
 
     if not isinstance(error, ray.train.TrainingFailedError):

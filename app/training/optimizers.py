@@ -51,7 +51,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 
 def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct rows with a gradient, and their gradients.
+    """The distinct rows that have a gradient, and their gradients.
 
     Instead of `coalesce`: adding into the distinct rows took a third of its time for the
     50,000 history rows of a batch of 1,024 (4.8 ms against 12.8 ms on one core).
@@ -62,8 +62,8 @@ def touched(gradient: Tensor) -> tuple[Tensor, Tensor]:
     values = gradient._values()
     if gradient.is_coalesced():
         return gradient._indices()[0], values
-    rows, place = torch.unique(gradient._indices()[0], return_inverse=True)
-    return rows, values.new_zeros((len(rows), values.shape[1])).index_add_(0, place, values)
+    rows, index = torch.unique(gradient._indices()[0], return_inverse=True)
+    return rows, values.new_zeros((len(rows), values.shape[1])).index_add_(0, index, values)
 
 
 def compact(gradient: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class Optimizers:
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.each]
 
     def zero(self) -> None:
-        """Forget the gradients."""
+        """Drop the gradients of all parameters."""
         for optimizer in self.each:
             optimizer.zero_grad(set_to_none=True)
 
@@ -115,7 +115,7 @@ class Optimizers:
 
 
 def table_parameters(model: Model) -> list[nn.Parameter]:
-    """Weights of the model's tables."""
+    """The weights of all embedding tables of the model."""
     return [p for module in model.modules() if isinstance(module, Table) for p in module.parameters()]
 
 

@@ -1,4 +1,4 @@
-"""Turns the memory-mapped training events into shuffled batches.
+"""Makes shuffled batches of the memory-mapped training events.
 
 Everything is vectorised, and everything random is a function of (seed, epoch, worker, step):
 a resumed epoch goes on with exactly the batches that it would have had.
@@ -25,10 +25,10 @@ BITS_PER_EVENT = 16
 
 
 class SeenPairs:
-    """Which (user, item) pairs training holds, in two bytes an event: a Bloom filter of one hash.
+    """The (user, item) pairs of the training part in two bytes an event: a Bloom filter of one hash.
 
-    It never misses a pair; one that is not there is taken for seen with probability 1/16 or
-    less, which only costs a redraw.
+    It never misses a pair; another pair counts as seen with probability 1/16 or less, which only
+    costs a redraw (Bloom 1970, "Space/time trade-offs in hash coding with allowable errors").
     """
 
     def __init__(self, user: Array, item: Array) -> None:
@@ -40,14 +40,19 @@ class SeenPairs:
     def __call__(self, user: Array, item: Array) -> Array:
         """Whether each pair was seen; shapes broadcast."""
         slot = self._slot(user, item)
-        found: Array = (self.bits[slot >> 3] >> (slot & 7).astype(np.uint8)) & 1
-        return found.astype(bool)
+        bit: Array = (self.bits[slot >> 3] >> (slot & 7).astype(np.uint8)) & 1
+        return bit.astype(bool)
 
     def _slot(self, user: Array, item: Array) -> Array:
         # Odd multipliers mix the pair; the upper bits are the well mixed ones.
         mixed = user.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ item.astype(np.uint64)) * np.uint64(0xD1B54A32D192ED03)
         return ((mixed >> np.uint64(20)) & np.uint64(self.mask)).astype(np.int64)
+
+
+def row_type(rows: int) -> type[np.int32] | type[np.int64]:
+    """The narrowest type that numbers so many rows; arrays of them live as long as the training."""
+    return np.int32 if rows <= 1 << 31 else np.int64
 
 
 def first_of_moment(user: Array, time: Array) -> Array:
@@ -57,20 +62,19 @@ def first_of_moment(user: Array, time: Array) -> Array:
     """
     new = np.ones(len(user), bool)
     new[1:] = (user[1:] != user[:-1]) | (time[1:] != time[:-1])
-    kind = np.int32 if len(user) < 1 << 31 else np.int64
-    return np.maximum.accumulate(np.where(new, np.arange(len(user), dtype=kind), 0))
+    return np.maximum.accumulate(np.where(new, np.arange(len(user), dtype=row_type(len(user))), 0))
 
 
 class Sampler:
     """Batches of one worker's share of the training events.
 
-    With negatives, a row is a positive event in column 0 and the sampled items behind it,
-    labels 1 and 0. An item that the user has is drawn again, up to REDRAWS times; what is then
-    still theirs stays (one draw in 100 for a user with a third of the catalogue). Without
-    negatives a row is any event with its logged label (its value under MSE).
+    With negatives, a row is a positive event in column 0 and the sampled items behind it, with the
+    labels 1 and 0. An item that the user has met is drawn again, up to REDRAWS times; one that is still
+    drawn then stays (one draw in 100 for a user who met a third of the catalogue). Without negatives a
+    row is any event with its logged label (its value under MSE).
 
     Args:
-        repeats: True where items that the user has will be ranked, too: they then are negatives
+        repeats: True where items that the user has met will be ranked, too: they then are negatives
             like all others, or a model would learn that they are always right.
         history: False where the model has no history, which is then one event of zeros.
         rank, world: this worker and how many there are; all have equally many steps.
@@ -104,7 +108,8 @@ class Sampler:
         # The softmax has the other rows' positives for negatives.
         self.negatives = 0 if loss == "sampled_softmax" else settings.negatives
         self.logged = self.negatives == 0 and loss != "sampled_softmax"
-        self.rows = np.flatnonzero((np.asarray(part.label) > 0) | self.logged).astype(np.int32)
+        learned = (np.asarray(part.label) > 0) | self.logged
+        self.rows = np.flatnonzero(learned).astype(row_type(len(learned)))
         if not len(self.rows):
             raise DataError(
                 "no event to learn from in the training part",
@@ -117,12 +122,12 @@ class Sampler:
 
     @property
     def steps(self) -> int:
-        """Batches an epoch."""
+        """Batches of this worker in an epoch."""
         return -(-self._share // self.settings.batch_size)
 
     @property
     def candidates(self) -> int:
-        """C of a batch."""
+        """Number of candidates C of a row."""
         return 1 + self.negatives
 
     @property
@@ -177,7 +182,7 @@ class Sampler:
         return self.positives[random.integers(0, len(self.positives), shape)]
 
     def _hide(self, rows: Array, random: np.random.Generator) -> Array:
-        """Rows with some at random as unknown, so that row 0 learns what to say of the unknown."""
+        """The rows, some of them replaced by row 0 at random, so that it learns to stand for unknown ids."""
         rate = self.settings.id_dropout
         return np.where(random.random(rows.shape, np.float32) < rate, 0, rows) if rate else rows
 
@@ -208,10 +213,10 @@ def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
     thread = threading.Thread(target=work, name="batches", daemon=True)
     thread.start()
     try:
-        while (found := ready.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found
+        while (content := ready.get()) is not None:
+            if isinstance(content, BaseException):
+                raise content
+            yield content
     finally:
         stop.set()
         thread.join()

@@ -1,4 +1,4 @@
-"""What an interrupted run needs to go on: weights, optimisers, place in the data, random state.
+"""What an interrupted run needs to go on: weights, optimisers, position in the data, random state.
 
 A folder without pickle: state.json; model.safetensors; best.safetensors, the weights of the
 best epoch so far; optimizers.safetensors, each tensor named "optimiser.parameter.field"; and
@@ -25,8 +25,9 @@ STATE = "state.json"
 class TrainingProgress:
     """How far a run is, and what it has measured.
 
-    `epoch` counts finished ones, `step` the batches of the one under way; `seconds` and
-    `samples` are of training alone, over all attempts.
+    `epoch` counts finished epochs, `step` the batches of the epoch under way. `best_epoch` is the one
+    whose weights are kept, `best` its validation figure: None where validation gave none. `seconds`
+    and `samples` are of training alone, over all attempts.
     """
 
     epoch: int = 0
@@ -43,30 +44,30 @@ class TrainingProgress:
 
 @dataclass
 class State:
-    """Everything of a run that lives on."""
+    """Everything of a run that outlives its process."""
 
     model: nn.Module
     optimizers: Optimizers
-    place: TrainingProgress
+    progress: TrainingProgress
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def keep_best(self) -> None:
-        """Remember the weights of now."""
+        """Keep a copy of the present weights as the best."""
         self.best = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
 
     def save(self, folder: Path) -> None:
-        """Write everything; state.json last."""
-        save_file(_whole(self.model.state_dict()), folder / "model.safetensors")
-        save_file(_whole(self.best), folder / "best.safetensors")
+        """Write everything into a folder; state.json last."""
+        save_file(_on_cpu(self.model.state_dict()), folder / "model.safetensors")
+        save_file(_on_cpu(self.best), folder / "best.safetensors")
         tensors, numbers = _flatten([o.state_dict()["state"] for o in self.optimizers.each])
         save_file(tensors, folder / "optimizers.safetensors")
         save_file(_random_state(), folder / "random.safetensors")
-        (folder / STATE).write_text(json.dumps({"place": asdict(self.place), "optimizers": numbers}))
+        (folder / STATE).write_text(json.dumps({"progress": asdict(self.progress), "optimizers": numbers}))
 
     def load(self, folder: Path, *, random: bool) -> None:
-        """Go on from a folder; `random`: with the random state of the worker that wrote it."""
+        """Take everything from a folder; `random`: with the random state of the worker that wrote it."""
         content = json.loads((folder / STATE).read_bytes())
-        self.place = TrainingProgress(**content["place"])
+        self.progress = TrainingProgress(**content["progress"])
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.best = load_file(folder / "best.safetensors")
         states = _unflatten(
@@ -80,10 +81,10 @@ class State:
 
 def read_progress(folder: Path) -> TrainingProgress:
     """How far the run was that wrote this checkpoint."""
-    return TrainingProgress(**json.loads((folder / STATE).read_bytes())["place"])
+    return TrainingProgress(**json.loads((folder / STATE).read_bytes())["progress"])
 
 
-def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 

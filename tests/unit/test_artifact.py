@@ -13,7 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.artifact import MANIFEST, cache_key, open_artifact, publish, reuse
+from app.artifact import (
+    MANIFEST,
+    cache_key,
+    file_sha256,
+    open_artifact,
+    publish,
+    reuse,
+    verified_once,
+)
 from app.errors import ArtifactError, MachineError
 
 
@@ -70,6 +78,45 @@ def test_reuse_only_for_the_same_key(tmp_path: Path) -> None:
     assert reuse(tmp_path / "a", "thing", other) is None
     (tmp_path / "a/deep/file.bin").write_bytes(b"damaged!!!")
     assert reuse(tmp_path / "a", "thing", same) is None
+
+
+def test_another_version_of_the_stage_is_not_reused(tmp_path: Path) -> None:
+    """An upgrade that mends a stage does not take what the older one made."""
+    inputs = ("thing", {"epochs": 3}, {"parent": "d1"})
+    with publish(tmp_path / "a", *inputs, 2) as draft:
+        (draft.path / "file.bin").write_bytes(b"made by version 2")
+    assert reuse(tmp_path / "a", "thing", cache_key(*inputs, 2)) is not None
+    assert reuse(tmp_path / "a", "thing", cache_key(*inputs, 3)) is None
+    assert cache_key(*inputs) == cache_key(*inputs, 1) != cache_key(*inputs, 2)
+
+
+def test_within_a_run_an_artefact_is_hashed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.parent.parent.name.partition(".tmp")[0].strip("."))
+        return file_sha256(path)
+
+    make(tmp_path / "old")
+    monkeypatch.setattr("app.artifact.file_sha256", counted)
+    with verified_once():
+        make(tmp_path / "new")
+        for _ in range(3):
+            open_artifact(tmp_path / "old", "thing")
+            open_artifact(tmp_path / "new", "thing")
+        assert sorted(hashed) == ["new", "old"]
+        make(tmp_path / "old", b"another content")
+        open_artifact(tmp_path / "old")
+        assert sorted(hashed) == ["new", "old", "old"]
+    open_artifact(tmp_path / "new")
+    assert sorted(hashed) == ["new", "new", "old", "old"], "outside a run each opening verifies"
+
+
+def test_within_a_run_damage_is_refused_all_the_same(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a/deep/file.bin").write_bytes(b"damaged!!!")
+    with verified_once(), pytest.raises(ArtifactError, match=r"deep/file\.bin"):
+        open_artifact(tmp_path / "a")
 
 
 @pytest.mark.parametrize("damage", [b"x123456789", b"012345678", b"", None])

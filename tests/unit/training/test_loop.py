@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import inf, isfinite, nan
 from pathlib import Path
 from typing import Any
 
@@ -92,20 +93,20 @@ def test_goes_on_in_the_middle_of_an_epoch(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint between two steps holds the place in the data and the random state of dropout."""
-    monkeypatch.setattr("app.training.loop.AGREE_EVERY", 5)
+    monkeypatch.setattr("app.training.loop.STEPS_BETWEEN_CLOCKS", 5)
     wanted = recipe(checkpoint_minutes=1e-9)
     broken = Loop(wanted, dataset, _StopsInTheMiddle(tmp_path))
     with pytest.raises(Stopped):
         broken.run()
-    assert broken.place.epoch == 1 and broken.place.step == 5
+    assert broken.progress.epoch == 1 and broken.progress.step == 5
     again = Loop(wanted, dataset, LocalHost(tmp_path, torch.device("cpu")))
-    assert again.place.step == 5
+    assert again.progress.step == 5
     again.run()
     (tmp_path / "whole").mkdir()
     whole = Loop(wanted, dataset, LocalHost(tmp_path / "whole", torch.device("cpu")))
     whole.run()
     assert all(torch.equal(again.state.best[k], whole.state.best[k]) for k in whole.state.best)
-    assert again.place.curve[1]["loss"] == pytest.approx(whole.place.curve[1]["loss"], rel=1e-5)
+    assert again.progress.curve[1]["loss"] == pytest.approx(whole.progress.curve[1]["loss"], rel=1e-5)
 
 
 class _StopsInTheMiddle(LocalHost):
@@ -115,8 +116,8 @@ class _StopsInTheMiddle(LocalHost):
         super().__init__(folder, torch.device("cpu"))
         self.epochs = 0
 
-    def report(self, figures: dict[str, Any], write: Any, *, epoch_ends: bool) -> None:
-        super().report(figures, write, epoch_ends=epoch_ends)
+    def checkpoint(self, figures: dict[str, Any], write: Any, *, epoch_ends: bool) -> None:
+        super().checkpoint(figures, write, epoch_ends=epoch_ends)
         self.epochs += epoch_ends
         if self.epochs and not epoch_ends:
             raise Stopped
@@ -139,13 +140,34 @@ def test_stops_when_validation_gets_no_better(
     assert found.figures["best_ndcg@10"] == 0.3
 
 
-def test_a_lower_log_loss_is_better(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("figures", "patience", "epochs", "best"),
+    [
+        ([nan, 0.1, 0.2, nan], 0, 4, 3),  # none in the first epoch does not count as the best for ever
+        ([0.1, nan, nan, 0.2], 2, 3, 1),  # epochs without a figure are no better
+        ([nan, nan, nan, nan], 1, 4, 4),  # nothing to judge by: all epochs, and the last weights
+        ([inf, 0.1, -inf, 0.1], 0, 4, 2),
+    ],
+)
+def test_a_figure_that_is_no_number_is_never_the_best(
+    dataset: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    figures: list[float],
+    patience: int,
+    epochs: int,
+    best: int,
 ) -> None:
-    figures = iter([0.5, 0.4, 0.6])
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"log_loss": next(figures)})
-    found = fit(recipe(metric="log_loss"), dataset, tmp_path / "a")
-    assert found.figures["best_epoch"] == 2
+    each = iter(figures)
+    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(each), "auc": 0.5})
+    found = fit(recipe(epochs=4, patience=patience), dataset, tmp_path / "a")
+    assert (found.figures["epochs"], found.figures["best_epoch"]) == (epochs, best)
+    chosen = figures[best - 1]
+    assert found.figures.get("best_ndcg@10") == (chosen if isfinite(chosen) else None)
+    curve = load_checkpoint(found.path, dataset).curve
+    assert [line.get("ndcg@10") for line in curve] == [f if isfinite(f) else None for f in figures[:epochs]]
+    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": nan})
+    assert same(found, fit(recipe(epochs=best), dataset, tmp_path / "b"))  # the weights of that epoch
 
 
 def test_the_best_weights_are_published(

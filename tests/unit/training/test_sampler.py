@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.data.dataset import Dataset
+from app.data.dataset import COLUMNS, Dataset, Part
 from app.errors import DataError, RecipeError
 from app.models.base import Batch, Loss
 from app.recipe import Train
-from app.training.sampler import Sampler, SeenPairs, first_of_moment, prefetch
+from app.training.sampler import Sampler, SeenPairs, first_of_moment, prefetch, row_type
 from tests.tiny import tiny_dataset
 
 
@@ -25,8 +26,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def sampler(dataset: Dataset, loss: Loss = "bce", **options: Any) -> Sampler:
-    places = {key: options.pop(key) for key in ("rank", "world", "history") if key in options}
-    return Sampler(dataset, Train(**{"batch_size": 100, "id_dropout": 0.0, **options}), loss, 7, **places)
+    own = {key: options.pop(key) for key in ("rank", "world", "history") if key in options}
+    return Sampler(dataset, Train(**{"batch_size": 100, "id_dropout": 0.0, **options}), loss, 7, **own)
 
 
 def everything(batches: Sampler, epoch: int = 0) -> Batch:
@@ -41,34 +42,34 @@ def pairs(users: Any, items: Any) -> set[tuple[int, int]]:
 
 
 def test_an_epoch_has_every_positive_once(dataset: Dataset) -> None:
-    found = everything(sampler(dataset))
+    epoch = everything(sampler(dataset))
     positive = dataset.train.label > 0
-    assert len(found.user) == positive.sum()
-    assert pairs(found.user, found.item[:, 0]) == pairs(
+    assert len(epoch.user) == positive.sum()
+    assert pairs(epoch.user, epoch.item[:, 0]) == pairs(
         dataset.train.user[positive], dataset.train.item[positive]
     )
-    assert found.item.shape[1] == 5
-    assert (found.label[:, 0] == 1).all() and (found.label[:, 1:] == 0).all()
+    assert epoch.item.shape[1] == 5
+    assert (epoch.label[:, 0] == 1).all() and (epoch.label[:, 1:] == 0).all()
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_negatives_are_items_the_user_does_not_have(dataset: Dataset, sampling: str) -> None:
     """Redraws leave little of the chance to draw what the user has, here a third."""
-    found = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
+    epoch = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
     has = pairs(dataset.train.user, dataset.train.item)
     drawn = [
-        (u, i) for u, row in zip(found.user.tolist(), found.item[:, 1:].tolist(), strict=True) for i in row
+        (u, i) for u, row in zip(epoch.user.tolist(), epoch.item[:, 1:].tolist(), strict=True) for i in row
     ]
     share = np.mean([pair in has for pair in drawn])
     chance = len(has) / (dataset.schema.users * dataset.schema.items)
     assert share < 0.2 * chance
-    assert found.item.min() >= 1 and found.item.max() < dataset.schema.items
+    assert epoch.item.min() >= 1 and epoch.item.max() < dataset.schema.items
 
 
 def test_popular_items_are_drawn_more_often(dataset: Dataset) -> None:
     def likeness(sampling: str) -> float:
-        found = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
-        drawn = np.bincount(found.item[:, 1:].flatten(), minlength=dataset.schema.items)
+        epoch = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
+        drawn = np.bincount(epoch.item[:, 1:].flatten(), minlength=dataset.schema.items)
         return float(np.corrcoef(drawn[1:], dataset.popularity[1:])[0, 1])
 
     assert likeness("uniform") < 0 < 0.3 < likeness("popularity")
@@ -93,27 +94,81 @@ def test_events_of_one_moment_do_not_precede_each_other() -> None:
     assert first_of_moment(user, time).tolist() == [0, 0, 2, 2, 4, 5]
 
 
+@pytest.mark.parametrize(
+    ("rows", "kind"), [(1, np.int32), (2**31, np.int32), (2**31 + 1, np.int64), (2**40, np.int64)]
+)
+def test_row_numbers_hold_the_last_row(rows: int, kind: type) -> None:
+    assert row_type(rows) is kind
+    assert np.array([rows - 1]).astype(row_type(rows)) == rows - 1
+
+
+class _Shifted:
+    """An array whose first row has the number OFFSET, as rows far back in a long log have."""
+
+    OFFSET = 2**31 + 5
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __getitem__(self, rows: Any) -> Any:
+        assert rows.dtype == np.int64 and rows.min() >= self.OFFSET
+        return self.values[rows - self.OFFSET]
+
+    def take(self, rows: Any, mode: str) -> Any:
+        return self.values.take(rows - self.OFFSET, mode=mode)
+
+
+def test_batches_of_rows_beyond_two_billion(dataset: Dataset) -> None:
+    """Shuffle, look-ups and histories give for such rows what they give for the same events in front."""
+    expected = list(sampler(dataset).epoch(1))
+    far, part, offset = sampler(dataset), dataset.train, _Shifted.OFFSET
+    far.rows = far.rows.astype(row_type(offset + len(part))) + offset
+    far.before = _Shifted(far.before.astype(far.rows.dtype) + offset)  # type: ignore[assignment]
+    columns = {name: _Shifted(getattr(part, name)) for name in COLUMNS}
+    moved = replace(part, **columns, indptr=part.indptr + offset)
+    far.dataset = Dataset(dataset.artifact)
+    far.dataset.__dict__["train"] = _WithLength(moved, offset + len(part))
+    for batch, wanted in zip(far.epoch(1), expected, strict=True):
+        assert torch.equal(batch.user, wanted.user) and torch.equal(batch.item, wanted.item)
+        assert torch.equal(batch.history.item, wanted.history.item)
+        assert torch.equal(batch.history.age, wanted.history.age)
+        assert torch.equal(batch.context, wanted.context)
+
+
+class _WithLength:
+    """A part that says how many rows it has."""
+
+    def __init__(self, part: Part, rows: int) -> None:
+        self.part, self.rows = part, rows
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.part, name)
+
+
 def test_logged_labels_without_negatives(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, negatives=0))
-    assert found.item.shape == (len(dataset.train), 1)
-    assert found.label.mean().item() == pytest.approx(float(dataset.train.label.mean()))
+    epoch = everything(sampler(dataset, negatives=0))
+    assert epoch.item.shape == (len(dataset.train), 1)
+    assert epoch.label.mean().item() == pytest.approx(float(dataset.train.label.mean()))
 
 
 def test_mse_is_taught_the_value(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, "mse", negatives=0))
-    assert set(found.label.flatten().tolist()) == set(np.unique(dataset.train.value).tolist())
+    epoch = everything(sampler(dataset, "mse", negatives=0))
+    assert set(epoch.label.flatten().tolist()) == set(np.unique(dataset.train.value).tolist())
 
 
 def test_sampled_softmax_takes_positives_alone(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, "sampled_softmax", id_dropout=0.5))
-    assert found.item.shape == (int((dataset.train.label > 0).sum()), 1)
-    assert (found.item > 0).all()
+    epoch = everything(sampler(dataset, "sampled_softmax", id_dropout=0.5))
+    assert epoch.item.shape == (int((dataset.train.label > 0).sum()), 1)
+    assert (epoch.item > 0).all()
 
 
 def test_hides_the_wanted_share(dataset: Dataset) -> None:
-    found = everything(sampler(dataset, id_dropout=0.2))
-    assert (found.user == 0).float().mean().item() == pytest.approx(0.2, abs=0.04)
-    assert (found.item == 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
+    epoch = everything(sampler(dataset, id_dropout=0.2))
+    assert (epoch.user == 0).float().mean().item() == pytest.approx(0.2, abs=0.04)
+    assert (epoch.item == 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
 
 def test_equal_seeds_give_equal_batches_and_epochs_differ(dataset: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""Shows how a training goes: reads the lines that its worker 0 appends to the run folder."""
+"""Shows the progress of a training: reads the lines that its worker 0 appends to a file."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 from app.terminal.console import Progress, progress, say
 from app.training.hosts import PROGRESS
 
-LOOK_EVERY_S = 0.2
+POLL_S = 0.2
 
 
 @contextmanager
-def watching(folder: Path, epochs: int) -> Iterator[None]:
+def showing_progress(folder: Path, epochs: int, label: str) -> Iterator[None]:
     """Show the progress of the run in `folder` while the block trains it."""
     start = (folder / PROGRESS).stat().st_size if (folder / PROGRESS).exists() else 0
     stop = threading.Event()
-    with progress("train", epochs) as bar:
+    with progress(label, epochs) as bar:
         thread = threading.Thread(
             target=_follow, args=(folder / PROGRESS, start, bar, stop), name="progress", daemon=True
         )
@@ -33,10 +33,10 @@ def watching(folder: Path, epochs: int) -> Iterator[None]:
 
 
 def _follow(path: Path, position: int, bar: Progress, stop: threading.Event) -> None:
-    """Show the lines of `path` behind `position` as they come, and what is left at the end."""
+    """Show the lines of `path` from byte `position` on as they come, the last ones when `stop` is set."""
     ending = False
     while not ending:
-        ending = stop.wait(LOOK_EVERY_S)
+        ending = stop.wait(POLL_S)
         if not path.exists():
             continue
         with path.open("rb") as stream:
@@ -49,7 +49,7 @@ def _follow(path: Path, position: int, bar: Progress, stop: threading.Event) -> 
 
 
 def show(line: dict[str, Any], bar: Progress) -> None:
-    """One line of the progress file, for a person."""
+    """Show one line of the progress file to a person."""
     if line["event"] == "start":
         bar.advance(line["done"] // line["steps"] - bar.done)
         if line["resumed_from"]:
@@ -61,11 +61,11 @@ def show(line: dict[str, Any], bar: Progress) -> None:
         bar.advance(0, f"epoch {epoch + 1} {step / line['steps']:4.0%} {thousands(line['rate'])} samples/s")
     else:
         metric = line["metric"]
-        found = f", {metric} {line[metric]:.4f}" if metric in line else ""
-        say(f"epoch {line['epoch']}: loss {line['loss']:.4f}{found}, {thousands(line['rate'])} samples/s")
-        bar.advance(line["epoch"] - bar.done, found.lstrip(", "))
+        figure = f", {metric} {line[metric]:.4f}" if metric in line else ""
+        say(f"epoch {line['epoch']}: loss {line['loss']:.4f}{figure}, {thousands(line['rate'])} samples/s")
+        bar.advance(line["epoch"] - bar.done, figure.lstrip(", "))
 
 
 def thousands(rate: float) -> str:
-    """A rate in a few characters."""
+    """A rate in a few characters: 45k, or 950."""
     return f"{rate / 1000:.0f}k" if rate >= 10_000 else f"{rate:.0f}"
