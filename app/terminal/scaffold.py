@@ -1,4 +1,4 @@
-"""`rayrec init`: a recipe with every key written out."""
+"""`rayrec init`: writes a recipe that explains every key."""
 
 from __future__ import annotations
 

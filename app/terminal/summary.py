@@ -1,4 +1,4 @@
-"""What a run shows a person: the figures that decide, with the baselines beside them."""
+"""The results of the verbs as rows of name and value, for a table on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ Rows = list[tuple[str, str]]
 
 
 def of_run(result: Mapping[str, Any]) -> Rows:
-    """Rows of name and value for the summary of `rayrec run`."""
+    """Rows for `rayrec run`: data, training, quality with the baselines beside it, and costs."""
     return [*_data(result["data"]), *_training(result["training"]), *_quality(result), *_costs(result)]
 
 
@@ -34,19 +34,16 @@ def _training(figures: Mapping[str, Any]) -> Rows:
 
 
 def _quality(result: Mapping[str, Any]) -> Rows:
-    return [
-        (
-            name,
-            f"{result['figures'][name]:.4f}"
-            + "".join(f", {other} {found[name]:.4f}" for other, found in result["baselines"].items()),
-        )
-        for name in _headline(result["figures"])
-    ]
+    rows = []
+    for name in _headline(result["figures"]):
+        others = [f", {baseline} {figures[name]:.4f}" for baseline, figures in result["baselines"].items()]
+        rows.append((name, f"{result['figures'][name]:.4f}{''.join(others)}"))
+    return rows
 
 
 def _headline(figures: Mapping[str, Any]) -> list[str]:
-    wanted = ("ndcg@10", "hit_rate@10", "recall@20")
-    return [name for name in wanted if name in figures] or list(figures)[:3]
+    preferred = ("ndcg@10", "hit_rate@10", "recall@20")
+    return [name for name in preferred if name in figures] or list(figures)[:3]
 
 
 def _costs(result: Mapping[str, Any]) -> Rows:
@@ -71,18 +68,24 @@ def _flat(result: Mapping[str, Any], prefix: str) -> Rows:
 
 def of_service(status: Mapping[str, Any]) -> Rows:
     """Rows for `rayrec status`."""
+    silent = f", {status['silent']} silent" if status["silent"] else ""
+    replicas = f"{status['replicas']} (wanted: {status['wanted']}){silent}, {status['ongoing']} calls ongoing"
     rows = [
         ("service", f"{status['url']}, {status['store']}"),
         ("phase", f"{status['phase']}{': ' if status['note'] else ''}{status['note']}"),
-        ("replicas", f"{status['replicas']} (wanted: {status['wanted']}), {status['held']} calls held"),
+        ("replicas", replicas),
     ]
-    for one in status["versions"]:
-        figures = (
-            f"{one['requests_per_s']:,.1f} requests/s, p95 {one['p95_ms']:.1f} ms, {one['errors']} failed"
-        )
-        ready = f"ready on {one['ready']}" + (f", {one['error']}" if one["error"] else "")
-        rows.append((one["version"], f"{100 * one['share']:.0f} % of the users, {figures}, {ready}"))
-    return rows
+    if status["waiting_commands"]:
+        rows.append(("commands", f"{status['waiting_commands']} waiting"))
+    return [*rows, *((version["version"], _version(version)) for version in status["versions"])]
+
+
+def _version(version: Mapping[str, Any]) -> str:
+    ready = f"ready on {version['ready']}" + (f", {version['error']}" if version["error"] else "")
+    return (
+        f"{100 * version['share']:.0f} % of the users, {version['requests_per_s']:,.1f} requests/s,"
+        f" p95 {version['p95_ms']:.1f} ms, {version['errors']} failed, {ready}"
+    )
 
 
 def of_experiment(report: Mapping[str, Any]) -> Rows:
@@ -90,8 +93,8 @@ def of_experiment(report: Mapping[str, Any]) -> Rows:
     if "arms" not in report:
         return of_stage(report)
     rows = [
-        (one["variant"], f"{one['users']:,} users, {one['outcomes']:,} outcomes, {one['rate']:.4f} a user")
-        for one in report["arms"]
+        (arm["variant"], f"{arm['users']:,} users, {arm['outcomes']:,} outcomes, {arm['rate']:.4f} a user")
+        for arm in report["arms"]
     ]
     gap = report["difference"]
     if gap:

@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 import app.cli
+import app.serving.rollout.discovery
 import app.terminal.doctor
+from app.serving.rollout.state import Command, DesiredState, Service, Version
+from app.serving.rollout.state_dir import StateDir
 
 
 def rayrec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -101,9 +104,25 @@ def test_a_fault_of_ours_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_doctor_looks_at_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = rayrec(capsys, "doctor", "--json")
-    found = json.loads(out)
+    facts = json.loads(out)
     assert code == 0
-    assert found["packages"]["ray"].startswith("2.60")
-    assert found["memory_free_gib"] > 0
+    assert facts["packages"]["ray"].startswith("2.60")
+    assert facts["memory_free_gib"] > 0
     code, out, _ = rayrec(capsys, "doctor")
     assert "packages.torch" in out
+
+
+def test_status_is_a_table_of_replicas_and_versions(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    service = Service("http://127.0.0.1:8000", str(tmp_path), pid=1, mark="", max_replicas=2)
+    monkeypatch.setattr(app.serving.rollout.discovery, "find", lambda store, port: service)
+    state_dir = StateDir(tmp_path)
+    version = Version(label="1a2b", digest="1a2b", bundle="runs/shop/bundle", share=1.0)
+    state_dir.publish(DesiredState([version]))
+    state_dir.submit(Command("rollback"))
+    code, out, _ = rayrec(capsys, "status")
+    assert code == 0
+    assert "0 (wanted: as the load asks), 0 calls ongoing" in out
+    assert "100 % of the users, 0.0 requests/s, p95 0.0 ms, 0 failed, ready on 0" in " ".join(out.split())
+    assert "1 waiting" in out
