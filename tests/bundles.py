@@ -30,14 +30,15 @@ class Trained:
 
     model: Model
     name: str
+    trained: dict[str, np.ndarray]  # type: ignore[type-arg]
     hyperparameters: dict[str, Any] = field(default_factory=dict)
     rows: dict[str, Rows] | None = None
 
 
-def random_model(name: str, dataset: Dataset, seed: int = 0) -> Model:
+def random_model(name: str, dataset: Dataset, seed: int = 0, **hyperparameters: Any) -> Model:
     """A model whose weights are large enough to tell items apart."""
     torch.manual_seed(seed)
-    model = build_model(name, {}, dataset)
+    model = build_model(name, hyperparameters, dataset)
     if model.learns:
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
@@ -62,11 +63,12 @@ def bundle_of(
     rows = None
     if precision:
         rows = {}
-        for key, values in static_rows(model, unknown_is_trained=True).items():
+        for key, values in static_rows(model).items():
             write_rows(out.with_name(f"{out.name}-rows"), key, values, precision)
             rows[key] = Rows.open(out.with_name(f"{out.name}-rows"), key)
     recipe = parse({"name": "tiny", "compress": {"dense": dense}, "export": settings or {}}, "test")
-    trained = Trained(model, name or type(model).__module__.rsplit(".", 1)[-1], rows=rows)
+    name = name or type(model).__module__.rsplit(".", 1)[-1]
+    trained = Trained(model, name, dataset.trained, rows=rows)
     export(recipe, dataset, trained, out, {"of": "test"}, {"checkpoint": "c"}, figures or {})
     return Ranker.open(out)
 
@@ -77,9 +79,9 @@ def describe_items(dataset: Dataset, **columns: list[Any]) -> None:
 
 
 def requests_batch(dataset: Dataset, users: list[int], items: np.ndarray) -> Batch:  # type: ignore[type-arg]
-    """What torch is shown of users (rows) at NOW with what was before the test part."""
+    """What torch is shown of users (rows) at NOW with every event kept."""
     row = np.array(users)
-    recent = recent_of(dataset, row, (dataset.train, dataset.valid))
+    recent = recent_of(dataset, row, dataset.parts)
     later = recent[2] > NOW * 1_000_000
     assert not later.any(), "NOW must come after the events"
     return batch_of(dataset, row, recent, np.full(len(users), NOW * 1_000_000), items)

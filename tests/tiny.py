@@ -35,6 +35,7 @@ def tiny_dataset(
     negatives: int = 0,
     skips: float = 0.0,
     content: bool = True,
+    untrained: int = 0,
     seed: int = 0,
 ) -> Dataset:
     """Write and open a data set artefact at `folder`.
@@ -46,11 +47,14 @@ def tiny_dataset(
         negatives: listed for each test event; 0: none.
         skips: share of training events with label 0 ("skip"), on items against the taste.
         content: with item and user features; else of width 0.
+        untrained: how many of the last users and of the last items have no event before the test part.
     """
     rng = np.random.default_rng(seed)
     item_taste = np.arange(items) % TASTES
     user_taste = rng.integers(0, TASTES, users)
     columns = _events(rng, user_taste, item_taste, events, skips)
+    if untrained:
+        columns = _without_training(columns, users - untrained, items - untrained)
     with publish(folder, "dataset", {"seed": seed, "tiny": [users, items, events, skips]}, {}) as draft:
         parts = _split(columns)
         for name, rows in parts.items():
@@ -103,6 +107,13 @@ def _events(
         "value": np.where(skipped, 1.0, 4.0) + rng.integers(0, 2, len(user)),
         "label": (~skipped).astype(np.float32),
     }
+
+
+def _without_training(columns: dict[str, Array], users: int, items: int) -> dict[str, Array]:
+    """The events whose user and item are among the first ones, and the last event of each user."""
+    last = np.append(np.diff(columns["user"]) > 0, True)
+    kept = last | ((columns["user"] <= users) & (columns["item"] <= items))
+    return {name: values[kept] for name, values in columns.items()}
 
 
 def _split(columns: dict[str, Array]) -> dict[str, Array]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 import numpy as np
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from app.models.base import Batch, Model
+from app.models.rows import RowKind, rows_of
 from app.tables.rows import Rows
 
-BLOCK = 8192  # items whose rows are computed at a time
 FLOATS = 1 << 22  # of gathered candidate rows at a time
 
 
@@ -41,8 +41,7 @@ class ModelScorer:
         self.model = model.eval()
         self.device = next(iter([*model.parameters(), *model.buffers()])).device
         self._rows = rows or {}
-        self._item = self._every("item", model.item_rows)
-        self._history = self._every("history", model.history_rows)
+        self._item, self._history = self._every("item"), self._every("history")
 
     @torch.no_grad()
     def all(self, batch: Batch) -> Tensor:
@@ -65,12 +64,10 @@ class ModelScorer:
         if "user" in self._rows:
             user = torch.from_numpy(self._rows["user"].gather(batch.user.cpu().numpy())).to(self.device)
         else:
-            user = self.model.user_rows(batch.user)
+            user = rows_of(self.model, "user", batch.user)
         return self.model.user_state(user, self._history[batch.history.item], batch.history, batch.context)
 
-    @torch.no_grad()
-    def _every(self, name: str, rows: Callable[[Tensor], Tensor]) -> Tensor:
-        if name in self._rows:
-            return torch.from_numpy(np.array(self._rows[name].all())).to(self.device)
-        items = torch.arange(self.model.inputs.items, device=self.device)
-        return torch.cat([rows(block).float() for block in torch.split(items, BLOCK)])
+    def _every(self, kind: RowKind) -> Tensor:
+        if kind in self._rows:
+            return torch.from_numpy(np.array(self._rows[kind].all())).to(self.device)
+        return rows_of(self.model, kind, torch.arange(self.model.inputs.items, device=self.device))

@@ -10,16 +10,13 @@ Shapes: B rows (requests), C candidates a row, L history events, N items, M user
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from app.errors import RecipeError
 from app.models import losses
 from app.tables.base import Tables
 
@@ -43,9 +40,10 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Content:
-    """Content features by row, and what training knows of items. Never trained.
+    """Content features by row, and what the training events say of the ids. Never trained.
 
-    `log_popularity` is the log share of positive training events of each item.
+    `log_popularity` is the log share of positive training events of each item; `user_trained` and
+    `item_trained` say which ids have a training event, of any label.
     """
 
     item_dense: Tensor  # (items, F) float32
@@ -53,6 +51,8 @@ class Content:
     user_dense: Tensor  # (users, F)
     user_category: Tensor  # (users, K)
     log_popularity: Tensor  # (items,)
+    user_trained: Tensor  # (users,) bool, row 0 False
+    item_trained: Tensor  # (items,) bool, row 0 False
 
 
 @dataclass
@@ -95,8 +95,8 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     loss: Loss = "bce"
-    table: Literal["dense", "hashed"] = "dense"
-    hash_buckets: int = 0
+    table: str = Field("dense", description="kind of the embedding tables, a file of app/tables")
+    table_options: dict[str, Any] = Field(default={}, description="options of this kind of table")
 
 
 class Model(nn.Module):
@@ -117,6 +117,8 @@ class Model(nn.Module):
     user_dense: Tensor
     user_category: Tensor
     log_popularity: Tensor
+    user_trained: Tensor
+    item_trained: Tensor
 
     def __init__(self, config: ModelConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
         super().__init__()
@@ -182,63 +184,6 @@ class Model(nn.Module):
             )
         return losses.LISTWISE[self.config.loss](self(batch), batch.label)
 
-    def user_vectors(self, batch: Batch) -> Tensor:
-        """(B, D) for nearest-item search; only where `retrieves`."""
-        return self.state(batch)
-
-    def item_vectors(self, items: Tensor) -> Tensor:
-        """(N,) -> (N, D); only where `retrieves`."""
-        return self.item_rows(items)
-
     def fit(self, dataset: Any) -> None:
         """Fit in closed form from a Dataset; only where not `learns`."""
         raise NotImplementedError
-
-
-def model_names() -> list[str]:
-    """Names of the models in this folder."""
-    import app.models as folder
-
-    return sorted(
-        m.name
-        for m in pkgutil.iter_modules(folder.__path__)
-        if m.name not in ("base", "build", "losses", "parts")
-    )
-
-
-def model_class(name: str) -> type[Model]:
-    """The model in the file `app/models/NAME.py`.
-
-    Raises:
-        RecipeError: there is no such model.
-    """
-    if name not in model_names():
-        raise RecipeError(
-            f"unknown model {name!r}", where="model.name", remedy=f"choose one of {', '.join(model_names())}"
-        )
-    module = importlib.import_module(f"app.models.{name}")
-    found = [
-        v
-        for v in vars(module).values()
-        if isinstance(v, type) and issubclass(v, Model) and v.__module__ == module.__name__
-    ]
-    return found[0]
-
-
-def model_config(name: str, hyperparameters: dict[str, Any]) -> ModelConfig:
-    """Validate hyperparameters against the model's Config.
-
-    Raises:
-        RecipeError: an unknown or wrong hyperparameter, named.
-    """
-    kind = model_class(name).Config
-    try:
-        return kind.model_validate(hyperparameters)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(p) for p in first["loc"])
-        raise RecipeError(
-            f"{key} = {first['input']!r}: {first['msg']}",
-            where=f"model.{key}",
-            remedy=f"{name} has {', '.join(kind.model_fields)}",
-        ) from None

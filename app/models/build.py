@@ -8,20 +8,23 @@ import numpy as np
 import torch
 
 from app.data.dataset import Dataset
-from app.models.base import Content, Inputs, Model, ModelConfig, model_class, model_config
+from app.models.base import Content, Inputs, Model, ModelConfig
+from app.models.discovery import model_class, model_config
 from app.tables.base import Table, Tables
-from app.tables.dense import DenseTable
-from app.tables.hashed import HashedTable
+from app.tables.discovery import table_class
 
 
-def build_model(name: str, hyperparameters: dict[str, Any], dataset: Dataset) -> Model:
-    """A fresh model; one that does not learn by gradients is fitted at once.
+def build_model(source: str, hyperparameters: dict[str, Any], dataset: Dataset) -> Model:
+    """A new model; one that does not learn by gradients is fitted at once.
+
+    Args:
+        source: the name of a model, or the path of a file of the user's that defines one.
 
     Raises:
-        RecipeError: an unknown model or hyperparameter.
+        RecipeError: an unknown model or hyperparameter, or a file that defines no model.
     """
-    config = model_config(name, hyperparameters)
-    model = model_class(name)(config, inputs_of(dataset), content_of(dataset), tables_of(config))
+    config = model_config(source, hyperparameters)
+    model = model_class(source)(config, inputs_of(dataset), content_of(dataset), tables_of(config))
     if not model.learns:
         model.fit(dataset)
     return model
@@ -44,7 +47,7 @@ def inputs_of(dataset: Dataset) -> Inputs:
 
 
 def content_of(dataset: Dataset) -> Content:
-    """Content features and item popularity as tensors."""
+    """Content features, item popularity and which ids have training events, as tensors."""
     counts = dataset.popularity + 1.0  # an item without events keeps a finite logarithm
     return Content(
         item_dense=torch.from_numpy(np.array(dataset.feature("item_dense"))),
@@ -52,15 +55,20 @@ def content_of(dataset: Dataset) -> Content:
         user_dense=torch.from_numpy(np.array(dataset.feature("user_dense"))),
         user_category=torch.from_numpy(dataset.feature("user_category").astype(np.int64)),
         log_popularity=torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32)),
+        user_trained=torch.from_numpy(dataset.trained["user"].copy()),
+        item_trained=torch.from_numpy(dataset.trained["item"].copy()),
     )
 
 
 def tables_of(config: ModelConfig) -> Tables:
     """The kind of table that the configuration names."""
 
-    def make(name: str, rows: int, width: int) -> Table:
-        if config.table == "hashed" and rows > config.hash_buckets > 0:
-            return HashedTable(config.hash_buckets, width)
-        return DenseTable(rows, width)
+    kind = table_class(config.table)
+    options = kind.check(config.table_options)
 
-    return make
+    def create(name: str, rows: int, width: int) -> Table:
+        table = kind.create(rows, width, options)
+        table.name, table.rows = name, rows
+        return table
+
+    return create

@@ -25,7 +25,7 @@ from pydantic import Field
 from scipy import sparse
 from torch import Tensor
 
-from app.data.dataset import Array, Dataset
+from app.data.dataset import Array, Dataset, Part
 from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.tables.base import Tables
 
@@ -103,16 +103,27 @@ class ItemKnn(Model):
         self.prior.copy_(self.config.prior * counts / counts.max().clamp(min=1))
 
 
-def sets_of(dataset: Dataset) -> sparse.csr_array:
-    """(users, items) 1 where the user met the item in training, among their last LONGEST events."""
-    train = dataset.train
-    user, item = np.asarray(train.user), np.asarray(train.item)
-    kept = np.arange(len(user)) >= (np.asarray(train.indptr)[1:] - LONGEST)[user]
+def sets_of(dataset: Dataset, *parts: Part) -> sparse.csr_array:
+    """(users, items) 1 where the user met the item, among their last LONGEST events of each part.
+
+    Args:
+        dataset: has the events.
+        parts: whose events count; by default those of the training part.
+    """
+    pairs = [_last_events(part) for part in parts or (dataset.train,)]
+    user, item = (np.concatenate(columns) for columns in zip(*pairs, strict=True))
     shape = (dataset.schema.users, dataset.schema.items)
-    ones = np.ones(int(kept.sum()), np.float32)
-    met = sparse.coo_array((ones, (user[kept], item[kept])), shape=shape).tocsr()
+    met = sparse.coo_array((np.ones(len(user), np.float32), (user, item)), shape=shape).tocsr()
     met.data[:] = 1.0  # the conversion adds up repetitions
     return met
+
+
+def _last_events(part: Part) -> tuple[Array, Array]:
+    """User and item of the last LONGEST events of each user; row 0 is no item."""
+    user, item = np.asarray(part.user), np.asarray(part.item)
+    kept = np.arange(len(user)) >= (np.asarray(part.indptr)[1:] - LONGEST)[user]
+    kept &= item > 0
+    return user[kept], item[kept]
 
 
 def neighbours(met: sparse.csr_array, count: int, shrinkage: float) -> tuple[Array, Array]:

@@ -54,7 +54,7 @@ class Neumf(Model):
         self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
         pooled = config.heads * config.history_width
         if config.heads:
-            self.past = tables("history", inputs.items, config.history_width)
+            self.past = tables("item_history", inputs.items, config.history_width)
             self.pool = HistoryPool(inputs.history, inputs.events, config.heads)
             self.taste = nn.Linear(pooled, factors, bias=False)
         self.output = nn.Parameter(torch.ones(factors))  # the last layer's weights of GMF

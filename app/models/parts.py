@@ -24,7 +24,7 @@ class Attributes(nn.Module):
     """Content features as one vector: the dense ones, and small tables for the categories.
 
     Args:
-        name: "item" or "user", in front of the tables' names.
+        name: "item" or "user", at the end of the tables' names.
         dense: F, floats of the dense features.
         categories: rows of each category's vocabulary, row 0 unknown.
     """
@@ -33,7 +33,7 @@ class Attributes(nn.Module):
         super().__init__()
         widths = [category_width(rows) for rows in categories]
         self.tables = nn.ModuleList(
-            tables(f"{name}_category_{k}", rows, width)
+            tables(f"category_{k}_of_{name}", rows, width)
             for k, (rows, width) in enumerate(zip(categories, widths, strict=True))
         )
         self.width = dense + sum(widths)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from app.tables.base import Table
@@ -14,8 +16,18 @@ class DenseTable(Table):
         super().__init__()
         self.embedding = nn.Embedding(rows, width, sparse=sparse)
         nn.init.normal_(self.embedding.weight, std=std)
+        self.embedding.weight.data[0] = 0.0
+
+    @classmethod
+    def create(cls, rows: int, width: int, options: Any) -> Table:
+        """A row for each id."""
+        return cls(rows, width)
 
     def lookup(self, ids: Tensor) -> Tensor:
         """Rows of `ids` (…) as (…, D)."""
-        found: Tensor = self.embedding(ids)
-        return found
+        rows: Tensor = self.embedding(ids)
+        return rows
+
+    def set_unknown(self, row: Tensor) -> None:
+        """Make `row` (D,) the row of id 0."""
+        self.embedding.weight.data[0] = row

@@ -13,15 +13,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from app.bundle.export.static_rows import static_rows
 from app.data.dataset import Dataset
 from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
-from app.models.base import Batch, History, Model, model_class, model_config, model_names
+from app.models.base import Batch, History, Model
 from app.models.build import build_model
+from app.models.discovery import model_class, model_config, model_names
 from app.recipe import Recipe, parse
+from app.tables.rows import Rows, write_rows
 from app.training.checkpoint import Checkpoint, load_checkpoint
 from app.training.train import fit
+from tests import bundles
 from tests.tiny import tiny_dataset
+
+TABLES: dict[str, dict[str, Any]] = {"dense": {}, "hashed": {"buckets": 16}}
 
 pytestmark = pytest.mark.parametrize("name", model_names())
 
@@ -37,6 +43,12 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", users=200, events=4000)
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A data set with users and items that training did not meet."""
+    return tiny_dataset(tmp_path_factory.mktemp("sparse") / "dataset", untrained=5)
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +88,49 @@ def batch(model: Model, rows: int, candidates: int, length: int, seed: int = 0) 
         torch.rand(rows, sizes.context),
         torch.zeros(rows, candidates),
     )
+
+
+def unknown_row(model: Model, rows: str, row: int) -> Tensor:
+    """What a piece gives for the unknown id, once the content of the unknown id is that of `row`."""
+    side = "user" if rows == "user" else "item"
+    buffers = [model.get_buffer(f"{side}_dense"), model.get_buffer(f"{side}_category")]
+    kept = [buffer[0].clone() for buffer in buffers]
+    for buffer in buffers:
+        buffer[0] = buffer[row]
+    values: Tensor = getattr(model, f"{rows}_rows")(torch.zeros(1, dtype=torch.int64))[0].detach()
+    for buffer, content in zip(buffers, kept, strict=True):
+        buffer[0] = content
+    return values
+
+
+@pytest.mark.parametrize("table", ["dense", "hashed"])
+def test_an_untrained_id_has_the_row_of_the_unknown_with_its_own_content(
+    name: str, table: str, sparse: Dataset, tmp_path: Path
+) -> None:
+    model = bundles.random_model(name, sparse, table=table, table_options=TABLES[table])
+    served = static_rows(model)
+    ids = {side: np.flatnonzero(~known)[1:] for side, known in sparse.trained.items()}
+    assert all(len(rows) == 5 for rows in ids.values())
+    for rows, values in served.items():
+        for row in ids["user" if rows == "user" else "item"]:
+            np.testing.assert_allclose(values[row], unknown_row(model, rows, int(row)), atol=1e-5)
+        known = torch.from_numpy(np.flatnonzero(sparse.trained["user" if rows == "user" else "item"]))
+        piece: Tensor = getattr(model, f"{rows}_rows")(known).detach()
+        np.testing.assert_allclose(values[known.numpy()], piece.numpy(), atol=1e-6)
+    requests = batch(model, 6, 8, sparse.schema.history)
+    requests.user[1:3] = torch.from_numpy(ids["user"][:2])
+    requests.item[:, :2] = torch.from_numpy(ids["item"][:2])
+    requests.history.item[3, -1] = int(ids["item"][2])
+    stored = {rows: served_rows_on_disk(tmp_path, rows, values) for rows, values in served.items()}
+    live, from_disk = ModelScorer(model), ModelScorer(model, stored)
+    torch.testing.assert_close(live.all(requests), from_disk.all(requests), atol=1e-5, rtol=1e-4)
+    scores = live.candidates(requests)
+    torch.testing.assert_close(scores, from_disk.candidates(requests), atol=1e-5, rtol=1e-4)
+
+
+def served_rows_on_disk(folder: Path, name: str, values: Any) -> Rows:
+    write_rows(folder, name, values, "float32")
+    return Rows.open(folder, name)
 
 
 @pytest.mark.parametrize(("rows", "candidates"), [(1, 1), (1, 7), (5, 1), (3, 4)])
@@ -177,7 +232,7 @@ def test_an_unknown_user_gets_better_than_chance(
     asked = batch(model, 1, 1, dataset.schema.history)
     asked.context[:] = 0
     asked.item = torch.arange(1, model.inputs.items)[None]
-    order = model(asked)[0].argsort(descending=True).numpy() + 1
+    order = ModelScorer(model).candidates(asked)[0].argsort(descending=True).numpy() + 1
     popularity = dataset.popularity
     assert popularity[order[:10]].mean() > popularity[1:].mean()
 
@@ -251,5 +306,5 @@ def test_every_choice_of_the_space_ranks(name: str, dataset: Dataset) -> None:
 
 
 def test_hashed_tables_fit_every_model(name: str, dataset: Dataset) -> None:
-    model = build_model(name, {"table": "hashed", "hash_buckets": 16}, dataset)
+    model = build_model(name, {"table": "hashed", "table_options": {"buckets": 16}}, dataset)
     assert model(batch(model, 2, 3, dataset.schema.history)).isfinite().all()

@@ -59,6 +59,15 @@ def test_bytes_are_those_of_the_rows(make: Make) -> None:
     assert table.bytes == sum(e.weight.numel() * 4 for e in table.modules() if isinstance(e, nn.Embedding))
 
 
+def test_the_unknown_begins_with_zeros_and_can_be_given_a_row_of_its_own(make: Make) -> None:
+    table = make(40, 6)
+    others = table.lookup(torch.arange(1, 40)).detach().clone()
+    assert not table.lookup(torch.tensor(0)).any() and others.abs().sum(1).all()
+    table.set_unknown(torch.arange(6.0))
+    assert table.lookup(torch.tensor(0)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(table.lookup(torch.arange(1, 40)), others)
+
+
 @pytest.mark.parametrize(
     ("ids", "step", "buckets"),
     [(3_000_000, 1, 16_384), (1_000_000, 1, 10_000), (300_000, 4096, 4096), (300_000, 3, 4096)],
@@ -74,6 +83,6 @@ def test_no_more_ids_share_both_buckets_than_chance_makes_them(ids: int, step: i
 
 
 def test_hashed_is_used_where_it_is_smaller() -> None:
-    tables = tables_of(ModelConfig(table="hashed", hash_buckets=50))
+    tables = tables_of(ModelConfig(table="hashed", table_options={"buckets": 50}))
     assert isinstance(tables("user", 1000, 4), HashedTable)
     assert isinstance(tables("item", 20, 4), DenseTable)

@@ -18,9 +18,10 @@ from app.bundle.format.layout import ITEM_GRAPH, Array
 from app.bundle.format.session import Graph
 from app.errors import RayRecError
 from app.models.base import Model
+from app.models.rows import RowKind, content_names, unknown_row
 
 CHECKED = 16  # items whose content the graph is checked with
-INPUTS = ("item_dense", "item_category")
+KINDS: tuple[RowKind, ...] = ("item", "history")  # of the rows that the graph gives, side by side
 
 
 class _NewItem(nn.Module):
@@ -29,21 +30,12 @@ class _NewItem(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
-        self.names = [name for name in INPUTS if getattr(model, name).shape[1]]
+        self.names = content_names(model, "item")
 
     def forward(self, *content: Tensor) -> Tensor:
-        # For a moment the tables of content have one row, that of id 0, whose embedding is the unknown one.
-        model, item = self.model, torch.zeros(1, dtype=torch.int64)
-        tables = {name: getattr(model, name) for name in self.names}
-        try:
-            self._put(dict(zip(self.names, content, strict=True)))
-            return torch.cat([model.item_rows(item), model.history_rows(item)], -1)
-        finally:
-            self._put(tables)
-
-    def _put(self, tables: dict[str, Tensor]) -> None:
-        for name, table in tables.items():
-            setattr(self.model, name, table)
+        features = dict(zip(self.names, content, strict=True))
+        rows = [unknown_row(self.model, kind, features) for kind in KINDS]
+        return torch.cat(rows, -1)
 
 
 def write_item_graph(model: Model, folder: Path) -> int:

@@ -22,6 +22,8 @@ def worked(**options: object) -> Bilinear:
         user_dense=torch.zeros(3, 0),
         user_category=torch.zeros(3, 0, dtype=torch.int64),
         log_popularity=torch.tensor([-9.0, -1.0, -2.0, -3.0]),
+        user_trained=torch.ones(3, dtype=torch.bool),
+        item_trained=torch.ones(4, dtype=torch.bool),
     )
     config = BilinearConfig.model_validate({"prior": False, **options})
     inputs = Inputs(users=3, items=4, events=2, history=2, context=0, item_dense=3)
@@ -81,7 +83,7 @@ def test_the_constant_ranks_for_a_user_without_history() -> None:
 
 
 def test_needs_content() -> None:
-    content = Content(*(torch.zeros(2, 0) for _ in range(4)), torch.zeros(2))
+    content = Content(*(torch.zeros(2, 0) for _ in range(4)), *(torch.zeros(2) for _ in range(3)))
     config = BilinearConfig()
     with pytest.raises(RecipeError, match=r"features\.item"):
         Bilinear(config, Inputs(2, 2, 2, 2, 0), content, tables_of(config))
