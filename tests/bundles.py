@@ -15,8 +15,8 @@ from app.bundle.export.export import export
 from app.bundle.export.static_rows import static_rows
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
-from app.evaluation.requests import batch_of, recent_of
 from app.models.base import Batch, Model
+from app.models.batch import batch_of, recent_of
 from app.models.build import build_model
 from app.recipe import parse
 from app.tables.rows import Precision, Rows, write_rows

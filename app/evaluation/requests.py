@@ -1,8 +1,4 @@
-"""Requests: what a user asks for at a moment, and what a model is shown of the user then.
-
-`history_of`, `context_of` and `batch_of` turn a user's recent events into model input; the
-training sampler and the evaluation share them, so that both see a user alike.
-`Requests` lists whom a part of the data set lets us ask, and for what.
+"""Requests: for which users a part of the data set can be evaluated, when, and what they should get.
 
 Protocol: one request a user, at the time of the first event to predict, with all that is
 known before the part. Its targets are the distinct items of the user's positive events in
@@ -14,66 +10,13 @@ of one moment, such as those of a basket, are one request with no history.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
 from app.data.dataset import Array, Dataset, Part
-from app.features.context import age, context
-from app.models.base import Batch, History
-
-RecentEvents = tuple[Array, Array, Array]  # item, event, time; each (B, L), the most recent last
-
-
-def recent_of(dataset: Dataset, users: Array, parts: Sequence[Part]) -> RecentEvents:
-    """The last L events of users (B,) over `parts`; unknown users (row 0) have none."""
-    item, event, time = dataset.recent(users, *parts)
-    known = users[:, None] > 0  # the rows of user 0 are those of many people
-    return np.where(known, item, 0), np.where(known, event, 0), np.where(known, time, 0)
-
-
-def history_of(recent: RecentEvents, now: Array) -> History:
-    """Model input of recent events, with their ages at `now` (B,) microseconds."""
-    item, event, time = recent
-    return History(
-        item=torch.from_numpy(item.astype(np.int64)),
-        event=torch.from_numpy(event.astype(np.int64)),
-        age=torch.from_numpy(age(now[:, None], time)),
-    )
-
-
-def context_of(dataset: Dataset, recent: RecentEvents, now: Array) -> torch.Tensor:
-    """Context features (B, T) of the moments `now` (B,), after the recent events."""
-    return torch.from_numpy(context(dataset.schema.context, now, recent[2][:, -1]))
-
-
-def batch_of(
-    dataset: Dataset,
-    users: Array,
-    recent: RecentEvents,
-    now: Array,
-    items: Array,
-    label: Array | None = None,
-) -> Batch:
-    """A batch of B requests.
-
-    Args:
-        users: (B,) rows of users.
-        recent: their events before the request.
-        now: (B,) microseconds.
-        items: (B, C) rows of candidates.
-        label: (B, C) float32; None: zeros.
-    """
-    return Batch(
-        user=torch.from_numpy(users.astype(np.int64)),
-        item=torch.from_numpy(items.astype(np.int64)),
-        history=history_of(recent, now),
-        context=context_of(dataset, recent, now),
-        label=torch.zeros(items.shape) if label is None else torch.from_numpy(label),
-    )
-
+from app.models.base import Batch
+from app.models.batch import batch_of, recent_of
 
 @dataclass(frozen=True)
 class Requests:

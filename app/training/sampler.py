@@ -14,11 +14,11 @@ import numpy as np
 
 from app.data.dataset import Array, Dataset
 from app.errors import DataError, RecipeError
-from app.evaluation.requests import batch_of
 from app.models.base import Batch, Loss
+from app.models.batch import batch_of
 from app.recipe import Train
 
-PREFETCH = 4  # batches made ahead
+PREFETCH = 4  # batches that wait for the training loop
 REDRAWS = 3
 NEEDS_NEGATIVES = ("bpr", "cross_entropy")
 BITS_PER_EVENT = 16
@@ -188,7 +188,7 @@ class Sampler:
 
 
 def prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, made by a thread of its own up to PREFETCH ahead."""
+    """The same batches, up to PREFETCH of them ahead, from a thread of its own."""
     ready: queue.Queue[Batch | BaseException | None] = queue.Queue(PREFETCH)
     stop = threading.Event()
 

@@ -13,7 +13,8 @@ from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.evaluation.requests import batch_of
 from app.events import HistoryEvent
-from app.models.base import Model, model_names
+from app.models.base import Model
+from app.models.discovery import model_names
 from tests.bundles import NOW, bundle_of, random_model, requests_batch
 from tests.tiny import tiny_dataset
 
@@ -120,11 +121,7 @@ def test_recommend_is_the_ranking_of_all_items(ranker: Ranker) -> None:
 
 
 def test_recommend_leaves_out_what_the_user_met(dataset: Dataset, ranker: Ranker) -> None:
-    met = {
-        f"i{item}"
-        for part in (dataset.train, dataset.valid)
-        for item in part.item[part.indptr[7] : part.indptr[8]]
-    }
+    met = {f"i{item}" for part in dataset.parts for item in part.item[part.indptr[7] : part.indptr[8]]}
     assert len(met) > dataset.schema.history, "the user must have more events than a history"
     (answer,) = ranker.recommend([RecommendRequest("u7", k=60, context=MOMENT, exclude=["i1"])])
     named = [one.item for one in answer.items]

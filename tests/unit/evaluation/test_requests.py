@@ -7,8 +7,9 @@ import pytest
 
 from app.data.dataset import COLUMNS, Part
 from app.evaluation.candidates import excluded_of, listed_of, sampled_of, seen_of
-from app.evaluation.requests import Requests, recent_of, requests_of
+from app.evaluation.requests import Requests, requests_of
 from app.features.context import DAY
+from app.models.batch import recent_of
 from tests.tiny import tiny_dataset
 
 ALL = slice(None)
