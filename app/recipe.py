@@ -7,11 +7,10 @@ at odds raise a RecipeError that names the key, the value and the remedy.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tomllib
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import MISSING, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -44,67 +43,91 @@ class Section(BaseModel):
 
 
 class Outlier(Section):
-    """Values of a numeric column beyond its fences are dropped or clipped."""
+    """A rule for a numeric column: values beyond its bounds are dropped or clipped."""
 
-    column: str
-    method: Literal["iqr", "zscore"] = "iqr"
-    threshold: float = Field(3.0, gt=0, description="IQRs beyond the quartiles, or standard deviations")
-    action: Literal["drop", "clip"] = "drop"
+    column: str = Field(description="numeric column that the rule is about")
+    method: Literal["iqr", "zscore"] = Field(
+        "iqr", description="iqr: bounds around the quartiles; zscore: around the mean"
+    )
+    threshold: float = Field(
+        3.0, gt=0, description="width of the bounds, in interquartile ranges or standard deviations"
+    )
+    action: Literal["drop", "clip"] = Field(
+        "drop", description="drop: reject the row; clip: move the value to the bound"
+    )
 
 
 class AttributeFile(Section):
-    """A file of item or user attributes, one row an id."""
+    """Files of item or user attributes, a row for each id."""
 
-    files: list[str]
+    files: list[str] = Field(description="files, folders, globs or URIs")
     id: str = Field(description="column that holds the id")
-    columns: list[str] = Field(default=[], description="attribute columns; empty takes all")
+    columns: list[str] = Field(default=[], description="columns to read as attributes; empty: all")
 
 
 class Data(Section):
     """Where the events are, what their columns mean, and how they are cleaned."""
 
-    events: list[str] = Field(default=[], description="files, folders, globs or URIs")
-    format: Literal["auto", "csv", "jsonl", "parquet"] = "auto"
-    delimiter: str = ","
-    encoding: str = "utf-8"
-    user: str = "user"
-    item: str = "item"
-    timestamp: str = Field("timestamp", description="empty: the order of rows is the order in time")
-    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field("auto", description="of numeric times")
+    events: list[str] = Field(
+        default=[], description="files, folders, globs or URIs of events, or stored feedback (store:FOLDER)"
+    )
+    format: Literal["auto", "csv", "jsonl", "parquet"] = Field(
+        "auto", description="format of the event files; auto: by their ending and content"
+    )
+    delimiter: str = Field(",", description="character between the fields of a CSV file")
+    encoding: str = Field("utf-8", description="encoding of CSV and JSON lines files")
+    user: str = Field("user", description="column of the user id")
+    item: str = Field("item", description="column of the item id")
+    timestamp: str = Field(
+        "timestamp", description="column of the time; empty: the order of rows is the order in time"
+    )
+    time_unit: Literal["auto", "s", "ms", "us", "ns"] = Field(
+        "auto", description="unit of numeric times since 1970; auto: by their size"
+    )
     time_format: str = Field("", description="strptime pattern of text times; empty: ISO 8601")
     event: str = Field("", description="column of the event type; empty: all events are alike")
     value: str = Field("", description="column of a number: rating, quantity, seconds; empty: 1")
-    event_types: list[str] = Field(default=[], description="known event types; empty: all are")
+    event_types: list[str] = Field(default=[], description="known event types; empty: all are known")
     positive: list[str] = Field(default=[], description="event types to predict; empty: all")
     where: str = Field("", description="rows to keep, e.g. \"Quantity > 0 and not InvoiceNo like 'C%'\"")
     missing: dict[str, str] = Field(
-        default={}, description="column -> 'drop', 'median', 'category' or 'constant:X'"
+        default={},
+        description="what becomes of missing values: column = 'drop', 'median', 'category' or 'constant:X'",
     )
-    duplicates: Literal["keep", "exact", "key"] = "exact"
-    duplicate_key: list[str] = Field(default=[], description="columns; empty: user, item, event, timestamp")
-    outliers: list[Outlier] = []
-    earliest: str = Field("", description="ISO 8601; earlier events are bad times")
-    latest: str = Field("", description="ISO 8601; later events are bad times; empty: now")
-    min_user_events: Positive = 1
-    min_item_events: Positive = 1
-    item_columns: list[str] = Field(default=[], description="item attributes in the event files")
-    user_columns: list[str] = Field(default=[], description="user attributes in the event files")
-    items: AttributeFile | None = None
-    users: AttributeFile | None = None
-    buckets: Count = Field(0, description="buckets of users; 0: by the size of the input")
+    duplicates: Literal["keep", "exact", "key"] = Field(
+        "exact",
+        description="exact: rows equal in all columns count once; key: rows equal in duplicate_key do",
+    )
+    duplicate_key: list[str] = Field(
+        default=[], description="columns of duplicates = 'key'; empty: user, item, event, timestamp"
+    )
+    outliers: list[Outlier] = Field(default=[], description="rules for values beyond bounds, see below")
+    earliest: str = Field("", description="earlier events are rejected (ISO 8601); empty: none are")
+    latest: str = Field("", description="later events are rejected (ISO 8601); empty: those after now")
+    min_user_events: Positive = Field(1, description="users with fewer events are left out")
+    min_item_events: Positive = Field(1, description="items with fewer events are left out")
+    item_columns: list[str] = Field(default=[], description="columns of the event files that describe items")
+    user_columns: list[str] = Field(default=[], description="columns of the event files that describe users")
+    items: AttributeFile | None = Field(None, description="files of item attributes, see below")
+    users: AttributeFile | None = Field(None, description="files of user attributes, see below")
+    buckets: Count = Field(
+        0, description="parts by user that are prepared one at a time; 0: by the size of the input"
+    )
 
 
 class Split(Section):
     """Which events train, which validate, which test."""
 
-    method: Literal["time", "leave_last", "user", "random", "kfold", "given"] = "leave_last"
-    valid: Fraction = Field(0.1, description="share of events (time, random) or users (user)")
-    test: Fraction = Field(0.1, description="share of events (time, random) or users (user)")
-    valid_days: float = Field(0, ge=0, description="time: length of the validation part; 0: by share")
-    test_days: float = Field(0, ge=0, description="time: length of the test part; 0: by share")
-    folds: int = Field(5, ge=2)
-    fold: Count = Field(0, description="kfold: the fold that tests; the next one validates")
-    test_events: list[str] = Field(default=[], description="given: test files, columns as [data]")
+    method: Literal["time", "leave_last", "user", "random", "kfold", "given"] = Field(
+        "leave_last", description="leave_last: each user's last event tests, the one before validates"
+    )
+    valid: Fraction = Field(0.1, description="validation share: of events (time, random) or users (user)")
+    test: Fraction = Field(0.1, description="test share: of events (time, random) or users (user)")
+    valid_days: float = Field(0, ge=0, description="time: days of the validation part; 0: by share")
+    test_days: float = Field(0, ge=0, description="time: days of the test part; 0: by share")
+    folds: int = Field(5, ge=2, description="kfold: number of parts")
+    fold: Count = Field(0, description="kfold: the fold that tests, from 0; the next one validates")
+    test_events: list[str] = Field(default=[], description="given: test files with the columns of [data]")
     negatives: str = Field("", description="given: column of the test files that lists negative items")
     new_items_only: bool = Field(False, description="test only pairs that training has not seen")
 
@@ -136,7 +159,7 @@ class Features(Section):
 
     history: Positive = Field(50, description="most recent events of a user that a model sees")
     context: list[Literal["hour", "weekday", "recency"]] = Field(
-        default=["hour", "weekday", "recency"], description="of the moment of the request"
+        default=["hour", "weekday", "recency"], description="features of the moment of the request"
     )
     item: list[AttributeFeature] = Field(
         default=[], description="features of items, a [[features.item]] table each, see below"
@@ -159,31 +182,43 @@ class ModelSection(BaseModel):
 
 
 class Train(Section):
-    """How the model is fitted."""
+    """How the model is trained."""
 
-    epochs: Positive = 10
-    batch_size: Positive = Field(1024, description="rows; each has one positive and its negatives")
-    negatives: Count = Field(4, description="sampled per positive; 0: the logged labels alone")
-    negative_sampling: Literal["uniform", "popularity"] = "uniform"
-    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="of the dense part")
-    learning_rate: float = Field(1e-3, gt=0)
-    table_optimizer: Literal["rowwise_adagrad", "same"] = Field(
-        "rowwise_adagrad", description="of the embedding tables"
+    epochs: Positive = Field(10, description="passes over the training part at most")
+    batch_size: Positive = Field(1024, description="rows of a step; a row has a positive and its negatives")
+    negatives: Count = Field(
+        4, description="negatives that are sampled for a positive; 0: the logged labels alone"
     )
-    table_learning_rate: float = Field(0.05, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
-    warmup_steps: Count = 0
-    clip_norm: float = Field(0.0, ge=0, description="0: no clipping")
-    id_dropout: Fraction = Field(0.02, description="share of users hidden, so that row 0 is trained")
-    patience: Count = Field(3, description="epochs without a better validation figure; 0: never stop early")
-    metric: str = "ndcg@10"
+    negative_sampling: Literal["uniform", "popularity"] = Field(
+        "uniform", description="uniform: all items alike; popularity: by their number of positive events"
+    )
+    optimizer: Literal["sgd", "adam", "adamw"] = Field("adam", description="optimizer of the dense part")
+    learning_rate: float = Field(1e-3, gt=0, description="of the dense part")
+    table_optimizer: Literal["rowwise_adagrad", "same"] = Field(
+        "rowwise_adagrad", description="optimizer of the embedding tables; same: that of the dense part"
+    )
+    table_learning_rate: float = Field(0.05, gt=0, description="of the tables' own optimizer")
+    weight_decay: float = Field(0.0, ge=0, description="L2 penalty of all weights; 0: none")
+    schedule: Literal["constant", "cosine", "linear"] = Field(
+        "constant", description="how the learning rates fall, to 0 at the last epoch, or not at all"
+    )
+    warmup_steps: Count = Field(0, description="first steps, in which the learning rates rise to their value")
+    clip_norm: float = Field(0.0, ge=0, description="largest norm of the gradients; 0: no clipping")
+    id_dropout: Fraction = Field(
+        0.02, description="share of ids replaced by the unknown one, which trains its row"
+    )
+    patience: Count = Field(
+        3, description="epochs without a better validation figure before it stops; 0: never"
+    )
+    metric: str = Field("ndcg@10", description="validation figure that chooses the best epoch")
     valid_users: Positive = Field(2000, description="users that the validation after each epoch ranks")
-    workers: Count = Field(1, description="0: in this process, without Ray Train")
-    gpu: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
-    checkpoint_minutes: float = Field(10.0, gt=0)
-    max_failures: Count = Field(3, description="times that dead workers are replaced")
+    workers: Count = Field(1, description="processes that train together; 0: this one, without Ray Train")
+    gpu: bool = Field(False, description="whether each worker uses a GPU")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="precision of the dense part's arithmetic")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="time between checkpoints within an epoch, in minutes"
+    )
+    max_failures: Count = Field(3, description="how often workers that died are replaced")
     refit: bool = Field(
         False,
         description="after the evaluation, train once more on all parts, for as many epochs as were best;"
@@ -194,35 +229,41 @@ class Train(Section):
 class Evaluate(Section):
     """The protocol of the reported figures."""
 
-    k: list[Positive] = [5, 10, 20]
-    candidates: Literal["all", "listed"] = "all"
+    k: list[Positive] = Field(default=[5, 10, 20], description="lengths of the lists that are measured")
+    candidates: Literal["all", "listed"] = Field(
+        "all", description="what is ranked: all items, or the negatives that the test part lists"
+    )
     exclude_seen: bool = Field(True, description="do not rank what the user has in the training part")
-    bootstrap: Count = Field(200, description="resamples of users for confidence intervals")
-    baselines: list[str] = ["popularity", "item_knn"]
-    max_users: Count = Field(0, description="users drawn to be ranked; 0: all")
+    bootstrap: Count = Field(200, description="resamples of users for confidence intervals; 0: no intervals")
+    baselines: list[str] = Field(
+        default=["popularity", "item_knn"], description="models that the report compares with"
+    )
+    max_users: Count = Field(0, description="users drawn at random to be ranked; 0: all")
 
 
 class Compress(Section):
     """How the trained model shrinks before export."""
 
     rows: Literal["float32", "float16", "int8", "int4"] = Field(
-        "int8", description="precision of embedding rows; integers have a scale a row"
+        "int8", description="precision of embedding rows; integers have a scale for each row"
     )
     dense: Literal["float32", "int8"] = Field("float32", description="precision of the dense part")
-    prune: Fraction = Field(0.0, description="share of dense weights set to zero")
+    prune: Fraction = Field(0.0, description="share of the dense weights that are set to zero")
 
 
 class Export(Section):
     """What goes into the bundle."""
 
-    name: str = Field("", description="of the model in answers; empty: the recipe's")
-    version: str = Field("", description="empty: from the digest of the bundle")
+    name: str = Field("", description="name of the model in answers; empty: the recipe's")
+    version: str = Field("", description="version in answers; empty: the digest of the bundle")
     index: Literal["auto", "exact", "ivf_sq8", "ivf_pq", "hnsw"] = Field(
-        "auto", description="of the nearest items to a user; auto: exact up to 100,000 items"
+        "auto", description="index of the items nearest to a user; auto: exact up to 100,000 items"
     )
-    recall: float = Field(0.98, gt=0, lt=1, description="share of the exact best 20 that an index must find")
+    recall: float = Field(
+        0.98, gt=0, lt=1, description="least share of the exact best 20 items that the index finds"
+    )
     candidates: Positive = Field(
-        1000, description="items that a recommendation ranks where the model has no index; at most"
+        1000, description="items that a recommendation ranks at most, where the model has no index"
     )
     columns: list[str] = Field(
         default=[], description="item columns that filters and caps may name; empty: all but long texts"
@@ -261,39 +302,55 @@ class Rollout(Section):
 class Serve(Section):
     """How the bundle is served."""
 
-    host: str = "127.0.0.1"
-    port: int = Field(8000, ge=1, le=65535)
-    min_replicas: Count = Field(1, description="0: none while nobody calls; a first call waits for one")
-    max_replicas: Positive = 2
-    cpus: Positive = Field(1, description="cores that a replica owns, and threads of one call")
-    target_ongoing_requests: Positive = 8
-    scale_up_s: float = Field(10.0, ge=0, description="the load asks for more replicas for so long first")
-    scale_down_s: float = Field(120.0, ge=0, description="or for fewer")
-    max_ongoing_requests: Positive = 64
-    max_queued_requests: Positive = Field(256, description="of a replica; what exceeds them gets a 429")
-    max_batch_candidates: Positive = Field(2048, description="candidates scored in one go")
-    request_timeout_s: float = Field(10.0, gt=0)
-    max_body_bytes: Positive = 1 << 20
-    max_candidates: Positive = 1000
-    max_k: Positive = 100
-    max_bulk_lines: Positive = Field(1_000_000, description="of one /v1/batch_rank")
-    max_bulk_streams: Positive = Field(8, description="of /v1/batch_rank at a time in a replica")
-    budget_ms: float = Field(0.0, ge=0, description="of a recommendation, then it degrades; 0: none")
-    cache_mb: float = Field(64.0, ge=0, description="recommendations kept in a replica; 0: none")
-    states_mb: float = Field(16.0, ge=0, description="user vectors kept in a replica; 0: none")
-    cache_s: float = Field(10.0, ge=0, description="both serve for so long; never after a new event")
+    host: str = Field("127.0.0.1", description="address to listen on; 127.0.0.1 is this machine alone")
+    port: int = Field(8000, ge=1, le=65535, description="port to listen on")
+    min_replicas: Count = Field(
+        1, description="least number of replicas; with 0 none runs without calls, and a first call waits"
+    )
+    max_replicas: Positive = Field(2, description="largest number of replicas")
+    cpus: Positive = Field(1, description="cores that a replica reserves, and threads of one call")
+    target_ongoing_requests: Positive = Field(
+        8, description="ongoing requests of a replica that autoscaling aims at"
+    )
+    scale_up_s: float = Field(10.0, ge=0, description="how long load must be high before a replica is added")
+    scale_down_s: float = Field(120.0, ge=0, description="how long it must be low before one is removed")
+    max_ongoing_requests: Positive = Field(64, description="requests that a replica works on at a time")
+    max_queued_requests: Positive = Field(
+        256, description="further requests that a replica accepts; beyond these it answers 429"
+    )
+    max_batch_candidates: Positive = Field(2048, description="candidates that are scored in one batch")
+    request_timeout_s: float = Field(10.0, gt=0, description="seconds after which a request fails with 503")
+    max_body_bytes: Positive = Field(1 << 20, description="largest body of a request, in bytes")
+    max_candidates: Positive = Field(1000, description="most candidates of a request")
+    max_k: Positive = Field(100, description="longest list that a request may ask for")
+    max_bulk_lines: Positive = Field(1_000_000, description="most lines of a /v1/batch_rank")
+    max_bulk_streams: Positive = Field(8, description="calls of /v1/batch_rank at a time in a replica")
+    budget_ms: float = Field(
+        0.0, ge=0, description="time of a recommendation after which it takes cheaper steps; 0: no limit"
+    )
+    cache_mb: float = Field(64.0, ge=0, description="memory of a replica's response cache; 0: no cache")
+    states_mb: float = Field(16.0, ge=0, description="memory of a replica's user vector cache; 0: no cache")
+    cache_s: float = Field(
+        10.0, ge=0, description="time to live of both caches; a new event of the user invalidates"
+    )
     store: str = Field(
         "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
     )
-    max_new_items: Count = Field(10_000, description="that may come or change between two trainings")
+    max_new_items: Count = Field(
+        10_000, description="most items that may be added or changed between two trainings"
+    )
     models: dict[ModelName, str] = Field(
-        {}, description='further bundles, {news = "runs/news/bundle"}: /v1/models/news/rank'
+        {}, description='further bundles, e.g. {news = "runs/news/bundle"}, served at /v1/models/news/rank'
     )
     models_mb: float = Field(
-        1024.0, gt=0, description="of further bundles loaded at a time in a replica; the least used go"
+        1024.0, gt=0, description="memory of a replica for further bundles; the least recently used leave it"
     )
-    cache_dir: str = Field("", description="copies of bundles from s3:// and the like; empty: in ~/.cache")
-    cache_gb: float = Field(20.0, gt=0, description="of these copies; the least used go")
+    cache_dir: str = Field(
+        "", description="folder for copies of bundles from s3:// and the like; empty: in ~/.cache"
+    )
+    cache_gb: float = Field(
+        20.0, gt=0, description="size of that folder; the least recently used copies leave it"
+    )
     rollout: Rollout = Rollout()
 
     @model_validator(mode="after")
@@ -309,18 +366,18 @@ class Serve(Section):
 class Tune(Section):
     """How settings are searched."""
 
-    trials: Positive = 20
-    parallel: Count = Field(0, description="trials at a time; 0: as many as cores allow")
-    epochs: Count = Field(0, description="epochs of a trial; 0: as [train]")
+    trials: Positive = Field(20, description="finished trials at which the search ends")
+    parallel: Count = Field(0, description="trials that run at a time; 0: one for each core")
+    epochs: Count = Field(0, description="epochs of a trial at most; 0: those of [train]")
     max_users: Positive = Field(2000, description="validation users that a trial ranks")
-    budget: str = Field("", description='of the choice, e.g. "p95_ms<=8, mb<=20"')
+    budget: str = Field("", description='limits of the choice, e.g. "p95_ms<=8, mb<=20"; empty: none')
 
 
 class Recipe(Section):
     """The whole recipe."""
 
-    name: str = "model"
-    seed: int = 42
+    name: str = Field("model", description="name of the model")
+    seed: int = Field(42, description="seed of everything that is random")
     data: Data = Data()
     split: Split = Split()
     features: Features = Features()
@@ -449,70 +506,3 @@ def _keys(path: tuple[int | str, ...], content: Any) -> list[str]:
     if section is Features and len(path) > 1:
         return ["kind", *(field.name for field in fields(feature_class(content.get("kind", DEFAULT))))]
     return list(section.model_fields)
-
-
-def to_toml(recipe: Recipe) -> str:
-    """The recipe as TOML with every key written out and explained."""
-    lines = [f"name = {_toml(recipe.name)}", f"seed = {recipe.seed}"]
-    for name in Recipe.model_fields:
-        section = getattr(recipe, name)
-        if isinstance(section, BaseModel):
-            lines += _table_lines(name, section)
-    return "\n".join(lines) + "\n"
-
-
-def _table_lines(name: str, section: BaseModel) -> list[str]:
-    """A table, and after it those within."""
-    values = {key: getattr(section, key) for key in type(section).model_fields}
-    inner = {key: value for key, value in values.items() if isinstance(value, BaseModel)}
-    lines = ["", f"[{name}]", *_section_lines(section, inner)]
-    if isinstance(section, Features):
-        lines += _kind_lines()
-    for key, value in inner.items():
-        lines += _table_lines(f"{name}.{key}", value)
-    return lines
-
-
-def _section_lines(section: BaseModel, left_out: Collection[str]) -> list[str]:
-    lines = []
-    extra = dict(section.__pydantic_extra__ or {})
-    for key, value in [*((k, getattr(section, k)) for k in type(section).model_fields), *extra.items()]:
-        if key in left_out:
-            continue
-        field = type(section).model_fields.get(key)
-        note = f"  # {field.description}" if field and field.description else ""
-        # An empty list beside the tables that a user adds would define the key twice.
-        if value is None or (isinstance(section, Features) and value == [] and key in ("item", "user")):
-            lines.append(f"# {key} ={note}")
-        else:
-            lines.append(f"{key} = {_toml(value)}{note}")
-    return lines
-
-
-def _kind_lines() -> list[str]:
-    """Comments that show an entry of each kind of feature with every key."""
-    lines = []
-    for kind in kind_names():
-        feature = feature_class(kind)
-        summary = (feature.__doc__ or "").splitlines()[0]
-        lines += [f"# {summary}", "# [[features.item]]", f"# kind = {_toml(kind)}"]
-        for field in fields(feature):
-            default = "" if field.default is MISSING else field.default
-            lines.append(f"# {field.name} = {_toml(default)}  # {field.metadata.get('description', '')}")
-    return lines
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Feature):
-        value = settings_of(value)
-    if isinstance(value, BaseModel):
-        value = {k: v for k, v in value.model_dump(mode="json").items() if v is not None}
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_toml(str(k))} = {_toml(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_toml(v) for v in value) + "]"
-    return repr(value)

@@ -47,7 +47,7 @@ def recipe_of(name: str) -> Recipe:
 
 
 def ours(recipe: Recipe, dataset: Dataset) -> float:
-    """Samples a second of the stage, as its manifest tells."""
+    """Samples a second of the stage, as its manifest says."""
     with tempfile.TemporaryDirectory() as folder:
         return float(fit(recipe, dataset, Path(folder) / "checkpoint").figures["samples_per_second"])
 
@@ -119,8 +119,8 @@ def compare(name: str, dataset: Dataset, data: Bare, rounds: int) -> Figures:
     }
 
 
-def report(found: dict[str, Figures], rounds: int, events: int) -> Figures:
-    ratios = {f"bare_{name}": round(figures["ratio"], 3) for name, figures in found.items()}
+def report(results: dict[str, Figures], rounds: int, events: int) -> Figures:
+    ratios = {f"bare_{name}": round(figures["ratio"], 3) for name, figures in results.items()}
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {
         "name": "train",
@@ -132,7 +132,7 @@ def report(found: dict[str, Figures], rounds: int, events: int) -> Figures:
             for name, value in ratios.items()
         ],
         "figures": {
-            **{f"{kind}_{name}": round(f[kind]) for name, f in found.items() for kind in ("ours", "bare")},
+            **{f"{kind}_{name}": round(f[kind]) for name, f in results.items() for kind in ("ours", "bare")},
             "threads": torch.get_num_threads(),
             "rounds": rounds,
             "events": events,
@@ -174,8 +174,8 @@ def main() -> None:
             content=False,
         )
         data = Bare(dataset)
-        found = {name: compare(name, dataset, data, options.rounds) for name in MODELS}
-    result = report(found, options.rounds, options.events)
+        results = {name: compare(name, dataset, data, options.rounds) for name in MODELS}
+    result = report(results, options.rounds, options.events)
     write(result)
     raise SystemExit(0 if all(bar["holds"] for bar in result["bars"]) else 1)
 

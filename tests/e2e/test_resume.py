@@ -61,12 +61,12 @@ def quality(dataset: Dataset, artifact: Artifact) -> Report:
     return evaluate(recipe(), dataset, ModelScorer(checkpoint.model), baselines=False)
 
 
-def wait_for(run: Path, wanted: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
-    """The lines of a run's progress once they are as wanted."""
+def wait_for(run: Path, reached: Callable[[list[dict[str, Any]]], bool]) -> list[dict[str, Any]]:
+    """The lines of a run's progress once they have come as far as `reached` wants."""
     end = time.monotonic() + DEADLINE_S
     while time.monotonic() < end:
         lines = read(run)
-        if wanted(lines):
+        if reached(lines):
             return lines
         time.sleep(0.02)
     raise AssertionError(f"the run in {run} never got there: {read(run)[-3:]}")
@@ -79,14 +79,14 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 
 def in_the_second_epoch(lines: list[dict[str, Any]]) -> bool:
-    """An epoch is behind, and a step of the next has been told."""
+    """An epoch is behind, and a step of the next is logged."""
     return bool(lines) and lines[-1]["event"] == "step" and any(x["event"] == "epoch" for x in lines)
 
 
-def agree(dataset: Dataset, disturbed: Artifact, undisturbed: Artifact) -> None:
-    found, wanted = quality(dataset, disturbed), quality(dataset, undisturbed)
-    low, high = wanted.intervals["ndcg@10"]
-    assert low <= found.figures["ndcg@10"] <= high
+def assert_alike(dataset: Dataset, disturbed: Artifact, undisturbed: Artifact) -> None:
+    disturbed_report, report = quality(dataset, disturbed), quality(dataset, undisturbed)
+    low, high = report.intervals["ndcg@10"]
+    assert low <= disturbed_report.figures["ndcg@10"] <= high
     assert disturbed.figures["epochs"] == undisturbed.figures["epochs"] == EPOCHS
 
 
@@ -110,7 +110,7 @@ def test_a_killed_worker_is_replaced_and_goes_on(
     assert killed and not Path(f"/proc/{killed[0]}").exists()
     assert survived.figures["resumed_from"] >= 1
     assert f"resumed from epoch {survived.figures['resumed_from']}" in capsys.readouterr().err
-    agree(dataset, survived, undisturbed)
+    assert_alike(dataset, survived, undisturbed)
 
 
 def test_the_same_command_goes_on_after_the_program_was_killed(
@@ -127,7 +127,7 @@ def test_the_same_command_goes_on_after_the_program_was_killed(
     survived = train(recipe(), dataset, out)
     assert survived.figures["resumed_from"] >= 1
     assert not run.exists()
-    agree(dataset, survived, undisturbed)
+    assert_alike(dataset, survived, undisturbed)
 
 
 def test_ctrl_c_and_the_same_command(dataset: Dataset, undisturbed: Artifact, tmp_path: Path) -> None:
@@ -141,4 +141,4 @@ def test_ctrl_c_and_the_same_command(dataset: Dataset, undisturbed: Artifact, tm
     assert not out.exists()
     survived = train(recipe(workers=0), dataset, out)
     assert survived.figures["resumed_from"] >= 1
-    agree(dataset, survived, undisturbed)
+    assert_alike(dataset, survived, undisturbed)

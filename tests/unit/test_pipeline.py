@@ -52,11 +52,11 @@ def stages(recipe: Recipe, out: Path, *names: str) -> dict[str, Artifact]:
 
 def best_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
     """Make validation find this epoch the best one."""
-    met: list[int] = []
+    calls: list[int] = []
 
     def figures(*_: Any) -> dict[str, float]:
-        met.append(1)
-        return {"ndcg@10": 1.0 if len(met) == epoch else 0.1}
+        calls.append(1)
+        return {"ndcg@10": 1.0 if len(calls) == epoch else 0.1}
 
     monkeypatch.setattr("app.training.loop.validate", figures)
 
@@ -304,7 +304,7 @@ def test_a_run_hashes_each_file_once(
     settings = _shop(tmp_path, {"method": "leave_last"})
     monkeypatch.setattr("app.artifact.file_sha256", counted)
     done = pipeline.run(settings, tmp_path / "out")
-    files = sum(len(made.files) for made in done.artifacts.values())
+    files = sum(len(written.files) for written in done.artifacts.values())
     final = [path for path in hashed if ".tmp-" not in path]
     assert not final, "what a run has made itself it hashes for the manifests alone"
     hashed.clear()

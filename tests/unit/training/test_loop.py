@@ -45,8 +45,8 @@ def recipe(**settings: Any) -> Recipe:
 
 
 def weights(artifact: Artifact) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = load_file(artifact.path / "weights.safetensors")
-    return found
+    tensors: dict[str, Tensor] = load_file(artifact.path / "weights.safetensors")
+    return tensors
 
 
 def same(a: Artifact, b: Artifact) -> bool:
@@ -78,12 +78,12 @@ def test_another_seed_gives_other_weights(dataset: Dataset, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("tables", ["rowwise_adagrad", "same"])
 def test_an_interrupted_run_ends_as_an_undisturbed_one(dataset: Dataset, tmp_path: Path, tables: str) -> None:
-    wanted = recipe(table_optimizer=tables, schedule="cosine")
+    trained_recipe = recipe(table_optimizer=tables, schedule="cosine")
     with pytest.raises(Stopped):
-        fit(wanted, dataset, tmp_path / "a", stop_after(1))
+        fit(trained_recipe, dataset, tmp_path / "a", stop_after(1))
     assert not (tmp_path / "a").exists()
-    resumed = fit(wanted, dataset, tmp_path / "a")
-    whole = fit(wanted, dataset, tmp_path / "b")
+    resumed = fit(trained_recipe, dataset, tmp_path / "a")
+    whole = fit(trained_recipe, dataset, tmp_path / "b")
     assert same(resumed, whole)
     assert resumed.figures["resumed_from"] == 1 and whole.figures["resumed_from"] is None
     assert not list(tmp_path.glob(".*.run"))
@@ -92,18 +92,18 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(dataset: Dataset, tmp_pat
 def test_goes_on_in_the_middle_of_an_epoch(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A checkpoint between two steps holds the place in the data and the random state of dropout."""
+    """A checkpoint between two steps holds the position in the data and the random state of dropout."""
     monkeypatch.setattr("app.training.loop.STEPS_BETWEEN_CLOCKS", 5)
-    wanted = recipe(checkpoint_minutes=1e-9)
-    broken = Loop(wanted, dataset, _StopsInTheMiddle(tmp_path))
+    trained_recipe = recipe(checkpoint_minutes=1e-9)
+    broken = Loop(trained_recipe, dataset, _StopsInTheMiddle(tmp_path))
     with pytest.raises(Stopped):
         broken.run()
     assert broken.progress.epoch == 1 and broken.progress.step == 5
-    again = Loop(wanted, dataset, LocalHost(tmp_path, torch.device("cpu")))
+    again = Loop(trained_recipe, dataset, LocalHost(tmp_path, torch.device("cpu")))
     assert again.progress.step == 5
     again.run()
     (tmp_path / "whole").mkdir()
-    whole = Loop(wanted, dataset, LocalHost(tmp_path / "whole", torch.device("cpu")))
+    whole = Loop(trained_recipe, dataset, LocalHost(tmp_path / "whole", torch.device("cpu")))
     whole.run()
     assert all(torch.equal(again.state.best[k], whole.state.best[k]) for k in whole.state.best)
     assert again.progress.curve[1]["loss"] == pytest.approx(whole.progress.curve[1]["loss"], rel=1e-5)
@@ -135,9 +135,9 @@ def test_stops_when_validation_gets_no_better(
 ) -> None:
     figures = iter([0.1, 0.3, 0.2, 0.3, 0.1])
     monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(figures)})
-    found = fit(recipe(epochs=9, patience=2), dataset, tmp_path / "a")
-    assert (found.figures["epochs"], found.figures["best_epoch"]) == (4, 2)
-    assert found.figures["best_ndcg@10"] == 0.3
+    artifact = fit(recipe(epochs=9, patience=2), dataset, tmp_path / "a")
+    assert (artifact.figures["epochs"], artifact.figures["best_epoch"]) == (4, 2)
+    assert artifact.figures["best_ndcg@10"] == 0.3
 
 
 @pytest.mark.parametrize(
@@ -160,14 +160,14 @@ def test_a_figure_that_is_no_number_is_never_the_best(
 ) -> None:
     each = iter(figures)
     monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(each), "auc": 0.5})
-    found = fit(recipe(epochs=4, patience=patience), dataset, tmp_path / "a")
-    assert (found.figures["epochs"], found.figures["best_epoch"]) == (epochs, best)
+    artifact = fit(recipe(epochs=4, patience=patience), dataset, tmp_path / "a")
+    assert (artifact.figures["epochs"], artifact.figures["best_epoch"]) == (epochs, best)
     chosen = figures[best - 1]
-    assert found.figures.get("best_ndcg@10") == (chosen if isfinite(chosen) else None)
-    curve = load_checkpoint(found.path, dataset).curve
+    assert artifact.figures.get("best_ndcg@10") == (chosen if isfinite(chosen) else None)
+    curve = load_checkpoint(artifact.path, dataset).curve
     assert [line.get("ndcg@10") for line in curve] == [f if isfinite(f) else None for f in figures[:epochs]]
     monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": nan})
-    assert same(found, fit(recipe(epochs=best), dataset, tmp_path / "b"))  # the weights of that epoch
+    assert same(artifact, fit(recipe(epochs=best), dataset, tmp_path / "b"))  # the weights of that epoch
 
 
 def test_the_best_weights_are_published(
@@ -182,15 +182,17 @@ def test_the_best_weights_are_published(
 
 @pytest.mark.parametrize("loss", ["bce", "mse"])
 def test_logged_labels(dataset: Dataset, tmp_path: Path, loss: str) -> None:
-    found = fit(recipe(negatives=0, model={"name": "mlp", "loss": loss}, epochs=4), dataset, tmp_path / "a")
-    curve = load_checkpoint(found.path, dataset).curve
+    artifact = fit(
+        recipe(negatives=0, model={"name": "mlp", "loss": loss}, epochs=4), dataset, tmp_path / "a"
+    )
+    curve = load_checkpoint(artifact.path, dataset).curve
     assert curve[-1]["loss"] < 0.9 * curve[0]["loss"]
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "bpr", "sampled_softmax"])
 def test_other_objectives_learn(dataset: Dataset, tmp_path: Path, loss: str) -> None:
-    found = fit(recipe(model={"name": "neumf", "loss": loss}), dataset, tmp_path / "a")
-    curve = load_checkpoint(found.path, dataset).curve
+    artifact = fit(recipe(model={"name": "neumf", "loss": loss}), dataset, tmp_path / "a")
+    curve = load_checkpoint(artifact.path, dataset).curve
     assert curve[-1]["loss"] < curve[0]["loss"]
 
 
@@ -204,24 +206,24 @@ def test_other_objectives_learn(dataset: Dataset, tmp_path: Path, loss: str) -> 
     ],
 )
 def test_settings_train(dataset: Dataset, tmp_path: Path, settings: dict[str, Any]) -> None:
-    found = fit(recipe(**settings), dataset, tmp_path / "a")
-    assert found.figures["best_ndcg@10"] > 0.1
-    assert weights(found)["item_half.weight"].dtype == torch.float32
+    artifact = fit(recipe(**settings), dataset, tmp_path / "a")
+    assert artifact.figures["best_ndcg@10"] > 0.1
+    assert weights(artifact)["item_half.weight"].dtype == torch.float32
 
 
 def test_figures_and_curve(dataset: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told: list[dict[str, Any]] = []
-    fit(recipe(), dataset, tmp_path / "trial", told.append)
-    assert [line["epoch"] for line in told] == [1, 2, 3]
+    lines: list[dict[str, Any]] = []
+    fit(recipe(), dataset, tmp_path / "trial", lines.append)
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
     capsys.readouterr()
-    found = train(recipe(), dataset, tmp_path / "a")
-    said = capsys.readouterr().err
-    assert "epoch 3: loss" in said and "samples/s" in said and "ndcg@10" in said
-    assert found.kind == "checkpoint" and found.parents == {"dataset": dataset.artifact.digest}
-    parameters = sum(w.numel() for w in weights(found).values())
-    assert (found.figures["parameters"], found.figures["bytes"]) == (parameters, 4 * parameters)
-    assert found.figures["samples_per_second"] > 0
-    assert len(load_checkpoint(found.path, dataset).curve) == found.figures["epochs"] == 3
+    artifact = train(recipe(), dataset, tmp_path / "a")
+    shown = capsys.readouterr().err
+    assert "epoch 3: loss" in shown and "samples/s" in shown and "ndcg@10" in shown
+    assert artifact.kind == "checkpoint" and artifact.parents == {"dataset": dataset.artifact.digest}
+    parameters = sum(w.numel() for w in weights(artifact).values())
+    assert (artifact.figures["parameters"], artifact.figures["bytes"]) == (parameters, 4 * parameters)
+    assert artifact.figures["samples_per_second"] > 0
+    assert len(load_checkpoint(artifact.path, dataset).curve) == artifact.figures["epochs"] == 3
 
 
 def test_without_a_validation_part_the_last_weights_are_kept(tmp_path: Path) -> None:
@@ -229,8 +231,8 @@ def test_without_a_validation_part_the_last_weights_are_kept(tmp_path: Path) -> 
     for file in (dataset.path / "valid").glob("*.npy"):
         rows = np.load(file)
         np.save(file, np.zeros_like(rows) if file.stem == "indptr" else rows[:0])
-    found = fit(recipe(patience=1), Dataset.open(dataset.path, verify=False), tmp_path / "a")
-    assert (found.figures["epochs"], found.figures["best_epoch"]) == (3, 3)
+    artifact = fit(recipe(patience=1), Dataset.open(dataset.path, verify=False), tmp_path / "a")
+    assert (artifact.figures["epochs"], artifact.figures["best_epoch"]) == (3, 3)
 
 
 def test_a_loss_that_is_no_number_is_refused(dataset: Dataset, tmp_path: Path) -> None:
@@ -251,19 +253,19 @@ def test_no_gpu(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_data_set_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    found = fit(recipe(epochs=1), dataset, tmp_path / "a")
+    artifact = fit(recipe(epochs=1), dataset, tmp_path / "a")
     other = tiny_dataset(tmp_path / "other", users=90)
     with pytest.raises(ArtifactError, match="do not fit the data set"):
-        load_checkpoint(found.path, other)
+        load_checkpoint(artifact.path, other)
 
 
 def test_a_damaged_checkpoint_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    found = fit(recipe(epochs=1), dataset, tmp_path / "a")
-    content = bytearray((found.path / "weights.safetensors").read_bytes())
+    artifact = fit(recipe(epochs=1), dataset, tmp_path / "a")
+    content = bytearray((artifact.path / "weights.safetensors").read_bytes())
     content[-1] ^= 1
-    (found.path / "weights.safetensors").write_bytes(content)
+    (artifact.path / "weights.safetensors").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"weights\.safetensors"):
-        load_checkpoint(found.path, dataset)
+        load_checkpoint(artifact.path, dataset)
 
 
 def test_an_attempt_without_a_checkpoint_is_told(
@@ -273,10 +275,10 @@ def test_an_attempt_without_a_checkpoint_is_told(
         patch.setattr("app.training.loop.validate", _stop)
         train(recipe(), dataset, tmp_path / "a")
     assert (tmp_path / ".a.run" / PROGRESS).exists()
-    found = train(recipe(), dataset, tmp_path / "a")
+    artifact = train(recipe(), dataset, tmp_path / "a")
     assert "started again" in capsys.readouterr().err
-    assert found.figures["resumed_from"] == 0
-    assert open_artifact(tmp_path / "a").key == found.key
+    assert artifact.figures["resumed_from"] == 0
+    assert open_artifact(tmp_path / "a").key == artifact.key
 
 
 def _stop(*_: Any) -> dict[str, float]:
@@ -293,8 +295,8 @@ def test_a_checkpoint_knows_which_ids_it_was_trained_on(tmp_path: Path, model: s
     item[(item == 7) | ((item == 8) & ~negative)] = 9  # 7 has no event left, 8 negative ones alone
     np.save(part / "item.npy", item)
     dataset = Dataset.open(dataset.path, verify=False)
-    found = fit(recipe(epochs=1, model={"name": model}), dataset, tmp_path / "a")
-    trained = load_checkpoint(found.path, dataset).trained
+    artifact = fit(recipe(epochs=1, model={"name": model}), dataset, tmp_path / "a")
+    trained = load_checkpoint(artifact.path, dataset).trained
     assert {name: (rows.dtype, len(rows)) for name, rows in trained.items()} == {
         "user": (np.dtype(bool), dataset.schema.users),
         "item": (np.dtype(bool), dataset.schema.items),
@@ -313,6 +315,6 @@ def test_a_checkpoint_without_that_is_an_old_one(dataset: Dataset, tmp_path: Pat
 
 
 def test_a_baseline_is_fitted_and_published(dataset: Dataset, tmp_path: Path) -> None:
-    found = train(recipe(model={"name": "popularity"}), dataset, tmp_path / "a")
-    assert found.figures["epochs"] == 0
-    assert load_checkpoint(found.path, dataset).name == "popularity"
+    artifact = train(recipe(model={"name": "popularity"}), dataset, tmp_path / "a")
+    assert artifact.figures["epochs"] == 0
+    assert load_checkpoint(artifact.path, dataset).name == "popularity"

@@ -18,9 +18,9 @@ from tests.tiny import tiny_dataset
 
 
 def embedding(sparse: bool) -> nn.Embedding:
-    found = nn.Embedding(4, 2, sparse=sparse)
-    nn.init.ones_(found.weight)
-    return found
+    table = nn.Embedding(4, 2, sparse=sparse)
+    nn.init.ones_(table.weight)
+    return table
 
 
 def lose(table: nn.Embedding, ids: list[int], factor: list[float]) -> None:
@@ -98,10 +98,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_tables_have_their_own_optimizer(dataset: Dataset, choice: str, kinds: list[str]) -> None:
     model = build_model("mlp", {}, dataset)
     settings = Train.model_validate({"optimizer": "sgd", "table_optimizer": choice})
-    found = Optimizers(model, settings, 10)
-    assert [type(o).__name__ for o in found.each] == kinds
-    held = [p for o in found.each for group in o.param_groups for p in group["params"]]
-    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    optimizers = Optimizers(model, settings, 10)
+    assert [type(o).__name__ for o in optimizers.each] == kinds
+    parameters = [p for o in optimizers.each for group in o.param_groups for p in group["params"]]
+    assert {id(p) for p in parameters} == {id(p) for p in model.parameters()}
 
 
 def _worker(rank: int, folder: str, results: Any) -> None:
@@ -131,11 +131,11 @@ def test_two_gloo_workers_end_with_the_mean(tmp_path: Path) -> None:
             worker.start()
         for worker in workers:
             worker.join(60)
-        found = dict(results)
+        gradients = dict(results)
     expected = [_mean(k) for k in range(3)]
-    assert found[0] == found[1]
-    for mine, wanted in zip(found[0], expected, strict=True):
-        torch.testing.assert_close(torch.tensor(mine), wanted)
+    assert gradients[0] == gradients[1]
+    for mean, expected_mean in zip(gradients[0], expected, strict=True):
+        torch.testing.assert_close(torch.tensor(mean), expected_mean)
 
 
 def _mean(number: int) -> Tensor:

@@ -128,11 +128,11 @@ def test_batches_of_rows_beyond_two_billion(dataset: Dataset) -> None:
     moved = replace(part, **columns, indptr=part.indptr + offset)
     far.dataset = Dataset(dataset.artifact)
     far.dataset.__dict__["train"] = _WithLength(moved, offset + len(part))
-    for batch, wanted in zip(far.epoch(1), expected, strict=True):
-        assert torch.equal(batch.user, wanted.user) and torch.equal(batch.item, wanted.item)
-        assert torch.equal(batch.history.item, wanted.history.item)
-        assert torch.equal(batch.history.age, wanted.history.age)
-        assert torch.equal(batch.context, wanted.context)
+    for batch, same in zip(far.epoch(1), expected, strict=True):
+        assert torch.equal(batch.user, same.user) and torch.equal(batch.item, same.item)
+        assert torch.equal(batch.history.item, same.history.item)
+        assert torch.equal(batch.history.age, same.history.age)
+        assert torch.equal(batch.context, same.context)
 
 
 class _WithLength:
@@ -187,11 +187,11 @@ def test_an_epoch_goes_on_from_any_step(dataset: Dataset) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_share_an_epoch_in_equal_steps(dataset: Dataset, world: int) -> None:
     shares = [sampler(dataset, rank=rank, world=world) for rank in range(world)]
-    found = [everything(share) for share in shares]
-    assert len({len(f.user) for f in found}) == 1 and len({s.steps for s in shares}) == 1
-    met = set().union(*(pairs(f.user, f.item[:, 0]) for f in found))
+    epochs = [everything(share) for share in shares]
+    assert len({len(epoch.user) for epoch in epochs}) == 1 and len({s.steps for s in shares}) == 1
+    learned = set().union(*(pairs(epoch.user, epoch.item[:, 0]) for epoch in epochs))
     positive = dataset.train.label > 0
-    assert met == pairs(dataset.train.user[positive], dataset.train.item[positive])
+    assert learned == pairs(dataset.train.user[positive], dataset.train.item[positive])
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1, max_size=60))
