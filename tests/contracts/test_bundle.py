@@ -11,9 +11,9 @@ import torch
 from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
-from app.evaluation.requests import batch_of
 from app.events import HistoryEvent
 from app.models.base import Model
+from app.models.batch import batch_of
 from app.models.discovery import model_names
 from tests.bundles import NOW, bundle_of, random_model, requests_batch
 from tests.tiny import tiny_dataset
