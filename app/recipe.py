@@ -1,4 +1,4 @@
-"""The recipe: one TOML file that drives every stage, as typed models.
+"""The recipe: a TOML file that drives every stage, as typed models.
 
 Every key has a default except the input files. An unknown key, a wrong type or two keys
 at odds raise a RecipeError that names the key, the value and the remedy.
@@ -35,9 +35,11 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # stands in a path
 
+STORE = "store:"  # in front of the folder of a feedback log, among the events
+
 
 class Section(BaseModel):
-    """A part of the recipe: no unknown keys, nothing changed after loading."""
+    """A table of the recipe: unknown keys are refused, and values cannot be changed after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -155,7 +157,7 @@ AttributeFeature = Annotated[Feature, PlainValidator(_feature), PlainSerializer(
 
 
 class Features(Section):
-    """What models see beside ids."""
+    """What models see beside the ids of users and items."""
 
     history: Positive = Field(50, description="most recent events of a user that a model sees")
     context: list[Literal["hour", "weekday", "recency"]] = Field(
@@ -170,10 +172,10 @@ class Features(Section):
 
 
 class ModelSection(BaseModel):
-    """Which model, and its own hyperparameters, which the model's Config checks."""
+    """Which model is trained, and its own hyperparameters, which the model's Config checks."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "mlp"
+    name: str = Field("mlp", description="which model: the name of a file in app/models")
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
@@ -374,7 +376,7 @@ class Tune(Section):
 
 
 class Recipe(Section):
-    """The whole recipe."""
+    """A recipe, with the settings of every stage."""
 
     name: str = Field("model", description="name of the model")
     seed: int = Field(42, description="seed of everything that is random")
@@ -423,7 +425,7 @@ def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
 
 
 def parse(content: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain data as a recipe."""
+    """Validate plain data as a recipe; `where` names its source in errors."""
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
@@ -458,25 +460,27 @@ def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
 
 
 def _resolve(recipe: Recipe, folder: Path) -> Recipe:
-    def place(name: str) -> str:
+    def absolute(name: str) -> str:
         expanded = os.path.expandvars(name)
         if "$" in expanded:
             raise RecipeError(
                 f"{name!r} names an environment variable that is not set", where="data", remedy="export it"
             )
+        if expanded.startswith(STORE):
+            return f"{STORE}{folder / expanded.removeprefix(STORE)}"
         return expanded if "://" in expanded else str(folder / expanded)
 
     def attributes(source: AttributeFile | None) -> AttributeFile | None:
-        return source and source.model_copy(update={"files": [place(f) for f in source.files]})
+        return source and source.model_copy(update={"files": [absolute(f) for f in source.files]})
 
     data = recipe.data.model_copy(
         update={
-            "events": [place(f) for f in recipe.data.events],
+            "events": [absolute(f) for f in recipe.data.events],
             "items": attributes(recipe.data.items),
             "users": attributes(recipe.data.users),
         }
     )
-    split = recipe.split.model_copy(update={"test_events": [place(f) for f in recipe.split.test_events]})
+    split = recipe.split.model_copy(update={"test_events": [absolute(f) for f in recipe.split.test_events]})
     return recipe.model_copy(update={"data": data, "split": split})
 
 

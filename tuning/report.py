@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from app.files import replacing, write_atomically
-from app.recipe import Recipe, to_toml
+from app.recipe import Recipe
+from app.recipe_toml import to_toml
 from tuning.budget import Limit
 from tuning.front import Point, front, write_csv
 

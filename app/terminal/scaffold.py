@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import UserError, disk_errors
-from app.recipe import Data, Recipe, to_toml
+from app.recipe import Data, Recipe
+from app.recipe_toml import to_toml
 
 
 def init(folder: Path) -> dict[str, Any]:

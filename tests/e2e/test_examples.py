@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from app.data.demo_shop.generate import generate
-from app.models.base import model_config
-from app.recipe import Recipe, load, to_toml
+from app.models.discovery import model_config
+from app.recipe import Recipe, load
+from app.recipe_toml import to_toml
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from app.errors import RecipeError
-from app.recipe import Recipe, load, parse, parse_override, to_toml
+from app.features.kinds import feature_class, kind_names, kind_of
+from app.recipe import AttributeFile, Outlier, Recipe, load, parse, parse_override
+from app.recipe_toml import to_toml
 
 
 def write(folder: Path, text: str) -> Path:
@@ -22,6 +29,30 @@ def write(folder: Path, text: str) -> Path:
 def test_defaults_need_nothing_and_round_trip(tmp_path: Path) -> None:
     path = write(tmp_path, to_toml(Recipe()))
     assert load(path) == Recipe()
+
+
+def test_tables_in_comments_are_valid_once_uncommented() -> None:
+    text = re.sub(r"^# (\[|\w+ = \S)", r"\1", to_toml(Recipe()), flags=re.MULTILINE)
+    recipe = parse(tomllib.loads(text), "test")
+    assert [kind_of(feature) for feature in recipe.features.item] == kind_names()
+    assert recipe.data.outliers == [Outlier(column="")]
+    assert (recipe.data.items, recipe.data.users) == (AttributeFile(files=[], id=""),) * 2
+
+
+def keys_of(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from keys_of(field.annotation, f"{path}{name}.")
+        else:
+            yield path + name, field
+
+
+def test_every_key_says_what_it_means() -> None:
+    keys = [*keys_of(Recipe), *keys_of(Outlier, "data.outliers."), *keys_of(AttributeFile, "data.items.")]
+    assert [name for name, field in keys if not field.description] == []
+    for kind in kind_names():
+        keys_of_kind = dataclasses.fields(feature_class(kind))
+        assert [field.name for field in keys_of_kind if not field.metadata.get("description")] == []
 
 
 def test_a_recipe_with_everything_round_trips() -> None:
@@ -83,18 +114,22 @@ def test_paths_count_from_the_recipe_and_take_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHOP", "/data/shop")
-    path = write(tmp_path, '[data]\nevents = ["log/*.csv", "$SHOP/e.csv", "s3://bucket/x", "/abs.csv"]')
+    events = ["log/*.csv", "$SHOP/e.csv", "s3://bucket/x", "/abs.csv", "store:runs/x.store", "store:/x.store"]
+    path = write(tmp_path, f"[data]\nevents = {events}")
     assert load(path).data.events == [
         str(tmp_path / "log/*.csv"),
         "/data/shop/e.csv",
         "s3://bucket/x",
         "/abs.csv",
+        f"store:{tmp_path}/runs/x.store",
+        "store:/x.store",
     ]
     monkeypatch.delenv("SHOP")
     with pytest.raises(RecipeError, match=r"\$SHOP.*not set"):
         load(path)
 
 
+@settings(deadline=None)  # the first call imports the kinds of features
 @given(st.text(max_size=50))
 def test_any_text_survives_toml(text: str) -> None:
     recipe = Recipe(name=text)
