@@ -1,7 +1,8 @@
-"""rayrec VERB: each verb calls the pipeline and prints its result; nothing else happens here.
+"""The command line, `rayrec VERB`: each verb calls the pipeline or the service and prints the result.
 
-Exit codes: 0 done, 1 the user's mistake, 2 ours, 130 interrupted. Heavy imports wait inside
-the verbs, so that `rayrec --help` is quick.
+Exit codes: 0 done, 1 the user's mistake, 2 ours, 130 interrupted. Heavy imports stand inside the
+verbs, so that `rayrec --help` is quick. All verbs stand in this one file, because together they are
+the interface that a person meets.
 """
 
 from __future__ import annotations
@@ -32,24 +33,28 @@ app = typer.Typer(
 )
 
 RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]
-BundleFolder = Annotated[Path, typer.Argument(help="The bundle, a folder that `export` or `run` made.")]
-BundlePlace = Annotated[
+BundleFolder = Annotated[Path, typer.Argument(help="The bundle: a folder that `export` or `run` made.")]
+BundleLocation = Annotated[
     str,
-    typer.Argument(help="The bundle, a folder that `export` or `run` made, or its URI (s3://, gs://...)."),
+    typer.Argument(help="The bundle: a folder that `export` or `run` made, or a URI (s3://, gs://...)."),
 ]
-Out = Annotated[Path, typer.Option("--out", help="Folder of the artefacts; unchanged ones are kept.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for the results of all stages; unchanged ones are used again.")
+]
 Sets = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a key, e.g. --set train.epochs=3 (repeatable).")
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the recipe, e.g. --set train.epochs=3 (repeatable)."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, nothing else.")]
-Force = Annotated[bool, typer.Option("--force", help="Run again even where nothing has changed.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show the log of Ray and tracebacks.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Run stages again even if nothing has changed.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's log and tracebacks.")]
 RUNS = Path("runs")
 
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(help="Where to write recipe.toml.")], json: AsJson = False
+    folder: Annotated[Path, typer.Argument(help="Folder in which recipe.toml is written.")],
+    json: AsJson = False,
 ) -> None:
     """Write a recipe with every key, its default and its meaning."""
     from app.terminal import scaffold
@@ -59,7 +64,10 @@ def init(
 
 @app.command()
 def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: Verbose = False) -> None:
-    """Validate recipe and data without training: schema, counts, rejects, expected time."""
+    """Check the recipe and the data without training.
+
+    Shows the schema, counts, the rows that would be rejected, and the expected time.
+    """
     _be_verbose(verbose)
     loaded = _load(recipe, set)
     from app.data.stage import check as check_data
@@ -69,8 +77,8 @@ def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: V
     _print(check_data(loaded), json)
 
 
-def _stage(name: str, description: str) -> None:
-    def verb(
+def _add_stage(name: str, description: str) -> None:
+    def run_until(
         recipe: RecipeFile,
         out: Out = RUNS / "latest",
         set: Sets = None,
@@ -86,16 +94,16 @@ def _stage(name: str, description: str) -> None:
         artifact = done.artifacts[name]
         _print({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
 
-    verb.__doc__ = description
-    app.command(name)(verb)
+    run_until.__doc__ = description
+    app.command(name)(run_until)
 
 
-_stage("prepare", "Clean the log and split it into a data set.")
-_stage("train", "Train the model (and prepare, where that is not done); an interrupted run goes on.")
-_stage("compress", "Shrink the trained model as [compress] says.")
-_stage("evaluate", "Measure the compressed model on the test part, with baselines beside it.")
-_stage("refit", "Train once more on all parts, where train.refit asks for it.")
-_stage("export", "Make the bundle that is served.")
+_add_stage("prepare", "Clean the log and split it into a data set.")
+_add_stage("train", "Train the model, or go on with an interrupted training.")
+_add_stage("compress", "Make the trained model smaller, as [compress] says.")
+_add_stage("evaluate", "Measure the compressed model and the baselines.")
+_add_stage("refit", "Train once more on all parts, where train.refit asks for it.")
+_add_stage("export", "Make the bundle that is served.")
 
 
 @app.command()
@@ -107,7 +115,7 @@ def run(
     json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """All stages, from the log to a bundle."""
+    """Run all stages, from the event log to a bundle."""
     _be_verbose(verbose)
     loaded = _load(recipe, set)
     from app import pipeline
@@ -122,14 +130,21 @@ def run(
 @app.command()
 def tune(
     recipe: RecipeFile,
-    trials: Annotated[int | None, typer.Option(help="Finished trials in all.", min=1)] = None,
-    budget: Annotated[str, typer.Option(help='Of the choice, e.g. "p95_ms<=8, mb<=20".')] = "",
+    trials: Annotated[
+        int | None, typer.Option(help="Number of finished trials, earlier ones included.", min=1)
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help='Limits that the chosen model keeps, e.g. "p95_ms<=8, mb<=20".')
+    ] = "",
     out: Out = RUNS / "tune",
     set: Sets = None,
     json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Search hyperparameters and compression together for the cheapest model that keeps the quality."""
+    """Search hyperparameters and compression together.
+
+    Chooses the cheapest model that keeps the quality.
+    """
     _be_verbose(verbose)
     loaded = _load(recipe, set)
     from tuning.search import tune as search
@@ -140,18 +155,23 @@ def tune(
 
 @app.command()
 def serve(
-    bundle: BundlePlace,
+    bundle: BundleLocation,
     set: Sets = None,
     port: Annotated[
-        int | None, typer.Option(help="Port, on loopback unless serve.host says otherwise.")
+        int | None, typer.Option(help="Port to listen at, on loopback unless serve.host says otherwise.")
     ] = None,
     replicas: Annotated[
-        int | None, typer.Option(help="So many, whatever the load; else as it asks.", min=1)
+        int | None,
+        typer.Option(help="Number of replicas, whatever the load; by default it follows the load.", min=1),
     ] = None,
-    cpus: Annotated[int | None, typer.Option(help="Cores that a replica owns.", min=1)] = None,
+    cpus: Annotated[int | None, typer.Option(help="Cores of each replica.", min=1)] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option("--model", metavar="NAME=BUNDLE", help="A further model, at /v1/models/NAME/rank."),
+        typer.Option(
+            "--model",
+            metavar="NAME=BUNDLE",
+            help="A further model, served at /v1/models/NAME/rank (repeatable).",
+        ),
     ] = None,
     verbose: Verbose = False,
 ) -> None:
@@ -161,74 +181,87 @@ def serve(
     from app.serving.service import serve as serve_bundle
 
     changes = dict(parse_override(text) for text in set or ())
-    given = {"port": port, "cpus": cpus, "min_replicas": replicas, "max_replicas": replicas}
-    changes |= {f"serve.{key}": value for key, value in given.items() if value is not None}
+    options = {"port": port, "cpus": cpus, "min_replicas": replicas, "max_replicas": replicas}
+    changes |= {f"serve.{key}": value for key, value in options.items() if value is not None}
     if model:
-        changes["serve.models"] = dict(_named(text) for text in model)
+        changes["serve.models"] = dict(_parse_model(text) for text in model)
     serve_bundle(bundle, parse({}, "--set").override(changes).serve, verbose=verbose)
 
 
-def _named(text: str) -> tuple[str, str]:
-    name, equals, place = text.partition("=")
-    if not equals or not place:
+def _parse_model(text: str) -> tuple[str, str]:
+    name, equals, location = text.partition("=")
+    if not equals or not location:
         raise RecipeError(f"{text!r} names no bundle", where="--model", remedy="write NAME=BUNDLE")
-    return name, place
+    return name, location
 
 
-Store = Annotated[str, typer.Option("--store", help="The service with this store folder.")]
-Port = Annotated[int, typer.Option("--port", help="The service at this port; else the only one that runs.")]
+Store = Annotated[str, typer.Option("--store", help="Store folder of the service that is meant.")]
+Port = Annotated[
+    int, typer.Option("--port", help="Port of the service that is meant; by default the only one that runs.")
+]
 
 
 @app.command()
 def deploy(
-    bundle: BundlePlace,
+    bundle: BundleLocation,
     canary: Annotated[
         float,
-        typer.Option("--canary", "--share", help="Per cent of the users who meet it first.", min=0, max=99),
+        typer.Option("--canary", "--share", help="Per cent of the users who get it first.", min=0, max=99),
     ] = 0.0,
-    keep: Annotated[bool, typer.Option("--keep", help="Both versions stay: an experiment.")] = False,
-    now: Annotated[bool, typer.Option("--now", help="All users at once, without a trial.")] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Keep serving both versions: an experiment.")] = False,
+    now: Annotated[
+        bool, typer.Option("--now", help="Give it to all users at once, without a trial.")
+    ] = False,
     set: Sets = None,
     store: Store = "",
     port: Port = 0,
     json: AsJson = False,
 ) -> None:
-    """Have a bundle take over a service that runs: verify, load, compare, shift; or back by itself."""
+    """Deploy a bundle to a running service, on trial at first.
+
+    It is verified, loaded, compared with the version that is served and given to some users, then to
+    all; where it fails or is slow, it is rolled back. Without requests the trial waits for them.
+    """
     from app.serving.bundle_cache import absolute
     from app.serving.rollout import admin, discovery
     from app.serving.rollout.state import Command
 
-    limits = admin.limits(set or ())
+    limits = admin.parse_limits(set or ())
     command = Command("deploy", absolute(bundle), canary, keep, now, limits=limits)
     _print(admin.deploy(discovery.find(store, port), command), json)
 
 
-@app.command()
-def rollback(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
-    """End a trial, or return to the version before, at once."""
+@app.command("rollback")
+def roll_back(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
+    """End a trial, or return to the previous version, at once."""
     from app.serving.rollout import admin, discovery
 
     _print(admin.roll_back(discovery.find(store, port)), json)
 
 
-@app.command()
-def status(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
-    """What a service does: versions, shares, replicas, requests."""
+@app.command("status")
+def show_status(store: Store = "", port: Port = 0, json: AsJson = False) -> None:
+    """Show versions, replicas and requests of a running service."""
     from app.serving.rollout import discovery
-    from app.serving.rollout.status import status as status_of
+    from app.serving.rollout.status import status
 
-    _print(status_of(discovery.find(store, port)), json, summary.of_service)
+    _print(status(discovery.find(store, port)), json, summary.of_service)
 
 
-@app.command()
-def experiment(
-    event: Annotated[str, typer.Option(help="Type of the feedback events that count; empty: all.")] = "",
-    promote: Annotated[bool, typer.Option("--promote", help="End it: the new version for all.")] = False,
+@app.command("experiment")
+def compare_versions(
+    event: Annotated[str, typer.Option(help="Event type that counts as an outcome; empty: all types.")] = "",
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Give the new version to all users, which ends a trial.")
+    ] = False,
     store: Store = "",
     port: Port = 0,
     json: AsJson = False,
 ) -> None:
-    """Compare the versions of `deploy --keep` by outcomes per user; `rollback` ends it with the old one."""
+    """Compare the two versions of `deploy --keep`.
+
+    Shows outcomes per user and whether they differ. `rollback` returns to the old version.
+    """
     from app.serving.rollout import admin, discovery
     from app.serving.rollout.status import report
 
@@ -238,12 +271,12 @@ def experiment(
 
 @app.command()
 def scale(
-    replicas: Annotated[int, typer.Argument(help="Replicas; 0: as many as the load asks.", min=0)],
+    replicas: Annotated[int, typer.Argument(help="Number of replicas; 0: as many as the load needs.", min=0)],
     store: Store = "",
     port: Port = 0,
     json: AsJson = False,
 ) -> None:
-    """Set how many replicas a service has."""
+    """Set how many replicas a running service has."""
     from app.serving.rollout import admin, discovery
 
     _print(admin.scale(discovery.find(store, port), replicas), json)
@@ -252,23 +285,25 @@ def scale(
 @app.command()
 def rank(
     bundle: BundleFolder,
-    user: Annotated[str, typer.Option(help="Rank for this user.")] = "",
-    items: Annotated[str, typer.Option(help="Candidates, with commas between; empty: all items.")] = "",
-    k: Annotated[int, typer.Option(help="How many to return.", min=1)] = 10,
+    user: Annotated[str, typer.Option(help="The user to rank for.")] = "",
+    items: Annotated[str, typer.Option(help="Candidates, separated by commas; empty: all items.")] = "",
+    k: Annotated[int, typer.Option(help="Number of items to return.", min=1)] = 10,
     requests: Annotated[
-        Path | None, typer.Option(help="JSON lines of requests instead, as of /v1/rank; - is stdin.")
+        Path | None, typer.Option(help="A file of requests instead, JSON lines as for /v1/rank; - is stdin.")
     ] = None,
     users: Annotated[
-        str, typer.Option(help="Lists for these users instead, a file or folder; goes on where it stopped.")
+        str, typer.Option(help="A file or folder of users instead, each of whom gets a list; can be resumed.")
     ] = "",
-    out: Annotated[Path, typer.Option(help="Of --users, .parquet or .jsonl.")] = Path("lists.parquet"),
+    out: Annotated[Path, typer.Option(help="File for the lists of --users, .parquet or .jsonl.")] = Path(
+        "lists.parquet"
+    ),
     store: Annotated[
-        str, typer.Option(help="Of --users: a service's feedback that they know of, a folder or redis://...")
+        str, typer.Option(help="Feedback for the lists of --users, a store folder or redis://...")
     ] = "",
     json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Score from a bundle without a server."""
+    """Rank with a bundle, without a server."""
     _be_verbose(verbose)
     from app.bundle import standalone
 
@@ -282,10 +317,10 @@ def rank(
         _print(standalone.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)
 
 
-@app.command()
-def bench(
+@app.command("bench")
+def measure_speed(
     bundle: BundleFolder,
-    candidates: Annotated[int, typer.Option(help="Per request.", min=1)] = 100,
+    candidates: Annotated[int, typer.Option(help="Candidates per request.", min=1)] = 100,
     json: AsJson = False,
 ) -> None:
     """Measure how fast a bundle ranks on this machine, without HTTP."""
@@ -296,34 +331,37 @@ def bench(
     _print({f"batch_{n}": measure(ranker, candidates=candidates, batch=n) for n in (1, 16)}, json)
 
 
-@app.command()
-def demo(
+@app.command("demo")
+def run_demo(
     out: Out = RUNS / "demo",
-    users: Annotated[int, typer.Option(min=50)] = 2000,
-    items: Annotated[int, typer.Option(min=50)] = 500,
-    events: Annotated[int, typer.Option(min=1000)] = 100_000,
+    users: Annotated[int, typer.Option(help="Users of the shop.", min=50)] = 2000,
+    items: Annotated[int, typer.Option(help="Items of the shop.", min=50)] = 500,
+    events: Annotated[int, typer.Option(help="Events of the shop's log.", min=1000)] = 100_000,
     json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """The whole path on a made-up shop, with served requests and a small search."""
-    _be_verbose(verbose)
-    from app.terminal.demo import demo as show
+    """Run everything on a made-up shop.
 
-    result = show(out.absolute(), users=users, items=items, events=events, quiet=json)
+    All stages, served requests, and a small search.
+    """
+    _be_verbose(verbose)
+    from app.terminal.demo import demo
+
+    result = demo(out.absolute(), users=users, items=items, events=events, quiet=json)
     if json:
         _print(result, json)
 
 
-@app.command()
-def doctor(json: AsJson = False) -> None:
-    """What is installed, free and in the way: packages, ports, memory, disk, GPUs."""
-    from app.terminal.doctor import doctor as look
+@app.command("doctor")
+def examine_machine(json: AsJson = False) -> None:
+    """Show packages, ports, memory, disk and GPUs of this machine."""
+    from app.terminal.doctor import doctor
 
-    _print(look(), json)
+    _print(doctor(), json)
 
 
 def _load(recipe: Path, changes: list[str] | None) -> Recipe:
-    """The recipe, before anything heavy is imported: a mistake in it shows at once."""
+    """Read the recipe before anything heavy is imported, so that a mistake in it shows at once."""
     from app.recipe import load
 
     return load(recipe, changes or ())
@@ -344,7 +382,7 @@ def _print(
 
 
 def main() -> None:
-    """Run a verb and turn what goes wrong into one message and an exit code."""
+    """Run a verb, and turn an error into one message and an exit code."""
     as_json = "--json" in sys.argv
     try:
         code = app(standalone_mode=False)

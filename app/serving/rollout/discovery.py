@@ -1,4 +1,4 @@
-"""Where the services of this machine are: what each driver writes, and the verbs look up."""
+"""Which services run on this machine: each driver announces its own, and the verbs look them up."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from app.serving.rollout.state_dir import StateDir
 
 @contextmanager
 def announced(service: Service) -> Iterator[None]:
-    """Be found for the block.
+    """Let `find` return a service for the block.
 
     Raises:
         MachineError: another service that runs has the same store.
     """
-    board = StateDir(Path(service.store))
-    check_free(board)
-    board.announce(service)
+    state_dir = StateDir(Path(service.store))
+    check_unused(state_dir)
+    state_dir.announce(service)
     entry = _index() / str(service.pid)
     with disk_errors(str(entry)):
         entry.parent.mkdir(parents=True, exist_ok=True)
@@ -31,13 +31,17 @@ def announced(service: Service) -> Iterator[None]:
         yield
     finally:
         entry.unlink(missing_ok=True)
-        (board.folder / "service.json").unlink(missing_ok=True)
+        (state_dir.folder / "service.json").unlink(missing_ok=True)
 
 
-def check_free(board: StateDir) -> None:
-    """Refuse a store that another service uses."""
-    other = board.service()
-    if other is not None and runs(other) and other.pid != os.getpid():
+def check_unused(state_dir: StateDir) -> None:
+    """Refuse a store that another service uses.
+
+    Raises:
+        MachineError: names the service.
+    """
+    other = state_dir.service()
+    if other is not None and is_running(other) and other.pid != os.getpid():
         raise MachineError(
             f"the service at {other.url} (process {other.pid}) uses this store",
             where=other.store,
@@ -53,34 +57,35 @@ def find(store: str = "", port: int = 0) -> Service:
     """
     if store:
         service = StateDir(Path(store).absolute()).service()
-        found = [service] if service is not None and runs(service) else []
+        matching = [service] if service is not None and is_running(service) else []
     else:
-        found = [one for one in _running() if not port or one.url.endswith(f":{port}")]
-    if len(found) == 1:
-        return found[0]
+        matching = [service for service in _running() if not port or service.url.endswith(f":{port}")]
+    if len(matching) == 1:
+        return matching[0]
     which = f"with store {store}" if store else f"at port {port}" if port else "on this machine"
-    if not found:
+    if not matching:
         raise RecipeError(f"no service runs {which}", remedy="start one with `rayrec serve BUNDLE`")
-    listed = ", ".join(f"{one.url} ({one.store})" for one in found)
+    listed = ", ".join(f"{service.url} ({service.store})" for service in matching)
     raise RecipeError(f"several services run: {listed}", remedy="say which with --port or --store")
 
 
-def runs(service: Service) -> bool:
-    """Whether a service still runs."""
-    return processes.lives(service.mark)
+def is_running(service: Service) -> bool:
+    """Whether the driver of a service still lives."""
+    return bool(service.mark) and processes.lives(service.mark)
 
 
 def _running() -> list[Service]:
-    found = []
+    services = []
     for entry in sorted(_index().glob("*")):
         service = StateDir(Path(entry.read_text())).service()
-        if service is not None and str(service.pid) == entry.name and runs(service):
-            found.append(service)
+        if service is not None and str(service.pid) == entry.name and is_running(service):
+            services.append(service)
         else:
             entry.unlink(missing_ok=True)
-    return found
+    return services
 
 
 def _index() -> Path:
+    """The folder with a file for each service of this user; its content is the service's store."""
     state = os.environ.get("XDG_STATE_HOME", "")
     return (Path(state) if state else Path.home() / ".local" / "state") / "rayrec" / "services"

@@ -1,4 +1,4 @@
-"""Memory: what another version of a bundle takes for itself, and what this machine has left."""
+"""How much memory another version of a bundle takes, and how much this machine has left."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from app.errors import MachineError
 
 CGROUPS = Path("/sys/fs/cgroup")
 # Beside tables and lists, which replicas map and share: ONNX Runtime keeps a graph as read and as
-# optimised; an id that is looked up takes a place in a table.
+# optimised; an id that is looked up takes a slot in a table.
 GRAPHS, PER_GRAPH, PER_ID = ("model.onnx", "user.onnx"), 2.5, 64
 BASE = 16 << 20  # sessions, thread pools, buffers of a first batch
 
 
 def private_bytes(artifact: Artifact) -> int:
-    """What a replica takes for a bundle that no other can share, about."""
+    """About how many bytes a replica takes for a bundle that it cannot share with others."""
     size = {name: int(entry["bytes"]) for name, entry in artifact.files.items()}
     graphs = PER_GRAPH * sum(size.get(name, 0) for name in GRAPHS)
     ids = min(REMEMBERED, size.get("items/hashes.npy", 0) // 8)
@@ -48,21 +48,21 @@ def free_bytes(process: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) 
 
 
 def _left(process: Path, root: Path) -> list[int]:
-    """What each group with a limit has left; files in the page cache give way. Linux alone has groups."""
+    """Bytes that each group with a limit has left; files in the page cache give way. Only Linux has them."""
     try:
         lines = process.read_text().splitlines()
     except OSError:
         return []
     own = next((line[3:] for line in lines if line.startswith("0::")), "/")
-    folder, found = root / own.strip("/"), []
+    folder, left = root / own.strip("/"), []
     for group in (folder, *folder.parents):
         limit = _number(group / "memory.max")
         used = _number(group / "memory.current")
         if limit is not None and used is not None:
-            found.append(max(0, limit - used + _inactive(group / "memory.stat")))
+            left.append(max(0, limit - used + _inactive(group / "memory.stat")))
         if group == root:
             break
-    return found
+    return left
 
 
 def _number(path: Path) -> int | None:

@@ -1,19 +1,19 @@
-"""Keeps a replica in step with its board: loads what is to be served, and says what it does."""
+"""Keeps a replica at the desired state: loads what is to be served, and reports what the replica does."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from app.bundle.request.requests import RankRequest
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError, RayRecError, RequestError
-from app.serving.rollout.state import DesiredState, Snapshot, Version, VersionState
-from app.serving.rollout.state_dir import StateDir
+from app.serving.rollout.state import DesiredState, Snapshot, Version, VersionState, reason_of
+from app.serving.rollout.state_dir import StateDir, identify_process
 from app.serving.versions.experiment import Exposures
 from app.serving.versions.shadow import Ranking, Shadow, compare
 from app.serving.versions.stats import VersionStats, plus
@@ -25,148 +25,183 @@ _log = logging.getLogger("ray.serve")
 
 
 class ReplicaAgent:
-    """Opens what the board names, or `bundle` where it names nothing; used on one event loop.
+    """Opens what the desired state names, or `bundle` where there is none; used on one event loop.
 
     Args:
-        board: of the service; None: it has none.
+        state_dir: of the service; None: it has none.
         replica: id of this replica.
         bundle: folder of a bundle.
-        opener: opens a bundle, and refuses a damaged one.
+        open_ranker: opens a bundle, and refuses a damaged one.
         every: one of so many requests is scored by the version on trial, too.
 
     Raises:
-        ArtifactError: what all users are to meet is damaged.
+        ArtifactError: the bundle that serves all users is damaged.
     """
 
     def __init__(
-        self, board: StateDir | None, replica: str, bundle: str, opener: Callable[[str], Ranker], every: int
+        self,
+        state_dir: StateDir | None,
+        replica: str,
+        bundle: str,
+        open_ranker: Callable[[str], Ranker],
+        every: int,
     ) -> None:
-        self.board, self.replica, self._open = board, replica, opener
+        self.state_dir, self.replica, self._open_ranker = state_dir, replica, open_ranker
         self._loaded: dict[str, Variant] = {}
         self._refused: dict[str, str] = {}
         self._loading: tuple[str, asyncio.Future[Variant]] | None = None
         self._past: deque[tuple[float, dict[str, VersionStats]]] = deque(maxlen=REPORTS)
-        self._mark, self._release = (board.changed(), board.release()) if board else ((0, 0), None)
-        exposures = Exposures(board.folder.parent) if board else None
-        if self._release is None:
-            self.variants = TrafficSplit(Variant(opener(bundle), ""), Shadow(every), exposures)
+        self._logged: dict[str, str] = {}  # the last error of each task
+        self._exposures = Exposures(state_dir.folder.parent) if state_dir else None
+        self._fingerprint = state_dir.fingerprint() if state_dir else (0, 0)
+        self._desired = state_dir.desired_state() if state_dir else None
+        if self._desired is None:
+            self.traffic_split = TrafficSplit(Variant(open_ranker(bundle), ""), Shadow(every))
             return
-        main = self._opened(self._release.main)
+        main = self._open(self._desired.main)
         self._loaded[main.digest] = main
-        self.variants = TrafficSplit(main, Shadow(every), exposures)
-        for version in self._release.versions[1:]:
-            if version.share:  # else its users would meet another version here until it is loaded
-                self._note(version.digest, lambda version=version: self._opened(version))  # type: ignore[misc]
-        self._apply(self._release)
+        self.traffic_split = TrafficSplit(main, Shadow(every))
+        for version in self._desired.versions[1:]:
+            if version.share:  # else its users would be served another version here until it is loaded
+                self._keep(version.digest, lambda version=version: self._open(version))  # type: ignore[misc]
+        self._apply(self._desired)
 
     async def run(self, describe: Callable[[], tuple[float, str]]) -> None:
-        """Watch for ever, if there is a board. `describe`: calls held, and the text of the metrics."""
-        due, exposures = 0.0, self.variants.exposures
-        while self.board is not None and exposures is not None:
-            try:
-                self.look()
-                if time.monotonic() >= due:
-                    due = time.monotonic() + REPORT_S
-                    await asyncio.to_thread(self.board.report, self.snapshot(*describe()))
+        """Follow the desired state for ever, if there is one, whatever goes wrong on the way.
+
+        Args:
+            describe: gives the calls under way, and the text of the metrics.
+        """
+        due, exposures = 0.0, self._exposures
+        while self.state_dir is not None and exposures is not None:
+            with self._going_on("follow the desired state"):
+                self.follow()
+            if time.monotonic() >= due:
+                due = time.monotonic() + REPORT_S
+                described = 0.0, ""
+                with self._going_on("describe what it does"):
+                    described = describe()
+                with self._going_on("report what it does"):
+                    await asyncio.to_thread(self.state_dir.report, self.snapshot(*described))
+                with self._going_on("store who was served"):
                     await asyncio.to_thread(exposures.flush)
-            except RayRecError as error:  # a full disk, say: what is loaded goes on
-                _log.error("the board cannot be used: %s", error)
             await asyncio.sleep(LOOK_S)
 
-    def look(self) -> None:
-        """Do what the board says: load, shift, drop."""
-        if self.board is None:
+    def follow(self) -> None:
+        """Do what the desired state asks for: load versions, shift users, drop versions."""
+        if self.state_dir is None:
             return
-        mark = self.board.changed()
-        if mark != self._mark:
-            self._mark, self._release = mark, self.board.release()
+        fingerprint = self.state_dir.fingerprint()
+        if fingerprint != self._fingerprint:
+            self._desired = self.state_dir.desired_state()
+            self._fingerprint = fingerprint
         if self._loading is not None and self._loading[1].done():
             digest, future = self._loading
             self._loading = None
-            self._note(digest, future.result)
-        if self._release is not None:
-            self._apply(self._release)
-            self._load(self._release)
+            self._keep(digest, future.result)
+        if self._desired is not None:
+            self._apply(self._desired)
+            self._load(self._desired)
 
-    def others(self) -> list[str]:
-        """The metrics of the other replicas as they last said them."""
-        snapshots = self.board.snapshots() if self.board else []
-        return [one.metrics for one in snapshots if one.replica != self.replica]
+    def other_metrics(self) -> list[str]:
+        """The metrics of the other replicas as they last reported them."""
+        snapshots = self.state_dir.snapshots() if self.state_dir else []
+        now = time.time()
+        return [s.metrics for s in snapshots if s.replica != self.replica and not s.is_silent(now)]
 
-    def snapshot(self, held: float, metrics: str) -> Snapshot:
-        """What this replica does."""
+    def snapshot(self, ongoing: float, metrics: str) -> Snapshot:
+        """What this replica does; see Snapshot for the arguments."""
         now = time.monotonic()
-        tallies = {digest: plus(one.stats, VersionStats()) for digest, one in self._loaded.items()}
-        since, before = self._past[0] if self._past else (now, tallies)
-        self._past.append((now, tallies))
+        stats = {digest: plus(variant.stats, VersionStats()) for digest, variant in self._loaded.items()}
+        since, before = self._past[0] if self._past else (now, stats)
+        self._past.append((now, stats))
         versions = {
             digest: VersionState(
                 "ready",
                 "",
-                self.variants.share_of(digest),
-                tallies[digest],
-                plus(tallies[digest], before.get(digest, VersionStats()), -1),
-                one.compared,
+                self.traffic_split.weight_of(digest),
+                stats[digest],
+                plus(stats[digest], before.get(digest, VersionStats()), -1),
+                variant.compared,
             )
-            for digest, one in self._loaded.items()
+            for digest, variant in self._loaded.items()
         }
         versions |= {digest: VersionState("refused", error) for digest, error in self._refused.items()}
         if self._loading is not None:
             versions[self._loading[0]] = VersionState("loading")
-        return Snapshot(self.replica, time.time(), os.getpid(), held, now - since, versions, metrics)
+        pid, host, mark = identify_process()
+        seconds = now - since
+        return Snapshot(self.replica, time.time(), pid, ongoing, seconds, versions, metrics, host, mark)
 
-    def _apply(self, release: DesiredState) -> None:
-        served = [self._loaded.get(version.digest) for version in release.versions if version.share]
-        main = self._loaded.get(release.main.digest)
+    def _apply(self, desired: DesiredState) -> None:
+        served = [self._loaded.get(version.digest) for version in desired.versions if version.share]
+        main = self._loaded.get(desired.main.digest)
         # What is not loaded yet cannot be shifted to: until then all stays as it is.
         if main is not None and None not in served:
-            others = [(v.share, self._loaded[v.digest]) for v in release.versions[1:] if v.share]
-            self.variants.share(main, others, release.salt)
-        trial = release.trial if release.phase != "loading" else None
-        self.variants.trial = self._loaded.get(trial.digest) if trial else None
-        named = {version.digest for version in _named(release)}
-        kept = named | {variant.digest for variant in self.variants.served()}
-        self._loaded = {digest: one for digest, one in self._loaded.items() if digest in kept}
+            others = [(v.share, self._loaded[v.digest]) for v in desired.versions[1:] if v.share]
+            self.traffic_split.set_weights(main, others, desired.salt)
+        trial = desired.trial if desired.phase != "loading" else None
+        self.traffic_split.trial = self._loaded.get(trial.digest) if trial else None
+        # A canary ends by itself and has no report, so that nobody asks who was served.
+        self.traffic_split.exposures = self._exposures if desired.phase == "experiment" else None
+        named = {version.digest for version in _named(desired)}
+        kept = named | {variant.digest for variant in self.traffic_split.served()}
+        self._loaded = {digest: variant for digest, variant in self._loaded.items() if digest in kept}
         self._refused = {digest: error for digest, error in self._refused.items() if digest in named}
 
-    def _load(self, release: DesiredState) -> None:
-        for version in _named(release):
+    def _load(self, desired: DesiredState) -> None:
+        """Begin to load the next version that is neither loaded nor refused, unless one is being loaded."""
+        for version in _named(desired):
             known = version.digest in self._loaded or version.digest in self._refused
             if not known and self._loading is None:
                 loop = asyncio.get_running_loop()
-                self._loading = version.digest, loop.run_in_executor(None, self._warmed, version)
+                self._loading = version.digest, loop.run_in_executor(None, self._open_warm, version)
 
-    def _warmed(self, version: Version) -> Variant:
-        variant = self._opened(version)
-        warm(self.variants, variant)
+    def _open_warm(self, version: Version) -> Variant:
+        variant = self._open(version)
+        warm(self.traffic_split, variant)
         return variant
 
-    def _opened(self, version: Version) -> Variant:
-        ranker = self._open(version.bundle)
+    def _open(self, version: Version) -> Variant:
+        ranker = self._open_ranker(version.bundle)
         if ranker.artifact.digest != version.digest:
             raise ArtifactError(
                 "the bundle is another than was announced", where=version.bundle, remedy="deploy it again"
             )
         return Variant(ranker, version.digest)
 
-    def _note(self, digest: str, outcome: Callable[[], Variant]) -> None:
+    def _keep(self, digest: str, opened: Callable[[], Variant]) -> None:
+        """Keep a version that was opened, or the reason why it was not."""
         try:
-            self._loaded[digest] = outcome()
-        except Exception as error:  # whatever is wrong with it, what runs goes on
+            self._loaded[digest] = opened()
+        except Exception as error:  # whatever is wrong with it, the version that is served goes on
             _log.error("a version was refused", exc_info=error)
-            known = isinstance(error, RayRecError)
-            self._refused[digest] = str(error) if known else f"{type(error).__name__}: {error}"
+            self._refused[digest] = reason_of(error)
+
+    @contextmanager
+    def _going_on(self, task: str) -> Iterator[None]:
+        """Log what the block raises instead of raising it; once, as long as it stays the same."""
+        try:
+            yield
+        except Exception as error:
+            reason = reason_of(error)
+            if self._logged.get(task) != reason:
+                trace = None if isinstance(error, RayRecError) else error
+                _log.error("a replica could not %s and tries again: %s", task, reason, exc_info=trace)
+            self._logged[task] = reason
+        else:
+            self._logged.pop(task, None)
 
 
-def warm(variants: TrafficSplit, new: Variant) -> None:
+def warm(traffic_split: TrafficSplit, new: Variant) -> None:
     """Have a new version answer recent requests, or made-up ones, and compare it with the running one.
 
     Raises:
         Exception: it failed on one.
     """
-    old = variants.main.ranker
-    requests = [*variants.recent, *_made_up(old)][:MADE_UP]
-    for request in requests:  # the first are slow, so that they tell nothing of its speed
+    old = traffic_split.main.ranker
+    requests = [*traffic_split.recent, *_made_up(old)][:MADE_UP]
+    for request in requests:  # the first are slow, so that they say nothing of its speed
         try:
             new.ranker.answer([new.ranker.read(request)])
         except RequestError:
@@ -182,5 +217,5 @@ def _made_up(ranker: Ranker) -> Iterator[Ranking]:
         yield RankRequest(ranker.users[row], names)
 
 
-def _named(release: DesiredState) -> list[Version]:
-    return [*release.versions, *([release.previous] if release.previous else [])]
+def _named(desired: DesiredState) -> list[Version]:
+    return [*desired.versions, *([desired.previous] if desired.previous else [])]

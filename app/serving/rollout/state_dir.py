@@ -1,13 +1,13 @@
-"""The board: what the processes of one service tell each other, as small files in its store.
+"""The folder in which the processes of one service exchange small files.
 
-board/
-  release.json    Release: which versions are served, written by the driver alone
+state/
+  desired.json    DesiredState: which versions are to be served, written by the controller alone
   service.json    Service: where the service is
   replicas/       a Snapshot each, written about once a second by the replica
-  wishes/         what `rayrec deploy` and its like ask for, until the driver takes it
-  bundles/        the versions on the board, as hard links where the disk allows
+  commands/       a Command each, from `rayrec deploy` and its like, until the controller takes it
+  bundles/        the versions of the desired state, as hard links where the disk allows
 
-Every file is written whole and renamed into place.
+Every file is replaced whole. Older versions used a folder `board`, which nothing reads any more.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import socket
 import time
 from collections.abc import Collection
 from pathlib import Path
@@ -23,85 +24,124 @@ from typing import TypeVar
 import msgspec
 
 from app.errors import ArtifactError, disk_errors
-from app.serving.rollout.state import Command, DesiredState, Service, Snapshot
+from app.files import write_atomically
+from app.ray.processes import lives, run_mark
+from app.serving.rollout.state import Command, CommandResult, DesiredState, Service, Snapshot
 
-FRESH_S = 5.0  # a replica that has not written for so long is gone, or as good as
+GONE_S = 60.0  # a silent replica on another machine, whose process cannot be looked up, is gone then
 S = TypeVar("S", bound=msgspec.Struct)
 
 
 class StateDir:
-    """The board of one service.
+    """The state folder of one service.
 
     Args:
-        store: the service's store folder, which holds the board.
+        store: the service's store folder, in which it lies.
     """
 
     def __init__(self, store: Path) -> None:
-        self.folder = store / "board"
+        self.folder = store / "state"
 
-    def release(self) -> DesiredState | None:
-        """What is to be served; None before a driver said so."""
-        return _read(self.folder / "release.json", DesiredState)
+    def desired_state(self) -> DesiredState | None:
+        """What is to be served; None before a service was started here.
 
-    def changed(self) -> tuple[int, int]:
-        """Differs once the release is another; as quick as looking a file up."""
+        Raises:
+            ArtifactError: the file cannot be read.
+        """
+        return _read(self.folder / "desired.json", DesiredState)
+
+    def fingerprint(self) -> tuple[int, int]:
+        """Changes with the desired state; costs one look at a file's entry."""
         try:
-            found = (self.folder / "release.json").stat()
+            entry = (self.folder / "desired.json").stat()
         except OSError:
             return 0, 0
-        return found.st_mtime_ns, found.st_ino
+        return entry.st_mtime_ns, entry.st_ino
 
-    def publish(self, release: DesiredState) -> None:
-        """Say what is to be served.
+    def publish(self, desired: DesiredState) -> None:
+        """Write what is to be served.
 
         Raises:
             MachineError: the disk is full or not writable.
         """
-        _write(self.folder / "release.json", release)
+        _write(self.folder / "desired.json", desired)
 
     def service(self) -> Service | None:
         """Where the service is, or was."""
         return _read(self.folder / "service.json", Service)
 
     def announce(self, service: Service) -> None:
-        """Say where the service is."""
+        """Write where the service is."""
         _write(self.folder / "service.json", service)
 
-    def wish(self, wish: Command) -> Command:
-        """Ask for something; returns it with its id."""
-        wish = msgspec.structs.replace(wish, id=f"{time.time_ns():020d}-{secrets.token_hex(3)}")
-        _write(self.folder / "wishes" / f"{wish.id}.json", wish)
-        return wish
+    def submit(self, command: Command) -> Command:
+        """Leave a command for the controller; returns it with its id."""
+        command = msgspec.structs.replace(command, id=f"{time.time_ns():020d}-{secrets.token_hex(3)}")
+        _write(self._command_path(command.id), command)
+        return command
 
-    def take_wishes(self) -> list[Command]:
-        """All wishes that wait, the oldest first; they wait no more."""
-        found = []
-        for path in sorted((self.folder / "wishes").glob("*.json")):
+    def withdraw(self, command: Command) -> bool:
+        """Take a command back; False where the controller has taken it already."""
+        try:
+            self._command_path(command.id).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def waiting_commands(self) -> int:
+        """How many commands the controller has not taken yet."""
+        return len(list((self.folder / "commands").glob("*.json")))
+
+    def take_commands(self) -> tuple[list[Command], list[CommandResult]]:
+        """Remove all commands that wait, the oldest first, and return them.
+
+        Returns:
+            The commands, and a refusal for each file that holds none. A file that cannot be removed is
+            refused again by the next call.
+        """
+        commands, refusals = [], []
+        for path in sorted((self.folder / "commands").glob("*.json")):
             try:
-                wish = _read(path, Command)
-            finally:
-                path.unlink(missing_ok=True)
-            if wish is not None:
-                found.append(wish)
-        return found
+                content = path.read_bytes()
+                path.unlink()
+                command = msgspec.json.decode(content, type=Command)
+            except FileNotFoundError:  # withdrawn meanwhile
+                continue
+            except (OSError, msgspec.MsgspecError) as error:
+                refusals.append(CommandResult(path.stem, "refused", f"{path} holds no command ({error})"))
+            else:
+                commands.append(msgspec.structs.replace(command, id=path.stem))
+        return commands, refusals
 
     def report(self, snapshot: Snapshot) -> None:
-        """Say what a replica does."""
+        """Write what a replica does, from within its process."""
         _write(self.folder / "replicas" / f"{snapshot.replica}.json", snapshot)
 
     def snapshots(self, now: float | None = None) -> list[Snapshot]:
-        """What the replicas that live say of themselves; of others the files are removed."""
-        now, found = time.time() if now is None else now, []
-        for path in sorted((self.folder / "replicas").glob("*.json")):
-            snapshot = _read(path, Snapshot)
-            if snapshot is not None and now - snapshot.time <= FRESH_S:
-                found.append(snapshot)
-            elif snapshot is None or now - snapshot.time > 4 * FRESH_S:
-                path.unlink(missing_ok=True)
-        return found
+        """The last report of every replica that lives, the silent ones among them; removes those of others.
 
-    def keep(self, bundle: Path, digest: str) -> Path:
-        """Put a bundle among the board's, so that it outlives what happens at its own place."""
+        Args:
+            now: seconds since the epoch; None: this moment.
+        """
+        now = time.time() if now is None else now
+        live = []
+        for path in sorted((self.folder / "replicas").glob("*.json")):
+            try:
+                snapshot = _read(path, Snapshot)
+            except ArtifactError:  # a replica that lives writes it anew within a second
+                snapshot = None
+            if snapshot is not None and _lives(snapshot, now):
+                live.append(snapshot)
+            else:
+                path.unlink(missing_ok=True)
+        return live
+
+    def remove_snapshots(self) -> None:
+        """Remove the reports of all replicas, before the first one of a service starts."""
+        shutil.rmtree(self.folder / "replicas", ignore_errors=True)
+
+    def keep_bundle(self, bundle: Path, digest: str) -> Path:
+        """Copy a bundle here, so that it outlives its own folder; returns the copy's path."""
         kept = self.folder / "bundles" / digest[:16]
         draft = kept.with_name(f".{kept.name}")
         with disk_errors(str(kept)):
@@ -111,11 +151,26 @@ class StateDir:
             draft.rename(kept)
         return kept
 
-    def forget(self, wanted: Collection[str]) -> None:
-        """Remove the board's bundles but those at the paths wanted."""
+    def remove_other_bundles(self, wanted: Collection[str]) -> None:
+        """Remove the bundles kept here but those at the paths wanted."""
         for folder in (self.folder / "bundles").glob("*"):
             if str(folder) not in wanted:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _command_path(self, command: str) -> Path:
+        return self.folder / "commands" / f"{command}.json"
+
+
+def identify_process() -> tuple[int, str, str]:
+    """This process for its snapshots: pid, host and mark."""
+    return os.getpid(), socket.gethostname(), run_mark()
+
+
+def _lives(snapshot: Snapshot, now: float) -> bool:
+    """Whether its process runs, as far as this machine can tell: a stalled one does."""
+    if snapshot.mark and snapshot.host == socket.gethostname():
+        return lives(snapshot.mark)
+    return now - snapshot.time <= GONE_S
 
 
 def _link(source: str, target: str) -> None:
@@ -132,13 +187,12 @@ def _read(path: Path, kind: type[S]) -> S | None:
         return None
     except (OSError, msgspec.MsgspecError) as error:
         raise ArtifactError(
-            f"the board cannot be read ({error})", where=str(path), remedy="remove the file and serve again"
+            f"the service's state cannot be read ({error})",
+            where=str(path),
+            remedy="remove the file and start the service again",
         ) from error
 
 
 def _write(path: Path, content: msgspec.Struct) -> None:
     with disk_errors(str(path)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(f".{path.name}-{os.getpid()}")
-        draft.write_bytes(msgspec.json.encode(content))
-        draft.replace(path)
+        write_atomically(path, msgspec.json.encode(content))

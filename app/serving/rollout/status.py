@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,27 @@ from app.serving.versions.stats import VersionStats, plus, quantile_ms
 
 def status(service: Service) -> dict[str, Any]:
     """Versions, shares, phase, replicas, and what they did in the last seconds."""
-    board = StateDir(Path(service.store))
-    release, snapshots = release_of(board), board.snapshots()
-    named = [*release.versions, *([release.previous] if release.previous else [])]
+    state_dir = StateDir(Path(service.store))
+    desired, snapshots, now = desired_state_of(state_dir), state_dir.snapshots(), time.time()
+    versions = [*desired.versions, *([desired.previous] if desired.previous else [])]
     return {
         "url": service.url,
         "store": service.store,
-        "phase": release.phase,
-        "note": release.note,
+        "phase": desired.phase,
+        "note": desired.note,
         "replicas": len(snapshots),
-        "wanted": release.replicas or "as the load asks",
-        "held": round(sum(one.held for one in snapshots), 1),
+        "silent": sum(snapshot.is_silent(now) for snapshot in snapshots),
+        "wanted": desired.replicas or "as the load asks",
+        "ongoing": round(sum(snapshot.ongoing for snapshot in snapshots), 1),
+        "waiting_commands": state_dir.waiting_commands(),
         "versions": [
             {
-                "version": one.label,
-                "share": one.share,
-                **_figures(one.digest, snapshots),
-                "bundle": one.bundle,
+                "version": version.label,
+                "share": version.share,
+                **_figures(version.digest, snapshots),
+                "bundle": version.bundle,
             }
-            for one in named
+            for version in versions
         ],
     }
 
@@ -46,16 +49,16 @@ def report(service: Service, event: str = "") -> dict[str, Any]:
     Raises:
         RecipeError: there was none.
     """
-    release = release_of(StateDir(Path(service.store)))
-    last = release.experiment
+    desired = desired_state_of(StateDir(Path(service.store)))
+    last = desired.experiment
     if last is None:
         raise RecipeError(
             "there was no experiment", remedy="start one with `rayrec deploy BUNDLE --share 50 --keep`"
         )
     counts = experiment.outcomes(Path(service.store), last.salt, last.started, event)
     arms = [experiment.arm(label, counts.get(label, [])) for label in last.labels]
-    found: dict[str, Any] = {
-        "runs": release.phase == "experiment",
+    result: dict[str, Any] = {
+        "runs": desired.phase == "experiment",
         "event": event or "any",
         "arms": [
             {"variant": a.variant, "users": a.users, "outcomes": a.outcomes, "rate": a.rate} for a in arms
@@ -63,34 +66,36 @@ def report(service: Service, event: str = "") -> dict[str, Any]:
     }
     first, second = (counts.get(label, []) for label in last.labels)
     if min(len(first), len(second)) < 2:
-        return {**found, "difference": None, "verdict": "too few users so far"}
+        return {**result, "difference": None, "verdict": "too few users so far"}
     gap = experiment.difference(first, second)
-    verdict = ("better" if gap.value > 0 else "worse") if gap.decides else "not told apart"
+    verdict = "better" if gap.value > 0 else "worse"
     return {
-        **found,
+        **result,
         "difference": {"value": gap.value, "low": gap.low, "high": gap.high, "level": 0.95},
-        "verdict": f"{last.labels[1]} is {verdict}" if gap.decides else f"the versions are {verdict} yet",
+        "verdict": f"{last.labels[1]} is {verdict}" if gap.decides else "no difference can be seen yet",
     }
 
 
-def release_of(board: StateDir) -> DesiredState:
-    """The release on a board.
+def desired_state_of(state_dir: StateDir) -> DesiredState:
+    """What a service is to serve.
 
     Raises:
-        RecipeError: there is none.
+        RecipeError: the folder holds no such file.
     """
-    release = board.release()
-    if release is None:
-        raise RecipeError("the service has no board", where=str(board.folder), remedy="start it again")
-    return release
+    desired = state_dir.desired_state()
+    if desired is None:
+        raise RecipeError(
+            "the service has no state folder", where=str(state_dir.folder), remedy="start it again"
+        )
+    return desired
 
 
 def _figures(digest: str, snapshots: list[Snapshot]) -> dict[str, Any]:
-    states: list[VersionState] = [one.versions[digest] for one in snapshots if digest in one.versions]
+    states: list[VersionState] = [s.versions[digest] for s in snapshots if digest in s.versions]
     recent = VersionStats()
     for state in states:
         recent = plus(recent, state.recent)
-    seconds = max((one.seconds for one in snapshots), default=0.0)
+    seconds = max((snapshot.seconds for snapshot in snapshots), default=0.0)
     return {
         "ready": sum(state.state == "ready" for state in states),
         "error": next((state.error for state in states if state.error), ""),

@@ -18,7 +18,7 @@ from app.bundle import fetch as fetching
 from app.bundle.fetch import fetch, lock_of, shown
 from app.errors import ArtifactError, MachineError
 from app.recipe import Serve
-from app.serving.bundle_cache import cache_folder, copy_of, held, is_remote
+from app.serving.bundle_cache import cache_folder, is_remote, local_copy, open_copy
 
 LIMIT = 1 << 30
 
@@ -167,25 +167,25 @@ def test_a_bundle_that_is_not_there(tmp_path: Path, cache: Path) -> None:
 def test_serving_holds_a_copy_while_it_is_used(tmp_path: Path, cache: Path) -> None:
     settings = Serve(cache_dir=str(cache), cache_gb=1.5 * 2**-10)
     uris = [bundle(tmp_path / name, 1 << 20) for name in "ab"]
-    with held(uris[0], settings) as folder:
+    with local_copy(uris[0], settings) as folder:
         assert open_artifact(folder).bytes == 1 << 20
         with pytest.raises(MachineError, match="in use"):
-            copy_of(uris[1], settings)
-    copy = copy_of(uris[1], settings)
+            open_copy(uris[1], settings)
+    copy = open_copy(uris[1], settings)
     assert copies(cache) == [copy.path]
     user = Free()
-    copy.stay_for(user)
+    copy.keep_while(user)
     with pytest.raises(MachineError, match="in use"):
-        copy_of(uris[0], settings)
+        open_copy(uris[0], settings)
     del user
-    assert copy_of(uris[0], settings).path.is_dir()
+    assert open_copy(uris[0], settings).path.is_dir()
 
 
 def test_a_fetch_that_fails_raises_here_what_it_said(tmp_path: Path, cache: Path) -> None:
     uri = bundle(tmp_path / "a")
     (tmp_path / "a" / "manifest.json").write_text("{")
     with pytest.raises(ArtifactError, match="manifest is damaged") as refusal:
-        copy_of(uri, Serve(cache_dir=str(cache)))
+        open_copy(uri, Serve(cache_dir=str(cache)))
     assert refusal.value.where == uri
 
 
@@ -193,12 +193,12 @@ def test_a_fetch_that_dies_is_told_of(cache: Path, monkeypatch: pytest.MonkeyPat
     died = subprocess.CompletedProcess([], -6, "", "terminate called\n  what():  Failed to get token\n")
     monkeypatch.setattr("app.serving.bundle_cache.subprocess.run", lambda *_, **__: died)
     with pytest.raises(MachineError, match="Failed to get token"):
-        copy_of("abfs://container@account/x", Serve(cache_dir=str(cache)))
+        open_copy("abfs://container@account/x", Serve(cache_dir=str(cache)))
 
 
 def test_a_plain_folder_is_used_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_remote("/data/a:b") and is_remote("s3://bucket/a")
-    with held(str(tmp_path), Serve()) as folder:
+    with local_copy(str(tmp_path), Serve()) as folder:
         assert folder == tmp_path
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert cache_folder(Serve()) == Path("/cache/rayrec/bundles")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from app.serving import autoscaling
-from app.serving.autoscaling import HELD, Load, Scale
+from app.serving.autoscaling import ONGOING, Load, Scale
 from app.serving.rollout.state import DesiredState
 from app.serving.rollout.state_dir import StateDir
 
@@ -26,8 +26,8 @@ def test_more_come_after_some_patience_and_fewer_after_more() -> None:
 
 def test_a_rush_that_passes_changes_nothing() -> None:
     scale = Scale("", target=10, up_s=5, down_s=60)
-    for now, held in enumerate([35, 35, 35, 5, 35, 35, 35]):
-        assert scale.by_load(held, 1, now=now) == 1
+    for now, ongoing in enumerate([35, 35, 35, 5, 35, 35, 35]):
+        assert scale.by_load(ongoing, 1, now=now) == 1
 
 
 def test_an_idle_service_keeps_one_replica() -> None:
@@ -47,14 +47,14 @@ def test_a_service_that_may_have_none_wakes_at_once() -> None:
 
 
 def test_a_deployment_needs_a_replica(tmp_path: Path) -> None:
-    board = StateDir(tmp_path)
+    state_dir = StateDir(tmp_path)
     scale = Scale(str(tmp_path), target=10, up_s=0, down_s=0, least=0)
     for phase, wanted in (("loading", 1), ("canary", 1), ("steady", 0)):
-        board.publish(DesiredState([], phase=phase))  # type: ignore[arg-type]
-        assert scale.asked() == wanted
+        state_dir.publish(DesiredState([], phase=phase))  # type: ignore[arg-type]
+        assert scale.by_command() == wanted
 
 
-def test_the_mean_of_the_calls_held_is_by_littles_law(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mean_of_the_calls_under_way_is_by_littles_law(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr(autoscaling.time, "perf_counter", lambda: now[0])
     load = Load()
@@ -66,8 +66,8 @@ def test_the_mean_of_the_calls_held_is_by_littles_law(monkeypatch: pytest.Monkey
     assert load.take() == 0.0
 
 
-def context(**held: float) -> Any:
-    return SimpleNamespace(aggregated_metrics={HELD: held}, target_num_replicas=1)
+def context(**ongoing: float) -> Any:
+    return SimpleNamespace(aggregated_metrics={ONGOING: ongoing}, target_num_replicas=1)
 
 
 def test_the_calls_of_all_replicas_count() -> None:
@@ -77,12 +77,12 @@ def test_the_calls_of_all_replicas_count() -> None:
 
 
 def test_what_a_person_asks_for_comes_at_once_whatever_the_load(tmp_path: Path) -> None:
-    board = StateDir(tmp_path)
+    state_dir = StateDir(tmp_path)
     scale = Scale(str(tmp_path), target=10, up_s=5, down_s=60)
     assert scale(context(r1=1.0)) == (1, {})
-    board.publish(DesiredState([], replicas=2))
+    state_dir.publish(DesiredState([], replicas=2))
     assert scale(context(r1=1.0)) == (2, {})
-    (board.folder / "release.json").write_text("damaged")
+    (state_dir.folder / "desired.json").write_text("damaged")
     assert scale(context(r1=1.0)) == (2, {})
-    board.publish(DesiredState([]))
+    state_dir.publish(DesiredState([]))
     assert scale(context(r1=1.0)) == (1, {})

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from app.errors import MachineError
 from app.events import Event
 from app.serving.rollout.state import DesiredState, Experiment, Service, Version
 from app.serving.rollout.state_dir import StateDir
 from app.serving.rollout.status import report
-from app.serving.versions.experiment import Exposures, difference, outcomes
+from app.serving.versions import experiment
+from app.serving.versions.experiment import Exposures, difference, outcomes, remove_other_experiments
 from app.stores.schema import FILE
 from app.stores.sqlite_store import SqliteStore
 
@@ -52,13 +55,13 @@ def test_outcomes_count_users_without_any_and_only_what_belongs(tmp_path: Path) 
             Event("u1", "i", "buy", 1001.0, variant="a"),
             Event("u1", "i", "view", 1002.0, variant="a"),
             Event("u1", "i", "buy", 999.0, variant="a"),  # before the experiment
-            Event("u3", "i", "buy", 1000.0, variant="a"),  # of a version that u3 did not meet
+            Event("u3", "i", "buy", 1000.0, variant="a"),  # of a version that did not serve u3
             Event("u9", "i", "buy", 1000.0, variant="a"),  # not served in it
         ]
     )
     store.close()
-    found = {variant: sorted(counts) for variant, counts in outcomes(tmp_path, "s", 1000.0, "buy").items()}
-    assert found == {"a": [0, 2], "b": [0]}
+    by_version = outcomes(tmp_path, "s", 1000.0, "buy")
+    assert {variant: sorted(counts) for variant, counts in by_version.items()} == {"a": [0, 2], "b": [0]}
     assert sorted(outcomes(tmp_path, "s", 1000.0)["a"]) == [0, 3]
 
 
@@ -74,13 +77,84 @@ def test_the_report_says_what_is_known(tmp_path: Path) -> None:
     exposures.flush()
     store.append([Event(f"u{n}", "i", "buy", 1.0, variant="b") for n in range(1, 100, 2)])
     store.close()
-    found = report(service, "buy")
-    assert [(one["users"], one["outcomes"], one["rate"]) for one in found["arms"]] == [
+    result = report(service, "buy")
+    assert [(arm["users"], arm["outcomes"], arm["rate"]) for arm in result["arms"]] == [
         (100, 0, 0.0),
         (100, 50, 0.5),
     ]
-    assert found["verdict"] == "b is better"
-    assert found["difference"]["low"] > 0.4
+    assert result["verdict"] == "b is better"
+    assert result["difference"]["low"] > 0.4
+
+
+def served(folder: Path) -> list[str]:
+    with closing(sqlite3.connect(folder / "served.sqlite")) as database:
+        return [user for (user,) in database.execute("SELECT user FROM served ORDER BY user")]
+
+
+def test_what_could_not_be_written_is_written_with_the_next_one(tmp_path: Path) -> None:
+    exposures = Exposures(tmp_path)
+    (tmp_path / "served.sqlite").write_bytes(b"no database at all" * 100)
+    exposures.note("s", "u1", "a")
+    for user in ("u2", "u1"):
+        exposures.note("s", user, "a")
+        with pytest.raises(MachineError, match=r"served\.sqlite"):
+            exposures.flush()
+    (tmp_path / "served.sqlite").unlink()
+    exposures.note("s", "u3", "a")
+    exposures.flush()
+    assert served(tmp_path) == ["u1", "u2", "u3"]
+
+
+def test_users_beyond_those_that_may_wait_are_noted_with_a_later_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiment, "WAITING", 2)
+    exposures = Exposures(tmp_path)
+    for user in ("u1", "u2", "u3"):
+        exposures.note("s", user, "a")
+    exposures.flush()
+    assert served(tmp_path) == ["u1", "u2"]
+    exposures.note("s", "u3", "a")
+    exposures.flush()
+    assert served(tmp_path) == ["u1", "u2", "u3"]
+
+
+def test_the_file_has_a_bound_and_takes_users_again_where_room_was_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(experiment, "FILE_BYTES", 1 << 17)
+    exposures = Exposures(tmp_path)
+    for turn in range(100):
+        for user in range(500):
+            exposures.note("s", f"user {turn} {user}", "a version with some name")
+        exposures.flush()
+    size = (tmp_path / "served.sqlite").stat().st_size
+    assert (1 << 17) <= size < (1 << 18)
+    assert [r.getMessage().count("further users are not counted") for r in caplog.records] == [1]
+    remove_other_experiments(tmp_path, "next")
+    exposures.note("next", "u1", "a")
+    exposures.flush()
+    assert served(tmp_path) == ["u1"]
+
+
+def test_rows_of_other_experiments_go_and_outcomes_of_this_one_stay(tmp_path: Path) -> None:
+    exposures, store = Exposures(tmp_path), SqliteStore(tmp_path)
+    for salt in ("before", "running", "canary"):
+        for user in range(20):
+            exposures.note(salt, f"u{user}", "a")
+    exposures.flush()
+    store.append([Event("u1", "i", "buy", 10.0, variant="a")])
+    store.close()
+    before = outcomes(tmp_path, "running", 0.0)
+    assert (len(before["a"]), sum(before["a"])) == (20, 1)
+    remove_other_experiments(tmp_path, "running")
+    assert outcomes(tmp_path, "running", 0.0) == before
+    assert outcomes(tmp_path, "canary", 0.0) == outcomes(tmp_path, "before", 0.0) == {}
+
+
+def test_where_nobody_was_served_there_is_nothing_to_remove(tmp_path: Path) -> None:
+    remove_other_experiments(tmp_path, "s")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_log_of_an_older_version_gets_the_column(tmp_path: Path) -> None:

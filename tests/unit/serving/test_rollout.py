@@ -1,4 +1,4 @@
-"""When a new version is promoted and when it goes: the state machine over made-up reports."""
+"""When a new version is promoted and when it is rolled back: the state machine over made-up reports."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ LIMITS = Limits(
 
 
 def stats(requests: int, seconds: float = 0.002, errors: int = 0, score: float = 1.0) -> VersionStats:
-    found = VersionStats()
+    total = VersionStats()
     for count in range(requests):
-        found.answered(seconds, count < errors)
-        found.scores.add(score + count % 2)
-    return found
+        total.answered(seconds, count < errors)
+        total.scores.add(score + count % 2)
+    return total
 
 
 def compared(count: int, agreement: float = 0.9, slower: float = 1.0, errors: int = 0) -> Comparison:
@@ -60,10 +60,10 @@ def at_canary(**options: Any) -> Rollout:
 
 
 def later(rollout: Rollout, now: float, new: VersionStats, old: VersionStats | None = None) -> Rollout:
-    found = report(new, compared(60))
+    snapshot = report(new, compared(60))
     if old is not None:
-        found.versions["old"].stats = plus(stats(1000), old)
-    rollout.step(now, [found])
+        snapshot.versions["old"].stats = plus(stats(1000), old)
+    rollout.step(now, [snapshot])
     return rollout
 
 
@@ -76,16 +76,55 @@ def test_a_good_version_is_promoted_after_enough_time_and_requests() -> None:
     assert rollout.reason == ""
 
 
-def test_with_little_traffic_time_alone_promotes() -> None:
-    rollout = Rollout("old", "new", LIMITS, 0.0)
+def at_idle_canary(**limits: Any) -> Rollout:
+    """A rollout whose canary began at second 10, without any request so far."""
+    rollout = Rollout("old", "new", LIMITS.model_copy(update=limits), 0.0)
     rollout.step(0, [report()])
     assert rollout.state == "shadow"
     rollout.step(10, [report()])
     assert rollout.state == "canary"
+    return rollout
+
+
+def test_with_little_traffic_some_requests_and_time_promote() -> None:
+    rollout = at_idle_canary()
+    rollout.step(54, [report(stats(20))])
+    assert (rollout.state, rollout.note) == ("canary", "20 requests answered")
+    rollout.step(55, [report(stats(20))])
+    assert rollout.state == "promoted"
+
+
+def test_without_requests_time_alone_never_promotes() -> None:
+    rollout = at_idle_canary()
+    for now in (54, 55, 1_000_000):
+        rollout.step(now, [report()])
+        assert rollout.state == "canary"
+    assert rollout.note == "waiting for requests, at least 20: 0 requests answered"
+    rollout.step(1_000_001, [report(stats(19))])
+    assert (rollout.state, rollout.note.startswith("waiting for requests")) == ("canary", True)
+    rollout.step(1_000_002, [report(stats(20))])
+    assert rollout.state == "promoted"
+
+
+def test_where_it_is_asked_for_time_alone_promotes() -> None:
+    rollout = at_idle_canary(promote_idle=True)
     rollout.step(54, [report()])
     assert rollout.state == "canary"
     rollout.step(55, [report()])
     assert rollout.state == "promoted"
+    few = at_idle_canary(canary_requests=3)
+    few.step(25, [report(stats(3))])
+    assert few.state == "promoted"
+
+
+def test_a_phase_says_when_it_ends() -> None:
+    rollout = Rollout("old", "new", LIMITS, 100.0)
+    assert rollout.ends == 160
+    rollout.step(101, [report()])
+    assert (rollout.state, rollout.ends) == ("shadow", 111)
+    rollout.step(111, [report()])
+    assert (rollout.state, rollout.ends) == ("canary", 156)
+    assert at_canary(keep=True).ends == 0
 
 
 def test_it_waits_until_every_replica_has_loaded_it() -> None:
@@ -95,7 +134,30 @@ def test_it_waits_until_every_replica_has_loaded_it() -> None:
     rollout.step(2, [report(), other])
     assert rollout.state == "loading"
     rollout.step(60, [report(), other])
-    assert (rollout.state, rollout.reason) == ("rolled back", "loaded by 1 of 2 replicas within 60 s")
+    assert (rollout.state, rollout.reason) == (
+        "rolled back",
+        "loaded by 1 of 2 replicas within 60 s, not by r2",
+    )
+
+
+def test_a_silent_replica_that_has_not_loaded_it_blocks_until_it_is_back_or_gone() -> None:
+    stalled = Snapshot("r2", -1000.0, 1, 0, 1.0, {"old": VersionState("ready")})
+    for last in ([report(), report(replica="r2")], [report()]):
+        rollout = Rollout("old", "new", LIMITS, 0.0)
+        rollout.step(1, [report(), stalled])
+        assert rollout.state == "loading"
+        rollout.step(2, last)
+        assert rollout.state == "shadow"
+
+
+def test_a_replica_that_starts_during_the_canary_must_have_loaded_it() -> None:
+    rollout = at_canary()
+    starting = Snapshot("r2", 0.0, 1, 0, 1.0, {"old": VersionState("ready"), "new": VersionState("loading")})
+    rollout.step(18.1, [report(stats(100), compared(60)), starting])
+    assert rollout.state == "canary"
+    assert rollout.note.startswith("waiting for replicas that have not loaded it (r2)")
+    rollout.step(18.2, [report(stats(100), compared(60)), report(replica="r2")])
+    assert rollout.state == "promoted"
 
 
 def test_a_replica_that_refuses_it_ends_the_trial_in_any_state() -> None:
@@ -114,7 +176,7 @@ def test_a_replica_that_refuses_it_ends_the_trial_in_any_state() -> None:
         (compared(5, errors=5), "failed on 5 of 5"),
     ],
 )
-def test_shadow_finds_what_is_wrong_before_a_user_meets_it(comparison: Comparison, reason: str) -> None:
+def test_shadow_finds_what_is_wrong_before_a_user_gets_it(comparison: Comparison, reason: str) -> None:
     rollout = Rollout("old", "new", LIMITS, 0.0)
     rollout.step(0, [report()])
     rollout.step(1, [report(comparison=comparison)])
@@ -183,7 +245,7 @@ def test_without_a_trial_it_is_promoted_once_loaded() -> None:
     assert rollout.state == "promoted"
 
 
-def test_tallies_add_and_differ_and_tell_quantiles() -> None:
+def test_stats_add_differ_and_have_quantiles() -> None:
     one, two = stats(10, 0.001), stats(30, 1.0, errors=3)
     both = plus(one, two)
     assert (both.requests, both.errors, both.scores.count) == (40, 3, 40)

@@ -1,4 +1,4 @@
-"""Before the service starts: addresses, ports, what is said. And what is ended afterwards."""
+"""Before a service starts: addresses, ports, cores, stores. And what is ended afterwards."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 
 from app.errors import MachineError, RecipeError
 from app.recipe import Serve
+from app.serving.application import check_cores
 from app.serving.listen import base_url, check_exposure, check_port, example
-from app.serving.service import build, check_cores, store_folder
+from app.serving.service import build, store_folder
 
 
 @pytest.fixture
@@ -84,7 +85,7 @@ def test_the_example_is_a_command_line() -> None:
     assert "X-API-Key: $RAYREC_API_KEY" in words
 
 
-def test_the_store_lies_beside_the_bundle_unless_told(tmp_path: Path) -> None:
+def test_the_store_lies_beside_the_bundle_unless_a_setting_names_another(tmp_path: Path) -> None:
     assert store_folder(tmp_path / "bundle", Serve()) == tmp_path / "bundle.store"
     assert store_folder(tmp_path / "bundle", Serve(store="/data/log")) == Path("/data/log")
 
@@ -105,9 +106,9 @@ def test_a_bundle_at_an_address_keeps_its_store_in_the_users_folder(monkeypatch:
 def test_replicas_need_cores_on_one_node_each(
     monkeypatch: pytest.MonkeyPatch, nodes: list[int], replicas: int, cpus: int, fits: bool
 ) -> None:
-    found = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
+    living = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
     dead = {"Alive": False, "Resources": {"CPU": 100.0}}
-    monkeypatch.setattr("ray.nodes", lambda: [*found, dead])
+    monkeypatch.setattr("ray.nodes", lambda: [*living, dead])
     settings = Serve(min_replicas=replicas, max_replicas=replicas, cpus=cpus)
     if fits:
         check_cores(settings)
@@ -141,9 +142,9 @@ def test_a_serve_configuration_builds_the_application(monkeypatch: pytest.Monkey
 def test_several_nodes_need_a_store_that_they_can_share(
     monkeypatch: pytest.MonkeyPatch, nodes: list[int], store: str, autoscaled: bool, refused: bool
 ) -> None:
-    found = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
+    living = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in nodes]
     monkeypatch.setattr("ray.is_initialized", lambda: True)
-    monkeypatch.setattr("ray.nodes", lambda: found)
+    monkeypatch.setattr("ray.nodes", lambda: living)
     monkeypatch.setenv("RAYREC_STORE", store)
     monkeypatch.delenv("RAY_CLUSTER_NAME", raising=False)
     if autoscaled:
