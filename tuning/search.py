@@ -22,6 +22,7 @@ from app.models.discovery import model_config
 from app.ray.session import shared_session
 from app.recipe import Recipe
 from app.terminal.console import say
+from app.training.train import STAGE_VERSION, checkpoint_settings
 from tuning import budget as budgets
 from tuning.front import Point, front
 from tuning.journal import DIRECTIONS, open_journal, points
@@ -80,10 +81,11 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
 def study_name(recipe: Recipe, dataset: str) -> str:
     """Name of the study: the recipe's, and a digest of all that a trial's figures depend on."""
     settings = {
-        **recipe.part("model", "train", "evaluate", "compress"),
+        **checkpoint_settings(recipe),
+        **recipe.part("evaluate", "compress"),
         "tune": [recipe.tune.epochs, recipe.tune.max_users],
     }
-    return f"{recipe.name}-{cache_key('study', settings, {'dataset': dataset})[:12]}"
+    return f"{recipe.name}-{cache_key('study', settings, {'dataset': dataset}, STAGE_VERSION)[:12]}"
 
 
 def _search(recipe: Recipe, dirs: SearchDirs, study: optuna.Study, trials: int) -> int:
