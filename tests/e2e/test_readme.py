@@ -136,9 +136,12 @@ def test_every_other_command_has_a_test_of_its_own() -> None:
             assert found.split()[1] in (REPOSITORY / "tests/e2e" / test).read_text()
 
 
-def test_every_place_it_names_exists() -> None:
-    places = re.findall(r"^\| `([^`]+)` \|", README.partition("## Where things are")[2], re.MULTILINE)
-    assert len(places) > 8
-    assert [place for place in places if not (REPOSITORY / place).exists()] == []
+def test_every_path_it_names_exists() -> None:
+    rows = re.findall(r"^\| (`.+) \| (.+) \|$", README.partition("## Where things are")[2], re.MULTILINE)
+    assert len(rows) > 8
+    for first, second in rows:
+        paths = re.findall(r"`([^`]+)`", first)
+        paths += [paths[0] + room for room in re.findall(r"`([^`]+/)`", second)]
+        assert [path for path in paths if not (REPOSITORY / path).exists()] == []
     linked = re.findall(r"\]\((?!http)([^)]+)\)", README)
     assert [link for link in linked if not (REPOSITORY / link).exists()] == []
