@@ -1,7 +1,8 @@
 """The same preparation by hand: one program in pandas, one in polars.
 
-Clean (missing ids, returns, unknown events, bad times, exact duplicates, price outliers),
-k-core, leave the last out, encode, last 50 events of each user; parts and histories as Parquet.
+Clean (missing ids, returns, unknown events, bad times, exact duplicates, price outliers), k-core,
+leave the last out, encode, last 50 events of each user; parts and histories as Parquet. Outliers and
+the core are judged by the rows that train.
 """
 
 from __future__ import annotations
@@ -26,17 +27,23 @@ def with_pandas(source: Path, out: Path) -> None:
     known = df["user_id"].notna() & df["item_id"].notna() & (df["quantity"] > 0) & df["event"].isin(EVENTS)
     good = known & (stamp >= pd.Timestamp(FIRST)) & (stamp <= pd.Timestamp(LAST))
     df = df.assign(time=stamp)[good]
-    low, high = df["price"].quantile([0.25, 0.75])
-    reach = THRESHOLD * (high - low)
     df = df.drop_duplicates(["user_id", "item_id", "timestamp", "event", "price", "quantity"])
+    df = df.sort_values(["user_id", "time"], kind="stable")
+
+    def training() -> pd.DataFrame:
+        """The rows before the last two of a user; all rows of users with fewer than three."""
+        rows = df.groupby("user_id")
+        return df[(rows.cumcount(ascending=False) > 1) | (rows["time"].transform("size") < 3)]
+
+    low, high = training()["price"].quantile([0.25, 0.75])
+    reach = THRESHOLD * (high - low)
     df = df[~((df["price"] < low - reach) | (df["price"] > high + reach))]
     while True:
         before = len(df)
-        df = df[df["item_id"].map(df["item_id"].value_counts()) >= CORE]
-        df = df[df["user_id"].map(df["user_id"].value_counts()) >= CORE]
+        df = df[df["user_id"].map(training()["user_id"].value_counts()) >= CORE]
+        df = df[df["item_id"].map(training()["item_id"].value_counts()) >= CORE]
         if len(df) == before:
             break
-    df = df.sort_values(["user_id", "time"], kind="stable")
     df["user"], df["item"] = pd.factorize(df["user_id"])[0] + 1, pd.factorize(df["item_id"])[0] + 1
     left = df.groupby("user").cumcount(ascending=False)
     columns = ["user_id", "item_id", "user", "item", "time", "event", "quantity"]
@@ -62,18 +69,23 @@ def with_polars(source: Path, out: Path) -> None:
         & pl.col("event").is_in(EVENTS)
         & pl.col("time").is_between(pl.lit(FIRST).str.to_datetime(), pl.lit(LAST).str.to_datetime())
     )
-    low, high = df["price"].quantile(0.25, "linear"), df["price"].quantile(0.75, "linear")
+    df = df.unique(maintain_order=True, keep="first").sort("user_id", "time", maintain_order=True)
+    # A user's rows before the last two train; all rows of users with fewer than three.
+    left = pl.int_range(pl.len(), dtype=pl.Int32).reverse().over("user_id")
+    trains = (left > 1) | (pl.len().over("user_id") < 3)
+    df = df.with_columns(trains=trains)
+    prices = df.filter("trains")["price"]
+    low, high = prices.quantile(0.25, "linear"), prices.quantile(0.75, "linear")
     assert low is not None and high is not None
     reach = THRESHOLD * (high - low)
-    df = df.unique(maintain_order=True, keep="first")
     df = df.filter(pl.col("price").is_null() | pl.col("price").is_between(low - reach, high + reach))
     while True:
         before = len(df)
-        df = df.filter(pl.len().over("item_id") >= CORE)
-        df = df.filter(pl.len().over("user_id") >= CORE)
+        df = df.with_columns(trains=trains).filter(pl.col("trains").sum().over("user_id") >= CORE)
+        df = df.filter(pl.col("trains").sum().over("item_id") >= CORE)
         if len(df) == before:
             break
-    df = df.sort("user_id", "time", maintain_order=True).with_columns(
+    df = df.with_columns(
         user=pl.col("user_id").rank("dense"),
         item=pl.col("item_id").rank("dense"),
         left=pl.int_range(pl.len(), dtype=pl.Int32).reverse().over("user_id"),

@@ -13,7 +13,7 @@ COUNTRIES = ["DE", "FR", "GB", "ES", "IT", "NL", "PL", "SE"]
 # fmt: off
 NOUNS = [
     "lamp", "chair", "table", "mug", "plate", "bowl", "vase", "clock", "rug",
-    "cushion", "blanket", "curtain", "shelf", "basket", "candle", "mirror", "frame", "kettle",
+    "cushion", "blanket", "curtain", "bench", "basket", "candle", "mirror", "frame", "kettle",
     "teapot", "knife", "spoon", "pan", "tray", "jar", "bottle", "tin", "box",
     "bag", "purse", "belt", "scarf", "hat", "glove", "sock", "shoe", "boot",
     "coat", "shirt", "dress", "skirt", "ring", "watch", "bracelet", "necklace", "book",

@@ -1,8 +1,8 @@
 """The demo shop: a seeded event log of any size whose truth is known.
 
 `generate` writes events.csv, items.csv, users.csv, recipe.toml, truth.json and truth/*.npy.
-The structure is in shop_world, the log and its dirt in shop_log, and what is known in the end
-in shop_truth.
+The structure is in world, the log and its dirt in log, and what is known in the end
+in truth.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def generate(
 
     Args:
         out: folder, made if absent; files of an earlier shop are replaced.
-        users: users with at least three clean events.
+        users: users with at least MIN_EVENTS clean events.
         items: items of the catalogue, at least 12.
         events: rows of events.csv, dirt included; its header not counted.
         seed: of everything drawn.

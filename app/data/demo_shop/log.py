@@ -7,8 +7,9 @@ counted as dirt, at any size and seed:
                duplicates and outliers are each copied once
     outlier    clean prices lie in [5, 30]: list prices in [10, 30], less up to half. An interval
                that holds half of such prices is at least 2.5 wide, whatever is sold, so the upper
-               fence at 15 interquartile ranges is beyond 37 and below 405; planted ones are over 10,000
-    core       every user has at least MIN_EVENTS events; passers-by have one each
+               bound at 15 interquartile ranges is beyond 37 and below 405; planted ones are over 10,000
+    core       every user has at least MIN_EVENTS events, two of which are held out, so three to train
+               on; passers-by have one event each
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from app.data.demo_shop.truth import START
 from app.data.demo_shop.world import SPAN
 
 Array = npt.NDArray[Any]
-MIN_EVENTS = 3
+MIN_EVENTS = 5
 HEADER = ["user_id", "item_id", "timestamp", "event", "price", "quantity"]
 EVENT_TYPES = ["view", "cart", "purchase"]
 UNKNOWN_TYPES = ["hover", "PURCHASE", "test"]

@@ -17,7 +17,7 @@ duplicates = "exact"
 outliers = [{{column = "price", method = "iqr", threshold = 15.0, action = "drop"}}]
 earliest = "2024-01-01"
 latest = "2024-12-31"
-min_user_events = 3  # passers-by cannot be learned from or tested
+min_user_events = 3  # to train on; passers-by have fewer
 
 [data.items]
 files = ["items.csv"]

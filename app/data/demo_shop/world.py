@@ -190,7 +190,7 @@ def _cell_shares(rng: np.random.Generator, cell: Array) -> Array:
 
 
 def _prices(rng: np.random.Generator, tier: Array) -> Array:
-    """List prices in cents; a tier shows in the price. Bounds: see the outlier fences in shop_log."""
+    """List prices in cents; a tier shows in the price. Bounds: see the outlier bounds in log."""
     low, high = np.array([1000, 1600, 2400]), np.array([1400, 2100, 3000])
     return rng.integers(low[tier], high[tier] + 1)
 

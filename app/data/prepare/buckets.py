@@ -1,10 +1,10 @@
-"""Phases 2 and 3 as a whole: a task for every bucket, and what they find together."""
+"""Phases 2 and 3 as a whole: a task for every bucket, and what they count together."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,77 +13,18 @@ import numpy.typing as npt
 import polars as pl
 
 from app.data.prepare.dedupe_sort import dedupe_sort
-from app.data.prepare.finalize import ALIVE, ITEM_ROWS, core_round, finalize
+from app.data.prepare.finalize import ITEM_ROWS, Final, finalize
 from app.data.prepare.ingest import Ingested
-from app.data.prepare.outliers import Column, find_outlier_bounds
 from app.data.prepare.plan import Plan
+from app.data.prepare.selection.core import ITEMS_LEFT, core_round
+from app.data.prepare.selection.outliers import OutlierBounds, drop_outliers, find_outlier_bounds
+from app.data.prepare.selection.splits import Splitter, time_cuts
+from app.data.prepare.selection.statistics import Column
 from app.data.ray_map import run_all
 from app.recipe import Data
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
-_DAY = 86_400_000_000
-
-
-@dataclass
-class DedupedBuckets:
-    """Phase 2: the buckets' users and rows, and rows of each item over all of them."""
-
-    users: list[int]
-    rows: int
-    items: Array  # (items,) rows kept of each
-    rejected: Counter[str]
-    width: int  # listed negatives of a row
-
-
-def dedupe_sort_all(ingested: Ingested, items: int) -> DedupedBuckets:
-    """Phase 2 of all buckets; `items` counts the vocabulary."""
-    plan, infos = ingested.plan, ingested.infos
-    bounds = find_outlier_bounds(plan, [f"{info.name}.rows" for info in infos])
-    total = DedupedBuckets([0] * plan.buckets, 0, np.zeros(items, np.int64), Counter(), 0)
-    calls = [(bucket, plan, infos, bounds) for bucket in range(plan.buckets)]
-    for bucket, made in run_all(dedupe_sort, calls, "refining", plan.scratch):
-        total.users[bucket] = made["users"]
-        total.rows += made["rows"]
-        total.items[: len(made["items"])] += made["items"]
-        total.rejected.update(made["rejected"])
-        total.width = max(total.width, made["negatives"])
-    return total
-
-
-def core(plan: Plan, deduped: DedupedBuckets) -> DedupedBuckets:
-    """Drop rare items and users until nothing more falls."""
-    alive = deduped.items >= plan.data.min_item_events
-    calls = [(bucket, plan) for bucket in range(plan.buckets)]
-    while True:
-        np.save(Path(plan.scratch) / ALIVE, alive)
-        total = DedupedBuckets([0] * plan.buckets, 0, np.zeros_like(deduped.items), Counter(), deduped.width)
-        train = np.zeros_like(alive, np.int64)
-        for bucket, made in run_all(core_round, calls, "", plan.scratch):
-            total.users[bucket] = made["users"]
-            total.rows += made["rows"]
-            total.items[: len(made["items"])] += made["items"]
-            train[: len(made["train"])] += made["train"]
-        left = alive & (train >= plan.data.min_item_events)
-        if (left == alive).all():
-            return total
-        alive = left
-
-
-def number_items(plan: Plan, items: pl.DataFrame, kept: Array) -> pl.DataFrame:
-    """Rows from 1 for the items kept, 0 for the others; tasks read them from `scratch`."""
-    np.save(Path(plan.scratch) / ITEM_ROWS, np.where(kept, np.cumsum(kept), 0).astype(np.int32))
-    return items.filter(pl.Series(kept))
-
-
-def finalize_all(plan: Plan, ingested: Ingested, deduped: DedupedBuckets) -> list[Json]:
-    """Phase 3 of all buckets; their reports in order."""
-    positive = np.array(positive_types(ingested.events, plan.data))
-    first = 1 + np.concatenate([[0], np.cumsum(deduped.users)])
-    cuts = _cuts(plan, deduped.rows)
-    calls = [(b, plan, int(first[b]), cuts, positive, deduped.width) for b in range(plan.buckets)]
-    made = dict(run_all(finalize, calls, "splitting", plan.scratch))
-    return [made[bucket] for bucket in range(plan.buckets)]
 
 
 def positive_types(events: Sequence[str], data: Data) -> list[bool]:
@@ -91,22 +32,100 @@ def positive_types(events: Sequence[str], data: Data) -> list[bool]:
     return [bool(event) and (not data.positive or event in data.positive) for event in events]
 
 
-def _cuts(plan: Plan, rows: int) -> tuple[int, int]:
-    """First moments of validation and test, of a split by time."""
-    split = plan.split
-    if split.method != "time":
-        return 0, 0
-    column = Column(plan.scratch, tuple(f"bucket-{b}.rows" for b in range(plan.buckets)), "time")
-    (end,) = column.ranked([rows - 1])
-    if split.test_days:
-        test = end + 1 - round(split.test_days * _DAY)
-    else:
-        test = _first_of_last(column, rows, split.test, end)
-    if split.valid_days:
-        return test - round(split.valid_days * _DAY), test
-    return _first_of_last(column, rows, split.valid + (0 if split.test_days else split.test), end), test
+class Buckets:
+    """All buckets of users, from the rows of phase 1 to the columns of the data set.
+
+    Args:
+        ingested: what phase 1 gave.
+        items: how many the vocabulary has.
+
+    Attributes:
+        rows: rows that are kept.
+        users: users with rows kept, of each bucket.
+        items: (items,) rows kept of each.
+        rejected: rows dropped so far, by reason.
+        width: the most negatives that a row lists.
+    """
+
+    def __init__(self, ingested: Ingested, items: int) -> None:
+        self.ingested, self.plan = ingested, ingested.plan
+        self.splitter = Splitter(
+            self.plan.split, self.plan.seed, tuple(positive_types(ingested.events, self.plan.data))
+        )
+        self.rows, self.width, self.step = 0, 0, 0
+        self.users = [0] * self.plan.buckets
+        self.items = np.zeros(items, np.int64)
+        self.rejected: Counter[str] = Counter()
+        self._bounds: tuple[OutlierBounds, ...] = ()
+
+    def dedupe_sort(self) -> None:
+        """Phase 2: rows of each bucket without duplicates, sorted."""
+        for bucket, report in self._run(dedupe_sort, "removing duplicates", self.ingested.infos):
+            self.rows += report["rows"]
+            self.users[bucket] = report["users"]
+            self.items[: len(report["items"])] += report["items"]
+            self.rejected["duplicate"] += report["duplicates"]
+            self.width = max(self.width, report["negatives"])
+
+    def drop_outliers(self) -> None:
+        """Drop rows beyond the bounds of the rows that train."""
+        self.splitter = replace(self.splitter, cuts=self._cuts())
+        self._bounds = tuple(find_outlier_bounds(self.plan, self.splitter))
+        self.step, items = 1, np.zeros_like(self.items)
+        for bucket, report in self._run(drop_outliers, "", self._bounds):
+            self.rows -= report["dropped"]
+            self.users[bucket] = report["users"]
+            items[: len(report["items"])] += report["items"]
+            self.rejected["outlier"] += report["dropped"]
+        self.items = items
+
+    def take_core(self) -> Array:
+        """Drop users and items with too few training rows until none falls; (items,) bool, those left."""
+        items_left = np.ones(len(self.items), bool)
+        while True:
+            np.save(Path(self.plan.scratch) / ITEMS_LEFT, items_left)
+            splitter = replace(self.splitter, cuts=self._cuts())
+            self.step += 1
+            self.rows, dropped, fallen = 0, 0, 0
+            self.items, trained = np.zeros_like(self.items), np.zeros_like(self.items)
+            for bucket, report in self._run(core_round, "", self.step, splitter):
+                self.rows += report["rows"]
+                self.users[bucket] = report["users"]
+                self.items[: len(report["items"])] += report["items"]
+                trained[: len(report["trained"])] += report["trained"]
+                dropped, fallen = dropped + report["dropped"], fallen + report["fallen"]
+            enough = trained >= self.plan.data.min_item_events
+            still_left = items_left & (enough | (self.plan.data.min_item_events == 1))
+            # Moments that cut by time were found before this round dropped rows.
+            cuts_hold = dropped == 0 or self.plan.split.method != "time"
+            if cuts_hold and fallen == 0 and (still_left == items_left).all():
+                return items_left
+            items_left = still_left
+
+    def finalize(self) -> list[Json]:
+        """Phase 3: write the parts; the buckets' reports in order."""
+        first = 1 + np.concatenate([[0], np.cumsum(self.users)])
+        splitter = replace(self.splitter, cuts=self._cuts())
+        final = Final(splitter, self._bounds, self.step, self.width)
+        calls = [(bucket, self.plan, int(first[bucket]), final) for bucket in range(self.plan.buckets)]
+        reports = dict(run_all(finalize, calls, "splitting", self.plan.scratch))
+        return [reports[bucket] for bucket in range(self.plan.buckets)]
+
+    def _run(self, work: Any, description: str, *arguments: Any) -> Any:
+        calls = [(bucket, self.plan, *arguments) for bucket in range(self.plan.buckets)]
+        return run_all(work, calls, description, self.plan.scratch)
+
+    def _cuts(self) -> tuple[int, int]:
+        """First moments of validation and test in a split by time of the rows kept so far."""
+        split = self.plan.split
+        if split.method != "time" or not self.rows:
+            return 0, 0
+        files = tuple(f"bucket-{bucket}.rows" for bucket in range(self.plan.buckets))
+        column = Column(self.plan.scratch, files, "time", f"reason-{self.step}" if self.step else "")
+        return time_cuts(split, column, self.rows)
 
 
-def _first_of_last(column: Column, rows: int, share: float, end: int) -> int:
-    held = round(rows * share)
-    return int(column.ranked([rows - held])[0]) if held else end + 1
+def number_items(plan: Plan, items: pl.DataFrame, kept: Array) -> pl.DataFrame:
+    """Rows from 1 for the items kept, 0 for the others; tasks read them from `scratch`."""
+    np.save(Path(plan.scratch) / ITEM_ROWS, np.where(kept, np.cumsum(kept), 0).astype(np.int32))
+    return items.filter(pl.Series(kept))

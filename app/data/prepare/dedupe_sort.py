@@ -1,7 +1,8 @@
-"""Phase 2, one task a bucket: all rows of its users, without duplicates and outliers, sorted.
+"""Phase 2, one task a bucket: all rows of its users, without duplicates, sorted.
 
-Writes to `scratch`: bucket-K.rows (user, item, time, event, value, row, test; sorted by user
-and time, ties in the order of the input), bucket-K.users and the rows rejected.
+Writes to `scratch`: bucket-K.rows (user, item, time, event, value, row, test, and the columns under
+an outlier rule; sorted by user and time, ties in the order of the input), bucket-K.users and the
+duplicates.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from app.data.prepare.outliers import OutlierBounds
 from app.data.prepare.partition import within_bounds
 from app.data.prepare.plan import Plan
 
@@ -39,36 +39,41 @@ class PieceInfo:
     events: tuple[int, ...]  # rows of schema.events by the piece's own codes
 
 
-def dedupe_sort(bucket: int, plan: Plan, infos: Sequence[PieceInfo], bounds: Sequence[OutlierBounds]) -> Json:
-    """Returns users and rows kept, rejected rows by reason, and rows kept of each item."""
+def dedupe_sort(bucket: int, plan: Plan, infos: Sequence[PieceInfo]) -> Json:
+    """Write a bucket's rows.
+
+    Returns:
+        duplicates: how many; rows: left; users: with rows; items: rows left of each; negatives: the
+        most that a row lists.
+    """
     scratch = Path(plan.scratch)
     users, codes = _users(scratch, bucket, infos, plan)
     rows, negatives = _rows(scratch, bucket, infos, codes, plan)
     duplicate = _duplicates(rows, plan)
-    outlier = _outliers(rows, bounds, plan) & ~duplicate
-    reason = np.where(duplicate, plan.code("duplicate"), np.where(outlier, plan.code("outlier"), 0))
-    write_late(scratch / f"bucket-{bucket}.late.npy", rows["row"], reason.astype(np.uint8))
-    kept = np.flatnonzero(reason == 0)
-    _write_attributes(scratch / f"bucket-{bucket}.attributes", rows, kept, plan)
+    write_rejects(
+        scratch / f"bucket-{bucket}.duplicates.npy", rows["row"], duplicate * np.uint8(plan.code("duplicate"))
+    )
+    kept = np.flatnonzero(~duplicate)
     order = kept[np.lexsort((rows["time"][kept], rows["user"][kept]))]
-    names = ("user", "item", "time", "event", "value", "row", "test")
+    names = ["user", "item", "time", "event", "value", "row", "test"]
+    names += [within_bounds(column) for column in plan.outlier_columns]
     table = pa.table({n: rows[n][order] for n in names})
     if negatives is not None:
         table = table.append_column("negatives", negatives.take(pa.array(order)))
     write_table(scratch / f"bucket-{bucket}.rows", table)
     write_table(scratch / f"bucket-{bucket}.users", users.to_arrow())
     return {
-        "users": len(np.unique(rows["user"][order])),
+        "users": int(np.count_nonzero(np.bincount(rows["user"][order]))),
         "rows": len(order),
-        "rejected": {"duplicate": int(duplicate.sum()), "outlier": int(outlier.sum())},
+        "duplicates": int(duplicate.sum()),
         "items": np.bincount(rows["item"][order]),
         "negatives": 0 if negatives is None else int(np.max(negatives.value_lengths().to_numpy(), initial=0)),
     }
 
 
 def read_batch(path: Path, number: int = 0) -> pa.RecordBatch:
-    """One record batch of an Arrow file."""
-    with pa.OSFile(str(path)) as source:
+    """One record batch of an Arrow file; columns are memory-mapped, so that those not used cost nothing."""
+    with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).get_batch(number)
 
 
@@ -79,8 +84,14 @@ def write_table(path: Path, table: pa.Table) -> None:
         writer.write_batch(batches[0])
 
 
-def write_late(path: Path, rows: Array, reason: Array) -> None:
-    """Rows (of the whole input) rejected after phase 1, sorted."""
+def write_rejects(path: Path, rows: Array, reason: Array) -> None:
+    """Write which rows of a bucket are rejected.
+
+    Args:
+        path: of the file, an array of LATE sorted by row.
+        rows: (N,) int64, numbers of the bucket's rows in the whole input.
+        reason: (N,) uint8, 0 where a row is kept.
+    """
     bad = np.flatnonzero(reason)
     late = np.empty(len(bad), LATE)
     late["row"], late["reason"] = rows[bad], reason[bad]
@@ -148,30 +159,3 @@ def _duplicates(rows: dict[str, Array], plan: Plan) -> Array:
     else:
         frame = pl.DataFrame({n: rows[n] for n in [*names, "test"]})
     return ~frame.select(pl.struct(pl.all()).is_first_distinct()).to_series().to_numpy()
-
-
-def _outliers(rows: dict[str, Array], bounds: Sequence[OutlierBounds], plan: Plan) -> Array:
-    """Rows beyond a fence that drops; a fence that clips changes the value in place."""
-    bad = np.zeros(len(rows["row"]), bool)
-    for fence in bounds:
-        values = rows[within_bounds(fence.column)]
-        if fence.clip:
-            rows[within_bounds(fence.column)] = np.clip(values, fence.low, fence.high)
-            if fence.column == plan.data.value:
-                rows["value"] = np.clip(rows["value"], fence.low, fence.high).astype(np.float32)
-        else:
-            bad |= (values < fence.low) | (values > fence.high)  # false for NaN
-    return bad
-
-
-def _write_attributes(path: Path, rows: dict[str, Array], kept: Array, plan: Plan) -> None:
-    """The first value kept of each item, of the attributes that are under an outlier rule."""
-    for column in plan.item_columns:
-        if column not in plan.outlier_columns:
-            continue
-        values = rows[within_bounds(column)][kept]
-        present = kept[~np.isnan(values)]
-        item, first = np.unique(rows["item"][present], return_index=True)
-        chosen = present[first]
-        table = {"item": item, "row": rows["row"][chosen], "value": rows[within_bounds(column)][chosen]}
-        write_table(path.with_name(f"{path.name}-{plan.item_columns.index(column)}"), pa.table(table))

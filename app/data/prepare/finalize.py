@@ -1,13 +1,8 @@
-"""Phase 3, one task a bucket: the core, the split, and the columns as they go to disk.
-
-The k-core keeps users and items with enough events, counted among those kept: every round
-the buckets drop what is below and count items anew, until no item falls. Rows of given test
-files do not count and are not dropped.
-"""
+"""Phase 3, one task a bucket: the final split, and the columns as they go to disk."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,83 +11,72 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from app.data.dataset import COLUMNS, column_type
-from app.data.prepare.dedupe_sort import read_batch, write_late, write_table
+from app.data.prepare.dedupe_sort import read_batch, write_rejects, write_table
 from app.data.prepare.plan import Plan
-from app.data.prepare.splits import assign
+from app.data.prepare.selection.core import reasons_after
+from app.data.prepare.selection.outliers import OutlierBounds, clipped
+from app.data.prepare.selection.splits import TEST, TRAIN, Splitter
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
 PARTS = ("train", "valid", "test")
-ITEM_ROWS, ALIVE = "item_rows.npy", "alive.npy"
+ITEM_ROWS = "item_rows.npy"
+_COLUMNS = ("user", "item", "time", "event", "value", "row", "test")
 
 
-def core_round(bucket: int, plan: Plan) -> Json:
-    """Users, rows and rows of each item that survive with the items alive in `scratch`."""
-    rows = _load(plan, bucket, ("user", "item", "test"))
-    kept = _core(rows, plan)
-    return {
-        "users": len(np.unique(rows["user"][kept])),
-        "rows": int(kept.sum()),
-        "items": np.bincount(rows["item"][kept]),
-        "train": np.bincount(rows["item"][kept & (rows["test"] == 0)]),
-    }
+@dataclass(frozen=True)
+class Final:
+    """What phase 3 knows of all buckets.
+
+    Attributes:
+        splitter: the final split.
+        bounds: of outlier rules, for those that clip.
+        step: the step of the selection whose reasons hold.
+        width: M, listed negatives of a row; 0 where the split lists none.
+    """
+
+    splitter: Splitter
+    bounds: tuple[OutlierBounds, ...]
+    step: int
+    width: int
 
 
-def _load(plan: Plan, bucket: int, names: Sequence[str]) -> dict[str, Array]:
-    batch = read_batch(Path(plan.scratch) / f"bucket-{bucket}.rows")
-    return {n: batch[n].to_numpy() for n in names}
-
-
-def _core(rows: dict[str, Array], plan: Plan) -> Array:
-    """Rows (N,) whose item is alive and whose user has enough of them."""
-    path = Path(plan.scratch) / ALIVE
-    if not path.exists():
-        return np.ones(len(rows["user"]), bool)
-    train = rows["test"] == 0
-    kept = np.load(path)[rows["item"]] & train
-    enough = np.bincount(rows["user"][kept], minlength=int(rows["user"].max(initial=0)) + 1)
-    result: Array = (kept & (enough >= plan.data.min_user_events)[rows["user"]]) | ~train
-    return result
-
-
-def finalize(
-    bucket: int, plan: Plan, first_user: int, cuts: tuple[int, int], positive: Array, width: int
-) -> Json:
-    """Write a bucket's columns of each part, raw, and its users; returns their counts.
+def finalize(bucket: int, plan: Plan, first_user: int, final: Final) -> Json:
+    """Write a bucket's columns of each part, raw, its users, and the rows that the selection dropped.
 
     Args:
         bucket: which.
         plan: the plan.
         first_user: row of the bucket's first user in the whole data set.
-        cuts: of a split by time.
-        positive: (events,) bool, event types to predict.
-        width: M, listed negatives of a row; 0 where the split lists none.
+        final: what holds for all buckets.
+
+    Returns:
+        rows: of each part; core: rows that the core dropped; repeated: events not tested because they
+        repeat training; end: time of the last training event.
     """
-    scratch = Path(plan.scratch)
-    rows = _load(plan, bucket, ("user", "item", "time", "event", "value", "row", "test"))
-    kept = _core(rows, plan)
-    write_late(
-        scratch / f"bucket-{bucket}.core.npy",
-        rows["row"],
-        np.where(kept, 0, plan.code("core")).astype(np.uint8),
-    )
-    rows = {name: column[kept] for name, column in rows.items()}
-    rows["label"] = positive[rows["event"]].astype(np.float32)
-    batch = read_batch(scratch / f"bucket-{bucket}.users")
-    part, repeated = assign(rows, batch["hash"].to_numpy(), plan.split, plan.seed, cuts)
-    alive, rows["user"] = np.unique(rows["user"], return_inverse=True)
+    path = Path(plan.scratch) / f"bucket-{bucket}"
+    batch, users = read_batch(path.with_suffix(".rows")), read_batch(path.with_suffix(".users"))
+    reason = reasons_after(plan, bucket, final.step, len(batch))
+    write_rejects(path.with_suffix(".dropped.npy"), batch["row"].to_numpy(), reason)
+    kept = np.flatnonzero(reason == 0)
+    rows = {name: batch[name].to_numpy()[kept] for name in _COLUMNS}
+    part, rows["label"], repeated = final.splitter.assign(rows, users["hash"].to_numpy())
+    rows["value"] = clipped(rows["value"], plan.data.value, final.bounds)
+    present, rows["user"] = np.unique(rows["user"], return_inverse=True)
     rows["user"] += first_user
-    rows["item"] = np.load(scratch / ITEM_ROWS, mmap_mode="r")[rows["item"]]
-    write_table(scratch / f"bucket-{bucket}.final", pa.Table.from_batches([batch]).take(pa.array(alive)))
-    report: Json = {"rows": {}, "repeated": repeated, "core": int((~kept).sum())}
+    rows["item"] = np.load(path.with_name(ITEM_ROWS), mmap_mode="r")[rows["item"]]
+    write_table(path.with_suffix(".final"), pa.Table.from_batches([users]).take(pa.array(present)))
+    core = int(np.count_nonzero(reason == plan.code("core")))
+    report: Json = {"rows": {}, "repeated": repeated, "core": core}
     for number, name in enumerate(PARTS):
         chosen = np.flatnonzero(part == number)
-        _write_part(scratch / name, bucket, {n: rows[n][chosen] for n in COLUMNS}, (first_user, len(alive)))
+        columns = {n: rows[n][chosen] for n in COLUMNS}
+        _write_part(path.with_name(name), bucket, columns, (first_user, len(present)))
         report["rows"][name] = len(chosen)
-        if number == 0:
-            report["end"] = int(rows["time"][chosen].max(initial=-(1 << 62)))
-        if name == "test" and width:
-            _write_negatives(scratch, bucket, np.flatnonzero(kept)[chosen], width)
+        if number == TRAIN:
+            report["end"] = int(columns["time"].max(initial=-(1 << 62)))
+        if number == TEST and final.width:
+            _write_negatives(Path(plan.scratch), bucket, kept[chosen], final.width)
     return report
 
 

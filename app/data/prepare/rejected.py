@@ -59,7 +59,7 @@ def _reasons(split: Split, plan: Plan, offset: int, count: int) -> Array:
         found = np.load(path)
         reasons[found["row"]] = found["reason"]
     for bucket in range(plan.buckets):
-        for name in ("late", "core"):
+        for name in ("duplicates", "dropped"):
             found = np.load(scratch / f"bucket-{bucket}.{name}.npy", mmap_mode="r")
             start, end = np.searchsorted(found["row"], [offset, offset + count])
             reasons[found["row"][start:end] - offset] = found["reason"][start:end]

@@ -61,6 +61,7 @@ def test_each_reason_in_its_order(tmp_path: Path) -> None:
         "c,i1,2020-01-03,view,1",
         "c,i2,2020-01-04,view,1",
         "c,i1,2020-01-05,view,1000",
+        "c,i3,2020-01-06,view,1",
         event="event",
         value="value",
         event_types=["view"],
@@ -73,8 +74,8 @@ def test_each_reason_in_its_order(tmp_path: Path) -> None:
         12: "bad_time", 13: "duplicate", 16: "outlier",
     }  # fmt: skip
     figures = artifact.figures
-    assert figures["rows_in"] == 16
-    assert figures["rows_kept"] == 3
+    assert figures["rows_in"] == 17
+    assert figures["rows_kept"] == 4
     assert figures["rows_kept"] + sum(figures["rejected"].values()) == figures["rows_in"]
 
 

@@ -66,7 +66,8 @@ def test_all_events_of_every_method_in_order_with_true_labels(
     assert whole.schema.end_time == max(time for _, _, time, _ in EVENTS) * 10**6
 
 
-def test_given_test_files_count(tmp_path: Path) -> None:
+@pytest.mark.parametrize("least", [1, 2])
+def test_given_test_files_count_but_for_items_that_the_core_dropped(tmp_path: Path, least: int) -> None:
     log = [("a", "x", 1, "buy"), ("a", "y", 2, "buy"), ("b", "x", 1, "buy"), ("b", "y", 3, "buy")]
     test = pl.DataFrame(
         [("a", "x", 5, "view"), ("b", "new", 2, "buy"), ("b", "x", 2, "buy")],
@@ -74,10 +75,12 @@ def test_given_test_files_count(tmp_path: Path) -> None:
         orient="row",
     )
     test.write_parquet(tmp_path / "test.parquet")
-    rule = {"method": "given", "test_events": [str(tmp_path / "test.parquet")]}
-    dataset = prepared(tmp_path, log, rule)
+    rule = {"method": "given", "valid": 0, "test_events": [str(tmp_path / "test.parquet")]}
+    dataset = prepared(tmp_path, log, rule, min_item_events=least)
     whole = merge_parts(dataset, tmp_path / "merged")
-    assert rows_of(whole) == in_order(dataset, [*log, *test.rows()])
+    tested = [row for row in test.rows() if least == 1 or row[1] != "new"]
+    assert rows_of(whole) == in_order(dataset, [*log, *tested])
+    assert whole.artifact.figures["train"] == len(whole.train)
 
 
 def test_repeats_that_new_items_only_does_not_test_are_kept(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from app.data.prepare import outliers
 from app.data.prepare.dedupe_sort import write_table
-from app.data.prepare.outliers import Column
 from app.data.prepare.partition import bucket_of
+from app.data.prepare.selection import statistics
+from app.data.prepare.selection.statistics import Column
 from app.data.values.text import encode, lists_of, normal_ids, stable_hash
 
 FLOATS = st.lists(st.floats(allow_nan=True, allow_infinity=False, width=64), min_size=0, max_size=40)
@@ -28,8 +28,8 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_all(work: Any, calls: Any, description: str, place: str) -> Any:
         yield from ((n, work(*call)) for n, call in enumerate(calls))
 
-    monkeypatch.setattr(outliers, "run_all", run_all)
-    monkeypatch.setattr(outliers, "cores", lambda: 2)
+    monkeypatch.setattr(statistics, "run_all", run_all)
+    monkeypatch.setattr(statistics, "cores", lambda: 2)
 
 
 def column_of(folder: Path, values: list[float], kind: Any = np.float64) -> Column:

@@ -1,4 +1,4 @@
-"""Exact statistics of a column over many Arrow files, in bounded memory.
+"""Exact statistics of a column over the buckets, in bounded memory.
 
 An order statistic is found by counting: values map to 64-bit keys in their order, a pass
 counts the keys in equal bins of the range that holds the wanted rank, and the range shrinks
@@ -17,10 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from app.data.prepare.partition import within_bounds
-from app.data.prepare.plan import Plan
 from app.data.ray_map import cores, run_all
-from app.recipe import Outlier
 
 Array = npt.NDArray[Any]
 _BINS = 1 << 16
@@ -28,48 +25,29 @@ _SIGN = np.uint64(1 << 63)
 
 
 @dataclass(frozen=True)
-class OutlierBounds:
-    """Values of a column beyond `low` and `high` are outliers."""
-
-    column: str
-    low: float
-    high: float
-    clip: bool
-
-
-def find_outlier_bounds(plan: Plan, files: Sequence[str]) -> list[OutlierBounds]:
-    """The fences of the recipe's outlier rules over the rows in `files`."""
-    return [_bounds_of(rule, plan, files) for rule in plan.data.outliers]
-
-
-def _bounds_of(rule: Outlier, plan: Plan, files: Sequence[str]) -> OutlierBounds:
-    column = Column(plan.scratch, tuple(files), within_bounds(rule.column))
-    if rule.method == "iqr":
-        low, high = (column.quantile(q) for q in (0.25, 0.75))
-        reach = rule.threshold * (high - low)
-    else:
-        mean, deviation = column.moments()
-        low = high = mean
-        reach = rule.threshold * deviation
-    return OutlierBounds(rule.column, low - reach, high + reach, rule.action == "clip")
-
-
-@dataclass(frozen=True)
 class Column:
-    """A column, float64 or int64, of Arrow files in `scratch`; NaN does not count."""
+    """A column, float64 or int64, of Arrow files in `scratch`; NaN does not count.
+
+    Attributes:
+        scratch: folder of the files.
+        files: their names, NAME.SUFFIX.
+        name: of the column.
+        mask: rows count where the array NAME.MASK.npy is 0; empty: all rows do.
+    """
 
     scratch: str
     files: tuple[str, ...]
     name: str
+    mask: str = ""
 
     def quantile(self, share: float) -> float:
         """Linear between the two nearest values, as numpy's; NaN of an empty column."""
         count = sum(self._each(_count))
         if count == 0:
             return math.nan
-        place = share * (count - 1)
-        low, high = self.ranked([math.floor(place), math.ceil(place)])
-        return float(low + (high - low) * (place - math.floor(place)))
+        rank = share * (count - 1)
+        low, high = self.ranked([math.floor(rank), math.ceil(rank)])
+        return float(low + (high - low) * (rank - math.floor(rank)))
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation (of the population); NaN of an empty column."""
@@ -79,6 +57,10 @@ class Column:
         mean = math.fsum(self._each(_total)) / count
         return mean, math.sqrt(math.fsum(self._each(_squares, mean)) / count)
 
+    def count_from(self, least: float) -> int:
+        """Number of values of at least `least`."""
+        return int(sum(self._each(_count_from, least)))
+
     def ranked(self, ranks: Sequence[int]) -> list[Any]:
         """The values at these positions of the sorted column, exactly."""
         low = [0] * len(ranks)
@@ -87,8 +69,8 @@ class Column:
         kind = ""
         while True:
             counts = np.zeros((len(ranks), _BINS), np.int64)
-            for made, kind in self._parts(_histogram, low, width):  # noqa: B007
-                counts += made
+            for histogram, kind in self._parts(_histogram, low, width):  # noqa: B007
+                counts += histogram
             for i, rank in enumerate(ranks):
                 sums = np.cumsum(counts[i])
                 chosen = int(np.searchsorted(sums, rank - below[i], side="right"))
@@ -100,30 +82,38 @@ class Column:
 
     def _each(self, work: Any, *more: Any) -> list[Any]:
         """One figure a file, in their order, so that sums do not depend on the cores."""
-        found = dict(pair for part in self._parts(_by_file, work, more) for pair in part)
-        return [found[name] for name in self.files]
+        figures = dict(pair for part in self._parts(_by_file, work, more) for pair in part)
+        return [figures[name] for name in self.files]
 
     def _parts(self, work: Any, *more: Any) -> Iterator[Any]:
         shares = [s for s in (self.files[i :: cores()] for i in range(cores())) if s]
-        calls = [(self.scratch, share, self.name, *more) for share in shares]
+        calls = [(Column(self.scratch, share, self.name, self.mask), *more) for share in shares]
         yield from (result for _, result in run_all(work, calls, "", self.scratch))
 
+    def read(self, file: str) -> Iterator[Array]:
+        """The values of one file that count, a record batch at a time."""
+        path = Path(self.scratch) / file
+        counts = np.load(path.with_suffix(f".{self.mask}.npy"), mmap_mode="r") == 0 if self.mask else None
+        start = 0
+        with pa.memory_map(str(path)) as source:
+            reader = pa.ipc.open_file(source)
+            for i in range(reader.num_record_batches):
+                values = reader.get_batch(i).column(self.name).to_numpy(zero_copy_only=False)
+                start, rows = start + len(values), slice(start, start + len(values))
+                values = values if counts is None else values[counts[rows]]
+                yield values if values.dtype == np.int64 else values[~np.isnan(values)]
 
-def _read(scratch: str, file: str, name: str) -> Iterator[Array]:
-    with pa.OSFile(str(Path(scratch) / file)) as source:
-        field = pa.ipc.open_file(source).schema.get_field_index(name)
-        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=[field]))
-        for i in range(reader.num_record_batches):
-            values = reader.get_batch(i).column(0).to_numpy(zero_copy_only=False)
-            yield values if values.dtype == np.int64 else values[~np.isnan(values)]
 
-
-def _by_file(scratch: str, files: Sequence[str], name: str, work: Any, more: Any) -> list[tuple[str, Any]]:
-    return [(f, math.fsum(work(v, *more) for v in _read(scratch, f, name))) for f in files]
+def _by_file(column: Column, work: Any, more: Any) -> list[tuple[str, Any]]:
+    return [(file, math.fsum(work(values, *more) for values in column.read(file))) for file in column.files]
 
 
 def _count(values: Array) -> int:
     return len(values)
+
+
+def _count_from(values: Array, least: float) -> int:
+    return int(np.count_nonzero(values >= least))
 
 
 def _total(values: Array) -> float:
@@ -149,12 +139,10 @@ def _value(key: int, kind: str) -> Any:
     return float((bits ^ _SIGN if bits & _SIGN else ~bits).view(np.float64))
 
 
-def _histogram(
-    scratch: str, files: Sequence[str], name: str, low: list[int], width: list[int]
-) -> tuple[Array, str]:
+def _histogram(column: Column, low: list[int], width: list[int]) -> tuple[Array, str]:
     counts, kind = np.zeros((len(low), _BINS), np.int64), ""
-    for file in files:
-        for values in _read(scratch, file, name):
+    for file in column.files:
+        for values in column.read(file):
             kind, keys = values.dtype.kind, _keys(values)
             for i, (start, step) in enumerate(zip(low, width, strict=True)):
                 bins = (keys - np.uint64(start)) >> np.uint64(step.bit_length() - 1)
