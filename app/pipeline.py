@@ -38,6 +38,11 @@ from app.training.checkpoint import load_checkpoint
 from app.training.train import checkpoint_key, checkpoint_settings, forget_run
 from app.training.train import train as train_model
 
+REFIT_NOTE = (
+    "the bundle has weights that were trained once more on all parts (train.refit); these figures are of the"
+    " model before, which had seen the training part alone"
+)
+
 
 def prepare(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """Events, items and users -> `out/dataset`."""
@@ -76,6 +81,8 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
         dataset = Dataset.open(out / "dataset")
         checkpoint = load_checkpoint(out / "compressed", dataset)
         report = evaluate_model(recipe, dataset, ModelScorer(checkpoint.model, checkpoint.rows))
+        if recipe.train.refit:
+            report.notes.append(REFIT_NOTE)
         return write_report(
             report, out / "report", settings, parents, curve=out / "checkpoint" / "curve.json"
         )

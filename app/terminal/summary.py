@@ -10,7 +10,8 @@ Rows = list[tuple[str, str]]
 
 def of_run(result: Mapping[str, Any]) -> Rows:
     """Rows for `rayrec run`: data, training, quality with the baselines beside it, and costs."""
-    return [*_data(result["data"]), *_training(result["training"]), *_quality(result), *_costs(result)]
+    trained = [*_training(result["training"]), *_refit(result.get("refit"))]
+    return [*_data(result["data"]), *trained, *_quality(result), *_costs(result)]
 
 
 def of_stage(result: Mapping[str, Any]) -> Rows:
@@ -33,7 +34,17 @@ def _training(figures: Mapping[str, Any]) -> Rows:
     return [("epochs", f"{figures['epochs']} (best {figures['best_epoch']}){note}")]
 
 
+def _refit(refit: Mapping[str, Any] | None) -> Rows:
+    """What the refit trained on; no row where there was none."""
+    if refit is None:
+        return []
+    epochs = f"{refit['epochs']} epochs on " if refit["epochs"] else "fitted again on "
+    return [("refit", f"{epochs}all {refit['events']:,} events")]
+
+
 def _quality(result: Mapping[str, Any]) -> Rows:
+    if not result["figures"]:
+        return [("quality", "not measured: nothing was held out")]
     rows = []
     for name in _headline(result["figures"]):
         others = [f", {baseline} {figures[name]:.4f}" for baseline, figures in result["baselines"].items()]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +19,8 @@ from app.data.dataset import Dataset
 from app.data.merged import merge_parts
 from app.errors import RecipeError
 from app.recipe import Recipe, parse
+from app.tables.rows import Rows
+from app.terminal.summary import of_run
 from app.training.checkpoint import load_checkpoint
 from app.training.hosts import LocalHost
 from app.training.train import fit
@@ -105,7 +106,7 @@ def test_the_bundle_serves_the_refit_and_the_report_is_of_the_model_before(tmp_p
         assert done["evaluate"].figures[figures] == plain["evaluate"].figures[figures]
     assert done["export"].parents["checkpoint"] == done["refit"].digest
     assert plain["export"].parents["checkpoint"] == plain["compress"].digest
-    rows = [Ranker.open(tmp_path / name).rows["item"].all() for name in ("bundle", "plain/bundle")]
+    rows = [Rows.open(tmp_path / name / "rows", "item").all() for name in ("bundle", "plain/bundle")]
     expected = [load_checkpoint(tmp_path / name, dataset).rows for name in ("refit", "plain/compressed")]
     for served, stored in zip(rows, expected, strict=True):
         assert stored is not None
@@ -120,18 +121,14 @@ def test_card_and_report_say_what_the_weights_have_seen(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "dataset")
     done = stages(recipe(), tmp_path)
     events = len(dataset.train) + len(dataset.valid) + len(dataset.test)
+    epochs = done["refit"].figures["epochs"]
     card = (tmp_path / "bundle" / "card.md").read_text()
-    assert (
-        f"trained once more on all {events:,} events kept, for {done['refit'].figures['epochs']} epochs"
-        in card
-    )
-    assert "without the validation and test events" in card
-    report = json.loads((tmp_path / "report" / "report.json").read_bytes())
-    assert any("trained once more on all parts" in note for note in report["notes"])
+    assert f"trained once more on all {events:,} events, for the {epochs} epochs that were best" in card
+    assert "once more on all parts" in (tmp_path / "report" / "report.md").read_text()
     stages(recipe(train={"refit": False}), tmp_path, "evaluate", "export")
     card = (tmp_path / "bundle" / "card.md").read_text()
-    assert f"The weights were trained on the {len(dataset.train):,} training events" in card
-    assert "once more" not in card + (tmp_path / "report" / "report.json").read_text()
+    assert f"have seen the {len(dataset.train):,} events of the training part" in card
+    assert "once more" not in card + (tmp_path / "report" / "report.md").read_text()
 
 
 def test_a_refit_knows_ids_that_the_training_part_does_not(tmp_path: Path) -> None:
@@ -367,8 +364,9 @@ def test_a_split_that_holds_nothing_out_ends_in_a_bundle(
     report = (tmp_path / "out/report/report.md").read_text()
     assert ("held out" in report) == (not test)
     assert len(Ranker.open(tmp_path / "out/bundle").recommend([_asks("u1")])[0].items) > 0
-    summary = done.summary()
-    assert ("refit" in summary) == (asks_for_refit and bool(valid or test))
+    shown = dict(of_run(done.summary()))
+    assert ("refit" in shown) == (asks_for_refit and bool(valid or test))
+    assert ("quality" in shown) == ("ndcg@10" not in shown) == (not test)
     if asks_for_refit and not valid and not test:
         assert "refit: nothing was held out" in capsys.readouterr().err
         assert not (tmp_path / "out/refit").exists()
