@@ -1,10 +1,10 @@
 """Items that come or change while the service runs: PUT /v1/items/{id}, and every replica knows them.
 
-What is said of an item goes to the store; before each batch a replica looks there, as it does
-for events, so that it knows what was acknowledged before, by whichever replica. A version that
-is loaded later is told of the items that its training did not know. What was said of an item
-that a version knows holds for the versions that were served when it was said: a newer one
-brings columns of its own.
+The columns of an item go to the store; before each batch a replica looks there, as it does for
+events, so that it knows what was acknowledged before, by whichever replica. A version that is
+loaded later is given the items that its training did not know. The columns of an item that a
+version knows hold for the versions that were served when they were put: a newer one brings
+columns of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 import logging
 import weakref
 from collections import deque
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 import msgspec
@@ -21,85 +21,108 @@ from starlette.requests import Request
 
 from app.bundle.request.requests import ItemAnswer, ItemRequest
 from app.bundle.runtime import Ranker
-from app.errors import MachineError, RequestError
-from app.events import Value
+from app.errors import RequestError
 from app.serving.http.guard import check_content, read_body
 from app.serving.http.problems import Problem
-from app.stores.base import Store
+from app.stores.base import ItemRecord, Store
 
 PREFIX = "/v1/items/"
 _log = logging.getLogger("ray.serve")
+Stored = list[tuple[str, bytes]]  # ids of items and their records as JSON
 
 
-class Said(msgspec.Struct, frozen=True):
-    """What the store keeps of an item: its columns, and the digests of the bundles that knew it then."""
+class ItemChanges(NamedTuple):
+    """Items that were put since the last look: for all rankers, and for those opened since."""
 
-    columns: dict[str, Value]
-    versions: list[str] = []
+    mark: Any
+    items: Stored
+    opened: list[tuple[Ranker, Stored]]
 
 
 class StoredItems:
-    """Tells the rankers of a replica what the store says of items.
+    """Gives the rankers of a replica the items of the store.
 
     Args:
-        store: keeps what is said.
+        store: of the items.
     """
 
     def __init__(self, store: Store) -> None:
         self.store = store
         self._mark: Any = None
         self._rankers: weakref.WeakSet[Ranker] = weakref.WeakSet()
-        self._behind: deque[tuple[Ranker, Any]] = deque()  # opened since the last look
-        self._decode = msgspec.json.Decoder(Said).decode
+        self._opened: deque[tuple[Ranker, Any]] = (
+            deque()
+        )  # since the last look, and up to which mark they know
+        self._decode = msgspec.json.Decoder(ItemRecord).decode
 
     def introduce(self, ranker: Ranker) -> None:
-        """Tell a ranker that nobody uses yet of all items; from then on `refresh` does. Any thread."""
+        """Give a ranker that nobody uses yet all items; from then on `apply` does. Any thread."""
         mark = None
         try:
             mark, items = self.store.items(None)
             self._put(ranker, items)
-        except MachineError as error:  # told once the store answers again
-            _log.error("a version starts without new items: %s", error)
-        self._behind.append((ranker, mark))
+        except Exception as error:  # it gets them once the store answers again
+            _log.error("a version starts without new items", exc_info=error)
+        self._opened.append((ranker, mark))
 
-    def refresh(self) -> None:
-        """Tell all rankers what is new; on the event loop, after the store was asked for changes.
+    def changes(self) -> ItemChanges:
+        """What is new in the store, after it was asked for changes; in any thread, one at a time.
 
         Raises:
             MachineError: the store does not answer.
         """
-        while self._behind:
-            ranker, mark = self._behind[0]
-            self._put(ranker, self.store.items(mark)[1])
+        opened = [(ranker, self.store.items(mark)[1]) for ranker, mark in tuple(self._opened)]
+        mark, items = self.store.items(self._mark)
+        return ItemChanges(mark, items, opened)
+
+    def apply(self, changes: ItemChanges) -> None:
+        """Give all rankers what is new; on the event loop, in the order of the changes."""
+        for ranker, items in changes.opened:
+            self._put(ranker, items)
             self._rankers.add(ranker)
-            self._behind.popleft()
-        self._mark, items = self.store.items(self._mark)
-        if items:
+            self._opened.popleft()
+        self._mark = changes.mark
+        if changes.items:
             for ranker in self._rankers:
-                self._put(ranker, items)
+                self._put(ranker, changes.items)
 
     def versions(self, item: str) -> list[str]:
         """Digests of the bundles here whose training knew an item."""
-        rankers = (*self._rankers, *(ranker for ranker, _ in tuple(self._behind)))
+        rankers = (*self._rankers, *(ranker for ranker, _ in tuple(self._opened)))
         return [ranker.artifact.digest for ranker in rankers if ranker.trained_on(item)]
 
-    def _put(self, ranker: Ranker, items: list[tuple[str, bytes]]) -> None:
-        told = {}
-        for name, content in items:
-            said = self._decode(content)
-            if not ranker.trained_on(name) or ranker.artifact.digest in said.versions:
-                told[name] = said.columns
-        if told and (left := ranker.put_items(told)):
+    def _put(self, ranker: Ranker, items: Stored) -> None:
+        """Give a ranker those items that concern it; one that cannot be used keeps back no other."""
+        columns: dict[str, Any] = {}
+        for item, content in items:
+            try:
+                record = self._decode(content)
+            except msgspec.MsgspecError as error:
+                _log.error("the record of item %.80r is damaged and left aside: %s", item, error)
+                continue
+            if not ranker.trained_on(item) or ranker.artifact.digest in record.versions:
+                columns[item] = record.columns
+        try:
+            self._put_columns(ranker, columns)
+        except Exception:
+            for item, values in columns.items():
+                try:
+                    self._put_columns(ranker, {item: values})
+                except Exception as error:
+                    _log.error("item %.80r cannot be used and is left aside", item, exc_info=error)
+
+    def _put_columns(self, ranker: Ranker, columns: dict[str, Any]) -> None:
+        if columns and (left := ranker.put_items(columns)):
             _log.error("%s new items are not known to %s: raise serve.max_new_items", left, ranker.version)
 
 
 async def put(request: Request, items: StoredItems, ranker: Ranker, limit: int) -> ItemAnswer:
-    """Store what a request says of an item.
+    """Store the columns of an item.
 
     Args:
         request: PUT /v1/items/{id}.
         items: of the replica.
-        ranker: that says what the item is ranked by, and which columns there are.
+        ranker: knows what the item is ranked by, and which columns there are.
         limit: bytes of a body.
 
     Raises:
@@ -112,8 +135,8 @@ async def put(request: Request, items: StoredItems, ranker: Ranker, limit: int) 
     await asyncio.to_thread(ranker.check_item, name, columns)
     if not ranker.has_room_for(name):
         raise Problem(507, "no room for another new item: train again, or raise serve.max_new_items")
-    said = msgspec.json.encode(Said(columns, items.versions(name)))
-    await asyncio.to_thread(items.store.put_item, name, said)
+    record = msgspec.json.encode(ItemRecord(columns, items.versions(name)))
+    await asyncio.to_thread(items.store.put_item, name, record)
     return ItemAnswer(name, ranker.basis_of(name))
 
 

@@ -1,110 +1,257 @@
-"""The stored events of users, kept at hand without ever being stale.
+"""The stored events of users, at hand before each batch without ever being stale.
 
 Reading a user's events from the store costs as much as parsing the request. Before each batch
-the store is asked once which users have new events, by whichever replica; all others' are
-still right. A store that does not answer is left alone for a while, and rankings go without.
+the store is asked once which users have new events, by whichever replica; what is cached of all
+others is still right. A store that does not answer is left alone for a while, and rankings go
+without. A store on another machine is asked in a thread, so that the event loop never waits for it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import defaultdict
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
+from app.bundle.byte_cache import ByteBoundedCache
+from app.bundle.request.seen import SeenItems
 from app.errors import MachineError
 from app.events import HistoryEvent
-from app.serving.feedback.new_items import StoredItems
-from app.stores.base import Store
+from app.serving.feedback.new_items import ItemChanges, StoredItems
+from app.stores.base import Change, Store
 
 _log = logging.getLogger("ray.serve")
 LENGTH = 200  # events of a user handed to the ranker, which keeps as many as its history is long
-KEPT = 200_000  # events in memory, about 40 MB; a user without any counts as one
+LIMIT_BYTES = 64 << 20  # of all users; one takes at most 40 KB for events and 129 KiB for seen items
+EVENT_BYTES, ENTRY_BYTES = 200, 300
 REST_S = 1.0  # for a store that failed
 
 
-class UserEventCache:
-    """A cache of `Store.recent`; used from one thread.
+class UserEvents(NamedTuple):
+    """What is stored of a user: the last LENGTH events by time, and the items of all events.
 
-    `hits` and `misses` count lookups.
+    `seen` is None where `events` are all there are. `current`: no event was stored since.
+    """
+
+    events: list[HistoryEvent]
+    seen: SeenItems | None
+    current: bool = True
+
+    @property
+    def bytes(self) -> int:
+        """That they take, about."""
+        seen = 0 if self.seen is None else self.seen.bytes
+        return ENTRY_BYTES + EVENT_BYTES * len(self.events) + seen
+
+
+_NO_EVENTS = UserEvents([], None)
+
+
+class Lookup:
+    """The stored events of some users at one moment.
+
+    Args:
+        by_user: of these users.
+        informed: whether the store answered; where not, nobody has events.
+    """
+
+    def __init__(self, by_user: dict[str, UserEvents], informed: bool) -> None:
+        self._by_user, self.informed = by_user, informed
+
+    def of(self, user: str) -> list[HistoryEvent]:
+        """The user's last events by time, the latest last: the same list until there are new ones."""
+        return self._by_user[user].events if self.informed else []
+
+    def seen(self, user: str) -> SeenItems | None:
+        """The items of all the user's events; None where `of` gives all of them."""
+        return self._by_user[user].seen if self.informed else None
+
+
+@dataclass
+class _Answer:
+    """What the store told in one go."""
+
+    mark: Any
+    changes: list[Change] | None
+    items: ItemChanges | None
+    events: dict[str, list[HistoryEvent]] = field(default_factory=dict)  # of users not cached, or changed
+    seen: dict[str, SeenItems] = field(default_factory=dict)
+
+
+Waiting = list[tuple[Collection[str], Callable[[Lookup], None]]]
+
+
+class UserEventCache:
+    """Looks up the stored events of users; used on one event loop.
+
+    `hits` and `misses` count users looked up, `bytes` is what their events take.
 
     Args:
         store: of the events.
-        kept: events in memory.
         items: told of new items whenever the store is asked; None: nobody is.
+        limit: bytes of the events and seen items cached; the users not looked up for longest go.
     """
 
-    def __init__(self, store: Store, kept: int = KEPT, items: StoredItems | None = None) -> None:
-        self.store, self.kept, self._items = store, kept, items
-        self.hits = self.misses = 0
-        self._rests_until = 0.0
+    def __init__(self, store: Store, items: StoredItems | None = None, limit: int = LIMIT_BYTES) -> None:
+        self.store, self._items = store, items
+        self._cache: ByteBoundedCache[str, UserEvents] = ByteBoundedCache(limit)
         self._mark, _ = store.changes(None)
-        self._events: OrderedDict[str, list[HistoryEvent]] = OrderedDict()
-        self._outdated: set[str] = set()  # users of these who have new events since
-        self._size = 0
-
-    def refresh(self) -> bool:
-        """Forget users who have new events; `of` is right as of this call.
-
-        Returns:
-            Whether the store answers; where not, `of` knows of no events.
-        """
-        if time.monotonic() < self._rests_until:
-            return False
-        try:
-            self._mark, changes = self.store.changes(self._mark)
-            if self._items is not None:
-                self._items.refresh()
-        except MachineError as error:
-            self._rest(error)
-            return False
-        if changes is None:  # too many to tell
-            self._outdated.update(self._events)
-        else:
-            self._outdated.update(user for user, _ in changes if user in self._events)
-        return True
-
-    def of(self, user: str) -> list[HistoryEvent]:
-        """The user's last events by time, the latest last."""
-        known = self._events.get(user)
-        if known is not None and user not in self._outdated:
-            self.hits += 1
-            self._events.move_to_end(user)
-            return known
-        if time.monotonic() < self._rests_until:
-            return []
-        self.misses += 1
-        try:
-            found = self.store.recent(user, LENGTH)
-        except MachineError as error:
-            self._rest(error)
-            return []
-        if known is not None:  # answers may hold on to the old list: what is in both is there once
-            self._forget(user)
-            same = {event: event for event in known}
-            found = [same.get(event, event) for event in found]
-        self._events[user] = found
-        self._size += len(found) + 1
-        while self._size > self.kept:
-            self._forget(next(iter(self._events)))
-        return found
+        self._waiting: Waiting = []
+        self._asking = False  # one lookup at a time, so that none puts back what another replaced
+        self._thread = ThreadPoolExecutor(1, "stored events")
+        self._rests_until = 0.0
+        self.hits = self.misses = 0
 
     @property
     def bytes(self) -> int:
         """That the events in memory take, about."""
-        return 200 * self._size
+        return self._cache.bytes
 
-    @property
-    def answers(self) -> bool:
-        """Whether the store answered when it was last asked."""
-        return time.monotonic() >= self._rests_until
+    def look_up(self, users: Collection[str], then: Callable[[Lookup], None]) -> None:
+        """Call `then` with the events of users, those included that were stored before this call.
 
-    def _rest(self, error: MachineError) -> None:
-        _log.error("rankings go without stored events: %s", error)
+        At once where the store is on this machine, unless the lookup is one of a user of very many
+        events, or another one is under way; else on the event loop when a thread has asked.
+        """
+        self._waiting.append((users, then))
+        if not self._asking:
+            self._ask()
+
+    async def caught_up(self) -> None:
+        """Return once this replica knows of all that was stored before."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.look_up((), lambda _: None if done.done() else done.set_result(None))
+        await done
+
+    def close(self) -> None:
+        """End the thread, once the lookup under way is done."""
+        self._thread.shutdown()
+
+    def _ask(self) -> None:
+        while self._waiting and not self._asking:
+            waiting, self._waiting = self._waiting, []
+            users = {user for asked, _ in waiting for user in asked}
+            if time.monotonic() < self._rests_until:
+                self._finish(waiting, users, None)
+                continue
+            self._asking = True
+            answer = None
+            if self.store.local:
+                answer = self._try(self._read, users)
+                if answer is None or not self._with_seen(answer):
+                    self._finish(waiting, users, answer)
+                    continue
+            self._in_thread(waiting, users, answer)
+
+    def _in_thread(self, waiting: Waiting, users: set[str], answer: _Answer | None) -> None:
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._thread, self._try, self._read_all, users, answer)
+
+        def arrived(future: asyncio.Future[_Answer | None]) -> None:
+            failed = future.cancelled() or future.exception() is not None
+            self._finish(waiting, users, None if failed else future.result())
+            self._ask()
+
+        running.add_done_callback(arrived)
+
+    def _finish(self, waiting: Waiting, users: set[str], answer: _Answer | None) -> None:
+        lookup = Lookup({}, informed=False)
+        try:
+            if answer is not None:
+                lookup = Lookup(self._update(users, answer), informed=True)
+                if self._items is not None and answer.items is not None:
+                    self._items.apply(answer.items)
+        except Exception as error:
+            self._rest(error)
+        self._asking = False
+        for _, then in waiting:
+            try:
+                then(lookup)
+            except Exception as error:
+                _log.error("a batch that waited for stored events failed", exc_info=error)
+
+    def _try(self, call: Callable[..., _Answer], *arguments: Any) -> _Answer | None:
+        """The outcome of a call; None, and a rest for the store, where it fails in any way."""
+        try:
+            return call(*arguments)
+        except Exception as error:
+            self._rest(error)
+            return None
+
+    def _rest(self, error: Exception) -> None:
+        fault = None if isinstance(error, MachineError) else error  # of ours: where it happened
+        _log.error("rankings go without stored events: %s", error, exc_info=fault)
         self._rests_until = time.monotonic() + REST_S
-        self._events.clear()
-        self._outdated.clear()
-        self._size = 0
+        self._cache.clear()
 
-    def _forget(self, user: str) -> None:
-        self._size -= len(self._events.pop(user)) + 1
-        self._outdated.discard(user)
+    def _read(self, users: set[str]) -> _Answer:
+        """What is new, and the events of those users of whom the cache is not right."""
+        mark, changes = self.store.changes(self._mark)
+        answer = _Answer(mark, changes, self._items.changes() if self._items is not None else None)
+        changed = {user for user, _ in changes or ()}
+        for user in users:
+            cached = self._cache.peek(user)
+            if changes is None or cached is None or not cached.current or user in changed:
+                answer.events[user] = self.store.recent(user, LENGTH)
+        return answer
+
+    def _read_all(self, users: set[str], answer: _Answer | None) -> _Answer:
+        """As `_read`, if that is not done, and the seen items of users of many events."""
+        answer = answer or self._read(users)
+        for user in self._with_seen(answer):
+            answer.seen[user] = seen = SeenItems()
+            for page in self.store.seen(user):
+                seen.add(page)
+        return answer
+
+    def _with_seen(self, answer: _Answer) -> list[str]:
+        """Users of whom there are more events than were read, and whose seen items are not cached."""
+        many = [user for user, events in answer.events.items() if len(events) == LENGTH]
+        if answer.changes is None:
+            return many
+        cached = ((user, self._cache.peek(user)) for user in many)
+        return [user for user, entry in cached if entry is None or entry.seen is None]
+
+    def _update(self, users: set[str], answer: _Answer) -> dict[str, UserEvents]:
+        """Bring the cache up to the answer; returns the events of `users`."""
+        # Taken out first, because what is put into the cache may drop others from it.
+        old = {user: self._cache.peek(user) for user in answer.events}
+        cached = {user: self._cache.get(user) for user in users - answer.events.keys()}
+        by_user = {user: entry for user, entry in cached.items() if entry is not None}
+        self.hits += len(by_user)
+        self.misses += len(answer.events)
+        self._apply_changes(answer.changes)
+        self._mark = answer.mark
+        for user, events in answer.events.items():
+            by_user[user] = entry = _renewed(old[user], events, answer.seen.get(user))
+            self._cache.put(user, entry, entry.bytes)
+        return by_user
+
+    def _apply_changes(self, changes: list[Change] | None) -> None:
+        if changes is None:
+            self._cache.clear()
+            return
+        changed: defaultdict[str, list[str]] = defaultdict(list)
+        for user, item in changes:
+            changed[user].append(item)
+        entries = {user: entry for user in changed if (entry := self._cache.peek(user)) is not None}
+        for user, entry in entries.items():
+            if entry.seen is not None:
+                entry.seen.add(changed[user])
+        for user, entry in entries.items():
+            self._cache.put(user, entry._replace(current=False), entry.bytes)
+
+
+def _renewed(old: UserEvents | None, events: list[HistoryEvent], seen: SeenItems | None) -> UserEvents:
+    """The entry of a user whose events were read again."""
+    if not events:
+        return _NO_EVENTS
+    if old is None:
+        return UserEvents(events, seen)
+    # Cached answers may refer to the old list: an event that is in both is in memory once.
+    same = {event: event for event in old.events}
+    return UserEvents([same.get(event, event) for event in events], seen or old.seen)

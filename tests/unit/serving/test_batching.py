@@ -1,60 +1,77 @@
-"""Batching by tick, group commit, and the cache of stored events."""
+"""Batching by tick."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from app.errors import MachineError
-from app.events import Event
-from app.serving.feedback.group_commit import Full, GroupCommitWriter
-from app.serving.feedback.user_events import REST_S, UserEventCache
 from app.serving.scoring.batching import MicroBatcher
-from app.stores.sqlite_store import SqliteStore
 
 
 class Work:
-    """Doubles numbers; knows the batches it was given and the outcomes."""
+    """Doubles numbers; knows the batches it was given and the outcomes. Fails where `faults` say so."""
 
-    def __init__(self, limit: int = 10, executor: ThreadPoolExecutor | None = None) -> None:
+    def __init__(
+        self, limit: int = 10, executor: Executor | None = None, faults: dict[str, int] | None = None
+    ) -> None:
         self.batches: list[list[int]] = []
         self.done: list[int] = []
         self.errors: list[Exception] = []
-        self.ticks = MicroBatcher(
-            self.begin, self.work, self.finish, cost=abs, limit=limit, executor=executor
+        self.failed: list[int] = []
+        self.faults = faults or {}  # stage: the number that it cannot stand
+        self.later = False  # whether what a batch needs comes in a later tick
+        stages = self.gather, self.begin, self.work, self.finish, self.fail
+        self.batcher: MicroBatcher[int, int, list[int]] = MicroBatcher(
+            *stages, cost=self.cost, limit=limit, executor=executor
         )
 
-    def begin(self, entries: list[int]) -> list[int] | None:
-        self.batches.append(entries)
+    def check(self, stage: str, entries: list[int]) -> None:
+        if self.faults.get(stage) in entries:
+            raise ZeroDivisionError(stage)
+
+    def cost(self, entry: int) -> int:
+        self.check("cost", [entry])
+        return abs(entry)
+
+    def gather(self, entries: list[int], then: Callable[[int], None]) -> None:
+        if self.later:
+            asyncio.get_running_loop().call_soon(then, len(entries))
+        self.check("gather", entries)
+        if not self.later:
+            then(len(entries))
+
+    def begin(self, entries: list[int], count: int) -> list[int] | None:
+        assert count == len(entries)
+        self.batches.append(list(entries))
+        self.check("begin", entries)
         kept = [entry for entry in entries if entry]  # 0 has nothing to be done
         return kept or None
 
     def work(self, entries: list[int]) -> None:
-        if -1 in entries:
-            raise ZeroDivisionError
+        self.check("work", entries)
         entries[:] = [2 * entry for entry in entries]
 
     def finish(self, entries: list[int], error: Exception | None) -> None:
+        self.check("finish", [entry // 2 for entry in entries])
         if error:
             self.errors.append(error)
         else:
             self.done += entries
 
+    def fail(self, entries: list[int], error: Exception) -> None:
+        self.failed += entries
+        self.check("fail", entries)
+
 
 def ran(work: Work, *numbers: int) -> Work:
     async def run() -> None:
         for number in numbers:
-            work.ticks.add(number)
-        while work.ticks.queue or len(work.done) + len(work.errors) < 1:
-            await asyncio.sleep(0)
-        for _ in range(5):
+            work.batcher.add(number)
+        while work.batcher.queue or work.batcher.busy:
             await asyncio.sleep(0)
 
     asyncio.run(asyncio.wait_for(run(), 10))
@@ -72,9 +89,52 @@ def test_a_batch_is_full_at_its_limit_and_one_entry_fits_always() -> None:
 
 
 def test_an_error_spoils_its_batch_and_no_other() -> None:
-    work = ran(Work(limit=2), -1, 1, 2)
+    work = ran(Work(limit=2, faults={"work": -1}), -1, 1, 2)
     assert [type(error) for error in work.errors] == [ZeroDivisionError]
     assert work.done == [4]
+
+
+@pytest.mark.parametrize("stage", ["cost", "gather", "begin", "finish"])
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_fault_before_or_after_the_work_fails_its_batch_and_the_next_one_runs(
+    stage: str, threads: int, later: bool
+) -> None:
+    executor = ThreadPoolExecutor(1) if threads else None
+    work = Work(limit=3, executor=executor, faults={stage: 1})
+    work.later = later
+    ran(work, 1, 2, 3)
+    ran(work, 2)
+    assert work.failed == ([1] if stage == "cost" else [1, 2])
+    assert work.done == ([4, 6, 4] if stage == "cost" else [6, 4])
+
+
+def test_one_who_cannot_even_be_failed_does_not_stop_the_next_batch(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    work = ran(Work(limit=1, faults={"begin": 1, "fail": 1}), 1, 2)
+    assert (work.failed, work.done) == ([1], [4])
+    assert "ZeroDivisionError" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [SystemExit, asyncio.CancelledError])
+def test_whatever_ends_the_work_in_a_thread_its_batch_is_told(fault: type[BaseException]) -> None:
+    class Ending(Work):
+        def work(self, entries: list[int]) -> None:
+            if 1 in entries:
+                raise fault
+            super().work(entries)
+
+    with ThreadPoolExecutor(1) as executor:
+        work = ran(Ending(limit=1, executor=executor), 1, 2)
+    assert len(work.errors) == 1 and fault.__name__ in str(work.errors[0])
+    assert work.done == [4]
+
+
+def test_an_executor_that_takes_no_more_fails_the_batch() -> None:
+    executor = ThreadPoolExecutor(1)
+    executor.shutdown()
+    assert ran(Work(limit=1, executor=executor), 1, 2).failed == [1, 2]
 
 
 def test_a_batch_without_work_does_not_stop_the_next() -> None:
@@ -96,10 +156,10 @@ def test_a_thread_works_on_one_batch_at_a_time_while_the_loop_goes_on() -> None:
     async def run() -> Slow:
         with ThreadPoolExecutor(4) as threads:
             work = Slow(executor=threads)
-            work.ticks.add(1)
+            work.batcher.add(1)
             await asyncio.sleep(0.01)
-            work.ticks.add(2)  # the loop is free, so this is heard of
-            work.ticks.add(3)
+            work.batcher.add(2)  # the loop is free, so this is heard of
+            work.batcher.add(3)
             release.set()
             while len(work.done) < 3:
                 await asyncio.sleep(0)
@@ -109,153 +169,27 @@ def test_a_thread_works_on_one_batch_at_a_time_while_the_loop_goes_on() -> None:
     assert (work.batches, work.done, most) == ([[1], [2, 3]], [2, 4, 6], [1])
 
 
-class Disk:
-    """A store that counts commits, and may be held up or broken."""
+def test_a_batch_begins_once_what_it_needs_is_there_and_one_that_cannot_get_it_fails() -> None:
+    work, ready = Work(limit=1), list[Callable[[], None]]()
 
-    def __init__(self) -> None:
-        self.commits: list[int] = []
-        self.open, self.broken = threading.Event(), False
-        self.begun = threading.Event()
+    def prepare(entries: list[int], then: Callable[[], None]) -> None:
+        if entries == [1]:
+            raise ZeroDivisionError("prepare")
+        ready.append(then)
 
-    def append(self, events: Sequence[Event]) -> None:
-        self.begun.set()
-        assert self.open.wait(10)
-        if self.broken:
-            raise MachineError("disk is full", where="store", remedy="free some space")
-        self.commits.append(len(events))
+    work.batcher = MicroBatcher(
+        work.begin, work.work, work.finish, work.fail, cost=work.cost, limit=1, prepare=prepare
+    )
 
+    async def run() -> None:
+        for number in (1, 2, 3):
+            work.batcher.add(number)
+        for expected in ([], [4], [4, 6]):
+            while not ready and len(work.done) < 2:
+                await asyncio.sleep(0)
+            assert work.done == expected
+            if ready:
+                ready.pop()()
 
-def test_events_that_wait_together_are_committed_together() -> None:
-    disk, outcomes = Disk(), []
-    writer = GroupCommitWriter(disk, limit=100)  # type: ignore[arg-type]
-    writer.put([Event("u", "first")], outcomes.append)
-    assert disk.begun.wait(10)
-    for _ in range(20):
-        writer.put([Event("u", "a"), Event("u", "b")], outcomes.append)
-    disk.open.set()
-    writer.close()
-    assert disk.commits == [1, 40]
-    assert outcomes == [None] * 21
-
-
-def test_a_commit_that_fails_is_told_to_all_of_it_and_the_writer_goes_on() -> None:
-    disk, outcomes = Disk(), []
-    disk.broken = True
-    disk.open.set()
-    writer, told = GroupCommitWriter(disk, limit=10), threading.Event()  # type: ignore[arg-type]
-    writer.put([Event("u", "a")], lambda error: (outcomes.append(error), told.set()))
-    assert told.wait(10)
-    disk.broken = False
-    writer.put([Event("u", "b")], outcomes.append)
-    writer.close()
-    assert isinstance(outcomes[0], MachineError)
-    assert (outcomes[1], disk.commits) == (None, [1])
-
-
-def test_the_queue_of_the_writer_is_bounded() -> None:
-    disk = Disk()
-    writer = GroupCommitWriter(disk, limit=2)  # type: ignore[arg-type]
-    writer.put([Event("u", "first")], lambda _: None)
-    assert disk.begun.wait(10)
-    for _ in range(2):
-        writer.put([Event("u", "a")], lambda _: None)
-    with pytest.raises(Full):
-        writer.put([Event("u", "one too many")], lambda _: None)
-    disk.open.set()
-    writer.close()
-
-
-def items(recent: UserEventCache, user: str) -> list[str]:
-    recent.refresh()
-    return [event.item for event in recent.of(user)]
-
-
-def test_a_user_is_read_once_until_someone_stores_an_event_of_theirs(tmp_path: Path) -> None:
-    ours, theirs = SqliteStore(tmp_path), SqliteStore(tmp_path)
-    recent = UserEventCache(ours)
-    assert items(recent, "u") == items(recent, "u") == []
-    assert (recent.hits, recent.misses) == (1, 1)
-    theirs.append([Event("v", "x", timestamp=1)])  # another replica, another user
-    assert items(recent, "u") == []
-    assert recent.misses == 1
-    for store, item in ((theirs, "a"), (ours, "b")):
-        store.append([Event("u", item, timestamp=2)])
-        assert items(recent, "u")[-1] == item
-    assert items(recent, "v") == ["x"]
-
-
-def test_the_cache_keeps_to_its_limit_and_drops_who_was_not_asked_for_longest(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path)
-    store.append([Event(user, str(n), timestamp=n) for user in "abc" for n in range(4)])
-    recent = UserEventCache(store, kept=10)  # two users of four events
-    for user in "abac":
-        assert items(recent, user) == ["0", "1", "2", "3"]
-    assert (recent.hits, recent.misses) == (1, 3)
-    assert items(recent, "a")
-    assert recent.hits == 2
-    assert items(recent, "b")
-    assert recent.misses == 4
-
-
-def test_an_old_list_and_a_new_one_share_their_events(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path)
-    recent = UserEventCache(store)
-    store.append([Event("u", item, timestamp=1) for item in "ab"])
-    recent.refresh()
-    old = recent.of("u")
-    store.append([Event("u", "c", timestamp=2)])
-    recent.refresh()
-    new = recent.of("u")
-    assert [event.item for event in old] == ["a", "b"]  # whoever holds it sees it unchanged
-    assert [event.item for event in new] == ["a", "b", "c"]
-    assert all(one is other for one, other in zip(old, new, strict=False))
-
-
-@settings(deadline=None, max_examples=25)  # each commit waits for the disk
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from("uvw"), st.integers(0, 5)), max_size=12))
-def test_the_cache_never_differs_from_the_store(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, str, int]]
-) -> None:
-    folder = tmp_path_factory.mktemp("store")
-    writers, store = [SqliteStore(folder), SqliteStore(folder)], SqliteStore(folder)
-    recent = UserEventCache(store, kept=6)
-    for first, user, time in steps:
-        writers[first].append([Event(user, f"i{time}", timestamp=time)])
-        recent.refresh()
-        for one in "uvw":
-            assert recent.of(one) == store.recent(one, 200)
-    for opened in (*writers, store):
-        opened.close()
-
-
-class Faltering(SqliteStore):
-    """A store that can be made to fail; counts how often it was asked meanwhile."""
-
-    broken, asked = False, 0
-
-    def changes(self, mark: int | None) -> tuple[int, list[str]]:
-        if self.broken:
-            self.asked += 1
-            raise MachineError("gone", where="store", remedy="bring it back")
-        return super().changes(mark)
-
-
-def test_a_store_that_fails_is_left_alone_for_a_while_and_then_right_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock = [100.0]
-    monkeypatch.setattr("app.serving.feedback.user_events.time.monotonic", lambda: clock[0])
-    store = Faltering(tmp_path)
-    store.append([Event("u", "a", timestamp=1)])
-    recent = UserEventCache(store)
-    assert items(recent, "u") == ["a"]
-    store.broken = True
-    for _ in range(5):
-        assert items(recent, "u") == []
-        assert not recent.answers
-    assert store.asked == 1
-    SqliteStore(tmp_path).append([Event("u", "b", timestamp=2)])
-    store.broken = False
-    clock[0] += REST_S
-    assert recent.refresh()
-    assert items(recent, "u") == ["a", "b"]
+    asyncio.run(asyncio.wait_for(run(), 10))
+    assert (work.failed, work.done, work.batcher.busy) == ([1], [4, 6], False)
