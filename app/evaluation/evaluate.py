@@ -30,10 +30,11 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """What an evaluation found; plain data throughout.
+    """The result of an evaluation; plain data throughout.
 
     Figures are named "ndcg@10", "auc" and the like; an interval is the 95 % one of a bootstrap
-    over requests; a ratio is the model's figure over the baseline's.
+    over requests; a ratio is the model's figure over the baseline's. A figure that cannot be computed
+    is NaN. All are empty where nothing was held out.
     """
 
     name: str
@@ -54,10 +55,14 @@ def evaluate(
 ) -> Report:
     """Evaluate on "test" or "valid", with the recipe's baselines on the same requests.
 
+    Where the part is empty, because the split holds nothing out, the report says so and has no figures.
+
     Raises:
-        DataError: the part has nothing to predict.
+        DataError: the part has events and none of them is to be predicted.
         RecipeError: listed candidates are asked for and the part lists none.
     """
+    if not len(getattr(dataset, part)):
+        return _nothing_held_out(recipe, part)
     protocol = protocol_of(recipe, dataset, part)
     everyone = requests_of(dataset, part)
     requests = everyone.sample(recipe.evaluate.max_users, recipe.seed)
@@ -68,25 +73,39 @@ def evaluate(
             remedy=f"give [split] a larger {part} part, or check data.positive",
         )
     names = recipe.evaluate.baselines if baselines else []
-    with progress("evaluate", len(requests) * (1 + len(names))) as bar:
-        found = _measure(recipe, dataset, requests, scorer, protocol, bar)
+    others = [name for name in names if not _is_the_model(name, recipe)]
+    with progress("evaluate", len(requests) * (1 + len(others))) as bar:
+        measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
         beside = {
-            name: _comparable(_measure(recipe, dataset, requests, _baseline(name, dataset), protocol, bar))
-            for name in names
+            name: _measure(
+                recipe, dataset, requests, ModelScorer(build_model(name, {}, dataset)), protocol, bar
+            )
+            for name in others
         }
+    comparable = {name: _comparable(beside.get(name, measured).figures) for name in names}
     return Report(
         name=recipe.name,
         model=recipe.model.name,
         part=part,
         protocol=_describe(dataset, requests, protocol),
-        figures=found.figures,
-        intervals=found.intervals(recipe.evaluate.bootstrap, recipe.seed),
-        baselines=beside,
-        ratios={name: _ratios(found.figures, other) for name, other in beside.items()},
-        segments=found.segments(dataset, requests),
-        calibration=found.calibration,
-        notes=_notes(requests, everyone, protocol, found.nan),
+        figures=measured.figures,
+        intervals=measured.intervals(recipe.evaluate.bootstrap, recipe.seed),
+        baselines=comparable,
+        ratios={name: _ratios(measured.figures, other) for name, other in comparable.items()},
+        segments=measured.segments(dataset, requests),
+        calibration=measured.calibration,
+        notes=_notes(requests, everyone, protocol, measured.nan),
     )
+
+
+def _nothing_held_out(recipe: Recipe, part: str) -> Report:
+    note = f"nothing was held out to {part} on, so there are no figures; see [split] {part}"
+    return Report(recipe.name, recipe.model.name, part, {}, {}, {}, {}, {}, {}, [], [note])
+
+
+def _is_the_model(baseline: str, recipe: Recipe) -> bool:
+    """Whether the model that is evaluated is this baseline, which then needs no second fit."""
+    return recipe.model.name == baseline and not recipe.model.hyperparameters
 
 
 def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int) -> Figures:
@@ -100,8 +119,8 @@ def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, s
     if not len(requests):
         return {}
     ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
-    place = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
-    figures = metrics.at_k(ranked.owner, place, len(requests), cutoffs(recipe))
+    positions = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
+    figures = metrics.at_k(ranked.owner, positions, len(requests), cutoffs(recipe))
     area = metrics.auc(ranked.owner, ranked.higher, ranked.equal, ranked.candidates)
     return {name: float(values.mean()) for name, values in figures.items()} | {
         "auc": float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
@@ -161,13 +180,9 @@ def _measure(
     return measure(dataset, ranked, ks, recipe.seed)
 
 
-def _baseline(name: str, dataset: Dataset) -> Scorer:
-    return ModelScorer(build_model(name, {}, dataset))
-
-
-def _comparable(found: Measured) -> Figures:
+def _comparable(figures: Figures) -> Figures:
     """Without figures of probabilities, which a baseline's scores are not."""
-    return {name: value for name, value in found.figures.items() if name not in PROBABILITY}
+    return {name: value for name, value in figures.items() if name not in PROBABILITY}
 
 
 def _ratios(figures: Mapping[str, float], other: Mapping[str, float]) -> Figures:

@@ -43,28 +43,17 @@ class Measured:
         over = np.stack([n for n, _ in self.ratios.values()], 1)
         under = np.stack([d for _, d in self.ratios.values()], 1)
         drawn = _bootstrap(over, under, resamples, np.random.default_rng(seed))
-        with np.errstate(all="ignore"):
-            low, high = np.nanpercentile(drawn, [2.5, 97.5], axis=0)
-        return {name: [float(low[i]), float(high[i])] for i, name in enumerate(self.ratios)}
+        return {name: _interval(drawn[:, i]) for i, name in enumerate(self.ratios)}
 
     def segments(self, dataset: Dataset, requests: Requests) -> dict[str, dict[str, float]]:
         """Figures at k by group: users by training events, targets by training popularity.
 
-        A user group is the mean over its requests. An item group asks for its targets alone,
-        of the users who have any; the other items compete as before. Empty groups are left out.
+        Each request belongs to one user group and each target to one item group. A user group is the
+        mean over its requests. An item group asks for its targets alone, of the users who have any;
+        the other items compete as before. Empty groups are left out.
         """
-        known = requests.user > 0
-        events = np.diff(dataset.train.indptr)[requests.user]
-        head = head_items(dataset.popularity)[requests.target]
-        owner = self.ranked.owner
-        groups = {
-            "unknown users": ~known[owner],
-            f"new users (up to {NEW} events)": (known & (events <= NEW))[owner],
-            f"light users (up to {LIGHT})": (known & (events > NEW) & (events <= LIGHT))[owner],
-            f"heavy users (over {LIGHT})": (known & (events > LIGHT))[owner],
-            f"head items ({HEAD:.0%} of events)": head,
-            "tail items": ~head,
-        }
+        users, items = user_groups(dataset, requests.user), item_groups(dataset, requests.target)
+        groups = {name: chosen[self.ranked.owner] for name, chosen in users.items()} | items
         return {name: self._group(chosen) for name, chosen in groups.items() if chosen.any()}
 
     def _group(self, chosen: Array) -> dict[str, float]:
@@ -72,6 +61,32 @@ class Measured:
         figures = metrics.at_k(owner, self.rank[chosen], len(users), self.ks)
         means = {name: float(values.mean()) for name, values in figures.items()}
         return {"requests": len(users), "targets": int(chosen.sum()), **means}
+
+
+def user_groups(dataset: Dataset, user: Array) -> dict[str, Array]:
+    """Which of some users, rows (U,), belong to each group, as (U,) bool.
+
+    Unknown users are ids without a row. Untrained ones have a row and no event in training.
+    """
+    known, events = user > 0, np.diff(dataset.train.indptr)[user]
+    return {
+        "unknown users": ~known,
+        "untrained users": known & (events == 0),
+        f"new users (1 to {NEW} events)": known & (events > 0) & (events <= NEW),
+        f"light users ({NEW + 1} to {LIGHT})": known & (events > NEW) & (events <= LIGHT),
+        f"heavy users (over {LIGHT})": known & (events > LIGHT),
+    }
+
+
+def item_groups(dataset: Dataset, item: Array) -> dict[str, Array]:
+    """Which of some items, rows (T,), belong to each group, as (T,) bool; as `user_groups`."""
+    head, trained = head_items(dataset.popularity)[item], dataset.trained["item"][item]
+    return {
+        f"head items ({HEAD:.0%} of events)": head,
+        "tail items": trained & ~head,
+        "untrained items": (item > 0) & ~trained,
+        "unknown items": item == 0,
+    }
 
 
 def measure(dataset: Dataset, ranked: Ranked, ks: Sequence[int], seed: int) -> Measured:
@@ -108,11 +123,11 @@ def _pointwise(owner: Array, logits: Array, label: Array, requests: int) -> dict
         summed: Floats = np.bincount(owner, weights=values, minlength=requests).astype(np.float64)
         return summed
 
-    said, count = logits > 0, total(np.ones(len(owner)))
+    predicted, count = logits > 0, total(np.ones(len(owner)))
     return {
         "log_loss": (total(metrics.log_loss(logits, label)), count),
-        "accuracy": (total(said == (label > 0)), count),
-        "f1": (total(2 * label * said), total(label + said)),
+        "accuracy": (total(predicted == (label > 0)), count),
+        "f1": (total(2 * label * predicted), total(label + predicted)),
     }
 
 
@@ -121,21 +136,29 @@ def _novelty(top: Array, bits: Floats) -> tuple[Floats, Floats]:
     return (bits[top] * shown).sum(1), shown.sum(1).astype(float)
 
 
-def _share(over: Array, under: Array) -> Array:
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.asarray(np.where(under > 0, over / under, np.nan))
+def _share(over: Array, under: Array) -> Floats:
+    """`over` / `under`, NaN where there is nothing to divide by."""
+    shares = np.full(np.shape(under), np.nan)
+    return np.divide(over, under, out=shares, where=np.asarray(under) > 0)
+
+
+def _interval(values: Floats) -> list[float]:
+    """The 95 % interval of resampled figures, of those that are numbers; NaN where none is."""
+    finite = values[np.isfinite(values)]
+    low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
+    return [float(low), float(high)]
 
 
 def _bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Generator) -> Floats:
     """(resamples, figures): each figure of as many requests, drawn with replacement."""
     count, step = len(over), max(1, DRAWS // len(over))
-    found = []
+    blocks = []
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         drawn = rng.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
         weight = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float)
-        found.append(_share(weight @ over, weight @ under))
-    return np.concatenate(found)
+        blocks.append(_share(weight @ over, weight @ under))
+    return np.concatenate(blocks)
 
 
 def head_items(popularity: Array) -> Array:

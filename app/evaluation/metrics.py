@@ -83,8 +83,9 @@ def auc(owner: Array, higher: Array, equal: Array, candidates: Array) -> Floats:
     above, tied = _targets_above(owner, higher, ranked)
     lost = (higher - above) + (equal - tied) / 2
     lost = np.where(ranked, lost, others[owner])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(others * targets > 0, 1 - _sum(owner, lost, requests) / (others * targets), np.nan)
+    pairs, area = others * targets, np.full(requests, np.nan)
+    np.divide(pairs - _sum(owner, lost, requests), pairs, out=area, where=pairs > 0)
+    return area
 
 
 def _targets_above(owner: Array, higher: Array, ranked: Array) -> tuple[Array, Array]:

@@ -62,10 +62,12 @@ def _plain(value: Any) -> Any:
 
 def markdown(report: Report, plots: Sequence[str] = ()) -> str:
     """The report as one page."""
-    lines = [f"# {report.name}: {report.model} on the {report.part} part", "", _protocol(report), ""]
+    lines = [f"# {report.name}: {report.model} on the {report.part} part", ""]
+    lines += [_protocol(report), ""] if report.figures else []
     lines += [f"* {note}" for note in report.notes] + [""] * bool(report.notes)
-    lines += [*_figures(report), "", *_segments(report)]
-    lines += ["", "How to read the figures:", "", *GLOSSARY]
+    if report.figures:
+        lines += [*_figures(report), "", *_segments(report)]
+        lines += ["", "How to read the figures:", "", *GLOSSARY]
     lines += ["", *(f"![{name.removesuffix('.png')}]({name})\n" for name in plots)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -77,6 +79,12 @@ GLOSSARY = (
     " as many as training draws; they mean something where the model's loss fits probabilities.",
     "* coverage is the share of all items that anyone is shown; novelty the mean bits of surprise of an"
     " item shown, by its training events.",
+    "* Users are grouped by their events in training. An unknown user is an id that the data set does not"
+    " hold; an untrained one is in the data set and had no event in training. Both are ranked for with the"
+    " row of the unknown user, the untrained one with the attributes of the user.",
+    "* Items are grouped by their positive events in training: the head items are the fewest that make 80 %"
+    " of them, the tail items all others that training met. An untrained item had no event in training and"
+    " is ranked by its attributes; an unknown one was dropped from training, and each is a miss.",
     "* An item group asks for its targets alone, of the users who have any.",
 )
 
@@ -113,11 +121,11 @@ def _figures(report: Report) -> list[str]:
 def _ordered(figures: Mapping[str, float]) -> list[str]:
     """Cut-off by cut-off, what has none at the end, probabilities last."""
 
-    def place(name: str) -> tuple[bool, int]:
+    def order(name: str) -> tuple[bool, int]:
         cut = name.partition("@")[2]
         return name in PROBABILITY, int(cut) if cut else 1 << 30
 
-    return sorted(figures, key=place)
+    return sorted(figures, key=order)
 
 
 def _segments(report: Report) -> list[str]:

@@ -18,6 +18,7 @@ from app.data.dataset import Array, Dataset, Part
 from app.models.base import Batch
 from app.models.batch import batch_of, recent_of
 
+
 @dataclass(frozen=True)
 class Requests:
     """U requests with T targets in all.

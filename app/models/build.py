@@ -14,18 +14,19 @@ from app.tables.base import Table, Tables
 from app.tables.discovery import table_class
 
 
-def build_model(source: str, hyperparameters: dict[str, Any], dataset: Dataset) -> Model:
+def build_model(source: str, hyperparameters: dict[str, Any], dataset: Dataset, *, fit: bool = True) -> Model:
     """A new model; one that does not learn by gradients is fitted at once.
 
     Args:
         source: the name of a model, or the path of a file of the user's that defines one.
+        fit: False where its state is loaded afterwards, which spares the fit.
 
     Raises:
         RecipeError: an unknown model or hyperparameter, or a file that defines no model.
     """
     config = model_config(source, hyperparameters)
     model = model_class(source)(config, inputs_of(dataset), content_of(dataset), tables_of(config))
-    if not model.learns:
+    if fit and not model.learns:
         model.fit(dataset)
     return model
 

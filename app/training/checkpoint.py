@@ -93,7 +93,7 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     """
     artifact = open_artifact(path, "checkpoint")
     described = json.loads((artifact.path / "model.json").read_bytes())
-    model = build_model(described["name"], described["hyperparameters"], dataset)
+    model = build_model(described["name"], described["hyperparameters"], dataset, fit=False)
     trained = _read_trained(artifact.path / TRAINED)
     try:
         model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
