@@ -167,29 +167,3 @@ def test_a_thread_works_on_one_batch_at_a_time_while_the_loop_goes_on() -> None:
 
     work = asyncio.run(asyncio.wait_for(run(), 10))
     assert (work.batches, work.done, most) == ([[1], [2, 3]], [2, 4, 6], [1])
-
-
-def test_a_batch_begins_once_what_it_needs_is_there_and_one_that_cannot_get_it_fails() -> None:
-    work, ready = Work(limit=1), list[Callable[[], None]]()
-
-    def prepare(entries: list[int], then: Callable[[], None]) -> None:
-        if entries == [1]:
-            raise ZeroDivisionError("prepare")
-        ready.append(then)
-
-    work.batcher = MicroBatcher(
-        work.begin, work.work, work.finish, work.fail, cost=work.cost, limit=1, prepare=prepare
-    )
-
-    async def run() -> None:
-        for number in (1, 2, 3):
-            work.batcher.add(number)
-        for expected in ([], [4], [4, 6]):
-            while not ready and len(work.done) < 2:
-                await asyncio.sleep(0)
-            assert work.done == expected
-            if ready:
-                ready.pop()()
-
-    asyncio.run(asyncio.wait_for(run(), 10))
-    assert (work.failed, work.done, work.batcher.busy) == ([1], [4, 6], False)
