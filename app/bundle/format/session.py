@@ -31,6 +31,8 @@ class Graph:
         except Exception as error:  # onnxruntime raises a dozen kinds of its own, with no common base
             raise damaged(path, str(error).splitlines()[0]) from None
         self.inputs = frozenset(node.name for node in self._session.get_inputs())
+        # The last dimension of each input; a graph has names for the dimensions that may vary.
+        self.widths = {node.name: node.shape[-1] for node in self._session.get_inputs()}
         self._output = [self._session.get_outputs()[0].name]
 
     def run(self, feeds: Mapping[str, Array]) -> Array:

@@ -16,6 +16,8 @@ from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request.encode import EncodedRequest, model_inputs
 from app.bundle.retrieval.index import Blocks
 from app.bundle.retrieval.overlay import ExtendedRows
+from app.errors import ArtifactError
+from app.features.context import context_width
 from app.tables.rows import Rows
 
 BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
@@ -37,6 +39,7 @@ class BatchScorer:
         self.stored = {name: Rows.open(path / "rows", name) for name in ROWS}
         self.rows: dict[str, Rows | ExtendedRows] = {**self.stored}
         self._model = Graph(path / "model.onnx", threads)
+        _check_context(self._model, info, path)
         self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
         self.blocks = Blocks(self.stored["item"])  # of the bundle alone
         self.added: Array = np.zeros((0, self.stored["item"].width), np.float32)
@@ -137,3 +140,13 @@ class BatchScorer:
         yield from self.blocks
         if len(self.added):
             yield self.info.items, self.added
+
+
+def _check_context(model: Graph, info: Info, path: Path) -> None:
+    width, expected = model.widths.get("context"), context_width(info.context)
+    if width not in (None, expected):
+        raise ArtifactError(
+            f"the model takes {width} floats of context, this version makes {expected}",
+            where=str(path),
+            remedy="export the bundle again from a data set that this version prepared",
+        )

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 
+from app.bundle.export.from_dataset import popularity_of
 from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
-from app.errors import RequestError
+from app.errors import ArtifactError, RequestError
 from app.events import HistoryEvent
 from tests.bundles import NOW, bundle_of, random_model
 from tests.tiny import tiny_dataset
@@ -87,8 +90,8 @@ def test_stored_feedback_follows_what_training_knew(ranker: Ranker) -> None:
 
 
 def test_feedback_that_training_knew_already_counts_once(ranker: Ranker, dataset: Dataset) -> None:
-    part = dataset.train
-    row = int(part.indptr[4]) - 1  # the last training event of user 3
+    part = dataset.test
+    row = int(part.indptr[4]) - 1  # the last event of user 3
     again = HistoryEvent(
         dataset.items[int(part.item[row])], dataset.schema.events[part.event[row]], int(part.time[row]) / 1e6
     )
@@ -175,7 +178,7 @@ def test_similar_is_the_cosine_of_item_rows(ranker: Ranker, dataset: Dataset) ->
 def test_similar_to_an_unknown_item_is_what_is_popular(ranker: Ranker, dataset: Dataset) -> None:
     (answer,) = ranker.similar([SimilarRequest("new", k=1)])
     assert answer.cold_start
-    assert answer.items[0].item == f"i{dataset.popularity[1:].argmax() + 1}"
+    assert answer.items[0].item == f"i{popularity_of(dataset)[1:].argmax() + 1}"
 
 
 def test_a_model_without_vectors_has_nothing_similar(dataset: Dataset, tmp_path: Path) -> None:
@@ -201,3 +204,13 @@ def test_importing_the_runtime_loads_nothing_heavy() -> None:
     code = f"import sys, app.bundle.runtime; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_bundle_with_another_encoding_of_the_moment_is_refused(ranker: Ranker, tmp_path: Path) -> None:
+    """As an older version exports it, whose context features have fewer floats."""
+    older = tmp_path / "bundle"
+    shutil.copytree(ranker.artifact.path, older)
+    info = msgspec.json.decode((older / "bundle.json").read_bytes())
+    (older / "bundle.json").write_bytes(msgspec.json.encode(info | {"context": ["hour", "weekday"]}))
+    with pytest.raises(ArtifactError, match="6 floats of context, this version makes 4.*export"):
+        Ranker.open(older, verify=False)
