@@ -212,5 +212,5 @@ def test_a_bundle_with_another_encoding_of_the_moment_is_refused(ranker: Ranker,
     shutil.copytree(ranker.artifact.path, older)
     info = msgspec.json.decode((older / "bundle.json").read_bytes())
     (older / "bundle.json").write_bytes(msgspec.json.encode(info | {"context": ["hour", "weekday"]}))
-    with pytest.raises(ArtifactError, match="6 floats of context, this version makes 4.*export"):
+    with pytest.raises(ArtifactError, match=r"6 floats of context, this version makes 4.*export"):
         Ranker.open(older, verify=False)
