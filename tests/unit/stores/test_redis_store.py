@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import binascii
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import redis
 from app.errors import MachineError
 from app.events import Event
 from app.stores.open import open_store
-from app.stores.redis_store import LOG, RedisStore
+from app.stores.redis_store import LAYOUT, LOG, SEEN, RedisStore
 from tests.redis_server import redis_server
 
 
@@ -66,3 +67,61 @@ def test_a_redis_that_is_full_refuses_and_loses_nothing(tmp_path: Path) -> None:
         with pytest.raises(MachineError, match="maxmemory"):
             store.append([Event("u", "refused", timestamp=2)])
         assert [event.item for event in store.recent("u", 5)] == ["kept"]
+
+
+def slot(key: str) -> int:
+    """Of a key in a cluster, by its specification: CRC16 of the text in the first braces, modulo 16384."""
+    start = key.find("{")
+    end = key.find("}", start + 1)
+    tagged = key[start + 1 : end] if start >= 0 and end > start + 1 else key
+    return binascii.crc_hqx(tagged.encode(), 0) % 16384
+
+
+def test_slots_are_computed_as_the_specification_says() -> None:
+    assert slot("123456789") == 0x31C3  # its own example of CRC16
+    assert slot("{user1000}.following") == slot("{user1000}.followers")
+    assert slot("foo{}{bar}") != slot("bar") and slot("foo{{bar}}zap") == slot("{bar")
+
+
+def test_all_keys_of_a_call_and_of_its_script_share_a_slot(tmp_path: Path) -> None:
+    with redis_server(tmp_path) as url:
+        client = redis.Redis.from_url(url, decode_responses=True)
+        with client.monitor() as monitor:
+            store = RedisStore(url)
+            mark, _ = store.changes(None)
+            store.append([Event("u", "a", timestamp=1), Event("{v}", "b"), Event("w}", "c")])
+            store.put_item("{i}", b"{}")
+            store.recent("{v}", 5)
+            list(store.seen("{v}"))
+            store.changes(mark)
+            store.items(None)
+            list(store.remove_before(5_000_000))
+            store.claim_removal(1.0)
+            store.close()
+            client.echo("the end")
+            scripts = calls = 0
+            while not (command := monitor.next_command()["command"]).startswith("ECHO"):
+                words = command.split()
+                if words[0].upper() in ("CLIENT", "HELLO", "INFO", "CONFIG", "MONITOR", "SCRIPT", "SELECT"):
+                    continue  # without keys
+                slots = {slot(key) for key in client.command_getkeys(*words)}
+                assert slots == {slot("{rayrec}")}, command
+                scripts += words[0].upper() == "EVALSHA"
+                calls += 1
+        assert scripts >= 2 and calls > 15  # those inside the scripts among them
+        client.close()
+
+
+def test_a_log_of_before_there_were_versions_gets_the_seen_items(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.stores.redis_store.PORTION", 7)
+    with redis_server(tmp_path) as url:
+        store, client = RedisStore(url), redis.Redis.from_url(url)
+        store.append([Event("u", f"i{n}", timestamp=n) for n in range(50)])
+        client.delete(LAYOUT, SEEN + "u")  # as it was
+        store.close()
+        store = RedisStore(url)
+        assert list(store.seen("u")) == [[f"i{n}" for n in reversed(range(50))]]
+        assert client.get(LAYOUT) == b"1"
+        store.close()
