@@ -177,7 +177,8 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP until Ctrl-C."""
     _be_verbose(verbose)
-    from app.recipe import parse, parse_override
+    from app.recipe import parse
+    from app.recipe_toml import parse_override
     from app.serving.service import serve as serve_bundle
 
     changes = dict(parse_override(text) for text in set or ())
@@ -317,6 +318,23 @@ def rank(
         _print(standalone.rank_one(bundle, user, [i for i in items.split(",") if i], k), json)
 
 
+@app.command("events")
+def export_feedback(
+    location: Annotated[
+        str, typer.Argument(help="The feedback log: the folder BUNDLE.store, or redis://...")
+    ],
+    out: Annotated[Path, typer.Option(help="File for the events, .parquet, .csv or .jsonl.")],
+    items: Annotated[
+        Path | None, typer.Option(help="File for the items that were put, with the same endings.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
+    """Write a service's feedback to a file, while it runs or afterwards."""
+    from app.stores.export import export_events
+
+    _print(export_events(location, out, items), json)
+
+
 @app.command("bench")
 def measure_speed(
     bundle: BundleFolder,
@@ -362,7 +380,7 @@ def examine_machine(json: AsJson = False) -> None:
 
 def _load(recipe: Path, changes: list[str] | None) -> Recipe:
     """Read the recipe before anything heavy is imported, so that a mistake in it shows at once."""
-    from app.recipe import load
+    from app.recipe_toml import load
 
     return load(recipe, changes or ())
 
