@@ -11,7 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,7 +28,6 @@ import httpx
 import msgspec
 
 from app.bundle.request.requests import (
-    Accepted,
     Answer,
     FeedbackRequest,
     ItemAnswer,
@@ -30,6 +38,8 @@ from app.bundle.request.requests import (
 )
 from app.errors import MachineError, RayRecError, RequestError
 from app.events import Event, Value
+from app.serving.http import calls
+from app.serving.http.calls import Endpoint
 from app.serving.http.problems import ProblemDocument
 
 RETRIES = 3  # after a 429
@@ -43,21 +53,37 @@ Steps = Generator[httpx.Request | float, httpx.Response | None, T]
 Ranked = Answer | RayRecError
 
 
-def _exchange(base: _Base, method: str, path: str, body: Any, answer: type[T]) -> Steps[T]:
+def _call(base: _Base, endpoint: Endpoint[T], body: Any = None, /, **ids: str) -> Steps[T]:
+    """Make any call of the table app.serving.http.calls.
+
+    Args:
+        endpoint: the row of the call.
+        body: as the row says; None: there is none.
+        ids: the texts that its path names in braces.
+    """
+    if not isinstance(body, endpoint.body or type(None)):
+        raise RequestError(
+            f"{type(body).__name__} is not the body of {endpoint.path}",
+            where="body",
+            remedy="see app.serving.http.calls",
+        )
     content = None if body is None else msgspec.json.encode(body)
-    response = yield from _send(base, method, path, content, "application/json" if content else "")
+    response = yield from _send(base, endpoint, content, ids)
     try:
-        return msgspec.json.decode(response.content, type=answer)
+        return msgspec.json.decode(response.content, type=endpoint.answer)
     except msgspec.DecodeError as error:
         raise _foreign(response, error) from error
 
 
-def _send(base: _Base, method: str, path: str, content: bytes | None, media: str) -> Steps[httpx.Response]:
-    headers = {"Content-Type": media} if media else {}
+def _send(
+    base: _Base, endpoint: Endpoint[Any], content: bytes | None, ids: Mapping[str, str]
+) -> Steps[httpx.Response]:
+    headers = {} if content is None else {"Content-Type": endpoint.media}
+    path = endpoint.path.format(**{name: quote(text, safe="") for name, text in ids.items()})
     attempts = 0
     while True:
         attempts += 1
-        response = yield base.http.build_request(method, path, content=content, headers=headers)
+        response = yield base.http.build_request(endpoint.method, path, content=content, headers=headers)
         assert response is not None  # to a request, the answer
         if response.status_code != 429 or attempts > RETRIES:
             break
@@ -69,23 +95,22 @@ def _send(base: _Base, method: str, path: str, content: bytes | None, media: str
 
 def _rank(base: _Base, request: RankRequest) -> Steps[Answer]:
     """Score the request's items, best first."""
-    return (yield from _exchange(base, "POST", "/v1/rank", request, Answer))
+    return (yield from _call(base, calls.RANK, request))
 
 
 def _recommend(base: _Base, request: RecommendRequest) -> Steps[Answer]:
     """The best k items for a user."""
-    return (yield from _exchange(base, "POST", "/v1/recommend", request, Answer))
+    return (yield from _call(base, calls.RECOMMEND, request))
 
 
 def _similar(base: _Base, request: SimilarRequest) -> Steps[Answer]:
     """The nearest k items to an item."""
-    return (yield from _exchange(base, "POST", "/v1/similar", request, Answer))
+    return (yield from _call(base, calls.SIMILAR, request))
 
 
 def _feedback(base: _Base, events: Sequence[Event]) -> Steps[int]:
     """Store events; returns how many, once they are durable."""
-    body = FeedbackRequest(list(events))
-    accepted = yield from _exchange(base, "POST", "/v1/feedback", body, Accepted)
+    accepted = yield from _call(base, calls.FEEDBACK, FeedbackRequest(list(events)))
     return accepted.accepted
 
 
@@ -94,26 +119,25 @@ def _put_item(base: _Base, item: str, /, **columns: Value) -> Steps[ItemAnswer]:
 
     A client for this call needs the service's RAYREC_ADMIN_KEY, if it has one.
     """
-    path = f"/v1/items/{quote(item, safe='')}"
-    return (yield from _exchange(base, "PUT", path, ItemRequest(columns), ItemAnswer))
+    return (yield from _call(base, calls.PUT_ITEM, ItemRequest(columns), id=item))
 
 
 def _ready(base: _Base) -> Steps[dict[str, Any]]:
-    """Which model is served, once it is loaded."""
-    return (yield from _exchange(base, "GET", "/v2/health/ready", None, dict[str, Any]))
+    """Which model is served, once it is loaded: `ready`, `model` and `version`."""
+    return msgspec.structs.asdict((yield from _call(base, calls.READY)))
 
 
 def _batch(base: _Base, lines: Sequence[bytes]) -> Steps[list[Ranked]]:
     """Answers to some lines of a batch, or the errors in their place."""
-    response = yield from _send(base, "POST", "/v1/batch_rank", b"\n".join(lines), "application/x-ndjson")
-    found = response.content.splitlines()
-    if len(found) != len(lines):
+    response = yield from _send(base, calls.BATCH_RANK, b"\n".join(lines), {})
+    answers = response.content.splitlines()
+    if len(answers) != len(lines):
         raise MachineError(
-            f"{len(lines)} lines were sent and {len(found)} answered",
+            f"{len(lines)} lines were sent and {len(answers)} answered",
             where=str(response.url),
             remedy="send them again; the log of the service may tell why",
         )
-    return [_line(line, response) for line in found]
+    return [_line(line, response) for line in answers]
 
 
 def _line(line: bytes, response: httpx.Response) -> Ranked:
@@ -209,19 +233,20 @@ class Client(_Base):
         self.close()
 
     @staticmethod
-    def _call(plan: Callable[Concatenate[_Base, P], Steps[T]]) -> Callable[Concatenate[Client, P], T]:
+    def _waiting(plan: Callable[Concatenate[_Base, P], Steps[T]]) -> Callable[Concatenate[Client, P], T]:
         def call(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
             return self.run(plan(self, *args, **kwargs))
 
         call.__doc__ = plan.__doc__
         return call
 
-    rank = _call(_rank)
-    recommend = _call(_recommend)
-    similar = _call(_similar)
-    feedback = _call(_feedback)
-    put_item = _call(_put_item)
-    ready = _call(_ready)
+    rank = _waiting(_rank)
+    recommend = _waiting(_recommend)
+    similar = _waiting(_similar)
+    feedback = _waiting(_feedback)
+    put_item = _waiting(_put_item)
+    ready = _waiting(_ready)
+    call = _waiting(_call)
 
 
 class AsyncClient(_Base):
@@ -273,7 +298,7 @@ class AsyncClient(_Base):
         await self.close()
 
     @staticmethod
-    def _call(
+    def _awaited(
         plan: Callable[Concatenate[_Base, P], Steps[T]],
     ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
         async def call(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -282,12 +307,13 @@ class AsyncClient(_Base):
         call.__doc__ = plan.__doc__
         return call
 
-    rank = _call(_rank)
-    recommend = _call(_recommend)
-    similar = _call(_similar)
-    feedback = _call(_feedback)
-    put_item = _call(_put_item)
-    ready = _call(_ready)
+    rank = _awaited(_rank)
+    recommend = _awaited(_recommend)
+    similar = _awaited(_similar)
+    feedback = _awaited(_feedback)
+    put_item = _awaited(_put_item)
+    ready = _awaited(_ready)
+    call = _awaited(_call)
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -11,14 +11,16 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn.config
+from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
 from app.bundle.request import validation
 from app.bundle.request.requests import Answer, RankRequest, RecommendRequest, Scored, SimilarRequest
+from app.bundle.request.seen import SeenItems
 from app.errors import RequestError
 from app.events import HistoryEvent
 from app.recipe import Serve
-from app.serving import replica as ingress
+from app.serving import replica as module
 from app.serving.http.guard import key_digest
 
 
@@ -80,6 +82,7 @@ class FakeRanker:
         request: RankRequest | RecommendRequest,
         stored: Sequence[HistoryEvent] | None = None,
         arrived: float | None = None,
+        seen: SeenItems | None = None,
     ) -> Asking:
         self.check(request)
         if request.history:
@@ -108,18 +111,29 @@ class FakeRanker:
         )
 
 
-def fake_ingress(
+def fake_replica(
     patch: pytest.MonkeyPatch, store: Any, settings: Serve, key: str | None = None
-) -> ingress.Replica:
+) -> module.Replica:
     """A replica over a FakeRanker, in this process."""
-    patch.setattr(ingress.Ranker, "open", lambda *_, **__: FakeRanker())
+    patch.setattr(module.Ranker, "open", lambda *_, **__: FakeRanker())
     patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # a replica sets it: put back afterwards
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
-    patch.setattr(ingress.serve, "get_replica_context", lambda: context)
-    return ingress.Replica("bundle", str(store), settings, key_digest(key) if key else None)
+    patch.setattr(module.serve, "get_replica_context", lambda: context)
+    return module.Replica("bundle", str(store), settings, key_digest(key) if key else None)
 
 
-def transport(replica: ingress.Replica) -> httpx.ASGITransport:
+def sample(text: str, name: str, **labels: str) -> float:
+    """The value of a scrape's one sample of this name that has these labels and perhaps others."""
+    (value,) = (
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+    return float(value)
+
+
+def transport(replica: module.Replica) -> httpx.ASGITransport:
     """Carries httpx's requests to the replica."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:

@@ -1,17 +1,26 @@
-"""Counts and times of one replica in Prometheus' text format."""
+"""Counts and times of one replica; prometheus_client writes them in Prometheus' text format.
+
+Requests only add to plain numbers: what the format wants is made when somebody looks.
+"""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from itertools import accumulate
 from typing import NamedTuple, Protocol
+
+from prometheus_client import generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from app.serving.versions.stats import VersionStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+Samples = Iterable[tuple[tuple[str, ...], float]]  # values of the labels, and of the sample
 
 
 class Histogram:
@@ -29,18 +38,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def lines(self, name: str, labels: Mapping[str, str]) -> Iterator[str]:
-        """The histogram's samples: cumulative buckets, sum and count."""
-        total = 0
-        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
-            total += count
-            yield _sample(f"{name}_bucket", {**labels, "le": bound}, total)
-        yield _sample(f"{name}_sum", labels, self.sum)
-        yield _sample(f"{name}_count", labels, total)
+    def buckets(self) -> list[tuple[str, float]]:
+        """Each bound as text, and how many values are at or below it."""
+        return list(zip([*map(str, self.bounds), "+Inf"], accumulate(self.counts), strict=True))
 
 
 class Served(NamedTuple):
-    """A version, the share of the users who meet it, and what it did."""
+    """A version, the share of the users that is assigned to it, and what it did."""
 
     model: str
     version: str
@@ -49,15 +53,19 @@ class Served(NamedTuple):
 
 
 class Cache(Protocol):
-    """Something that keeps what it found."""
+    """A cache that counts its look-ups and knows its size."""
 
-    hits: int
-    misses: int
+    @property
+    def hits(self) -> int:
+        """Look-ups that were answered from the cache."""
+
+    @property
+    def misses(self) -> int:
+        """Look-ups that were not."""
 
     @property
     def bytes(self) -> int:
-        """That it takes, about."""
-        ...
+        """The size of what is cached now, about."""
 
 
 class Metrics:
@@ -68,7 +76,7 @@ class Metrics:
     """
 
     def __init__(self, replica: str) -> None:
-        self.labels = {"replica": replica}
+        self.replica = replica
         self.requests: Counter[tuple[str, int]] = Counter()
         self.seconds: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.batches: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SIZES))
@@ -76,7 +84,7 @@ class Metrics:
         self.degraded: Counter[str] = Counter()
         self.bulk_lines: Counter[int] = Counter()  # by status
         self.cold_starts = self.events = self.joined = 0
-        self.parse_s = 0.0  # of requests that no batch has met yet
+        self.parse_s = 0.0  # of requests that are in no batch yet
         self.caches: Mapping[str, Cache] = {}
         self.queues: dict[str, Sized] = {}  # by route: what waits for a batch
 
@@ -86,111 +94,89 @@ class Metrics:
         self.seconds[route].observe(seconds)
 
     def render(self, in_flight: int, served: Sequence[Served]) -> str:
-        """All samples. `in_flight`: requests that wait or are being scored now."""
-        lines = [
-            *self._versions(served),
-            *_family("rayrec_in_flight", "gauge", "Requests held now.", [(self.labels, in_flight)]),
-            *_family(
-                "rayrec_queued",
-                "gauge",
-                "Requests that wait for a batch now.",
-                [({**self.labels, "route": route}, len(queue)) for route, queue in self.queues.items()],
-            ),
-            *_family(
-                "rayrec_requests_total",
-                "counter",
-                "Answers by route and status.",
-                [({**self.labels, "route": r, "status": str(s)}, n) for (r, s), n in self.requests.items()],
-            ),
-            *_family(
-                "rayrec_cold_starts_total",
-                "counter",
-                "Answers for a user or items unknown to training.",
-                [(self.labels, self.cold_starts)],
-            ),
-            *_family(
-                "rayrec_joined_total",
-                "counter",
-                "Calls answered with an equal one.",
-                [(self.labels, self.joined)],
-            ),
-            *self._caches(),
-            *_family(
-                "rayrec_degraded_total",
-                "counter",
-                "Answers with less than was asked for, by what was left out.",
-                [({**self.labels, "left_out": text}, n) for text, n in self.degraded.items()],
-            ),
-            *_family(
-                "rayrec_bulk_lines_total",
-                "counter",
-                "Answered lines of batches by status.",
-                [({**self.labels, "status": str(status)}, n) for status, n in self.bulk_lines.items()],
-            ),
-            *_family("rayrec_events_total", "counter", "Events stored.", [(self.labels, self.events)]),
-            *self._histograms("rayrec_request_seconds", "Time to answer.", self.seconds),
-            *self._histograms("rayrec_batch_size", "Requests scored together.", self.batches),
-            *self._histograms("rayrec_stage_seconds", "Time of a batch in a stage.", self.stages, "stage"),
-        ]
-        return "\n".join(lines) + "\n"
+        """All samples as text.
 
-    def _versions(self, served: Sequence[Served]) -> Iterator[str]:
-        names = [{**self.labels, "model": one.model, "version": one.version} for one in served]
-        for name, kind, text, values in (
-            ("rayrec_model_info", "gauge", "The served versions.", [1] * len(served)),
-            ("rayrec_version_share", "gauge", "Share of the users.", [one.share for one in served]),
-            (
-                "rayrec_version_requests_total",
-                "counter",
-                "Rankings answered.",
-                [one.stats.requests for one in served],
-            ),
-            (
-                "rayrec_version_errors_total",
-                "counter",
-                "Rankings that failed.",
-                [one.stats.errors for one in served],
-            ),
-        ):
-            yield from _family(name, kind, text, list(zip(names, values, strict=True)))
+        Args:
+            in_flight: requests that wait or are being scored now.
+            served: the versions, of all models.
+        """
+        return generate_latest(_Families([*self._of_versions(served), *self._families(in_flight)])).decode()
 
-    def _caches(self) -> Iterator[str]:
-        found = {name: {**self.labels, "cache": name} for name in self.caches}
-        for kind, each in (("hits", "Found."), ("misses", "Not found.")):
-            counts = [(labels, float(getattr(self.caches[name], kind))) for name, labels in found.items()]
-            yield from _family(f"rayrec_cache_{kind}_total", "counter", each, counts)
-        sizes = [(labels, float(self.caches[name].bytes)) for name, labels in found.items()]
-        yield from _family("rayrec_cache_bytes", "gauge", "Kept now, about.", sizes)
+    def _families(self, in_flight: int) -> Iterator[Metric]:
+        of_route = [((route,), float(len(queue))) for route, queue in self.queues.items()]
+        answers = [((route, str(status)), n) for (route, status), n in self.requests.items()]
+        lines = [((str(status),), n) for status, n in self.bulk_lines.items()]
+        left_out = [((text,), n) for text, n in self.degraded.items()]
+        yield self._gauge("in_flight", "Requests held now.", [((), in_flight)])
+        yield self._gauge("queued", "Requests that wait for a batch now.", of_route, "route")
+        yield self._counter("requests", "Answers by route and status.", answers, "route", "status")
+        text = "Answers for a user or items unknown to training."
+        yield self._counter("cold_starts", text, [((), self.cold_starts)])
+        yield self._counter("joined", "Calls answered with an equal one.", [((), self.joined)])
+        yield from self._of_caches()
+        text = "Answers with less than was asked for, by what was left out."
+        yield self._counter("degraded", text, left_out, "left_out")
+        yield self._counter("bulk_lines", "Answered lines of batches by status.", lines, "status")
+        yield self._counter("events", "Events stored.", [((), self.events)])
+        yield self._histograms("request_seconds", "Time to answer.", self.seconds)
+        yield self._histograms("batch_size", "Requests scored together.", self.batches)
+        yield self._histograms("stage_seconds", "Time of a batch in a stage.", self.stages, "stage")
+
+    def _of_versions(self, served: Sequence[Served]) -> Iterator[Metric]:
+        labels = [(version.model, version.version) for version in served]
+
+        def samples(values: Iterable[float]) -> Samples:
+            return zip(labels, values, strict=True)
+
+        names = "model", "version"
+        requests, errors = [v.stats.requests for v in served], [v.stats.errors for v in served]
+        yield self._gauge("model_info", "The served versions.", samples([1.0] * len(served)), *names)
+        yield self._gauge("version_share", "Share of the users.", samples(v.share for v in served), *names)
+        yield self._counter("version_requests", "Rankings answered.", samples(requests), *names)
+        yield self._counter("version_errors", "Rankings that failed.", samples(errors), *names)
+
+    def _of_caches(self) -> Iterator[Metric]:
+        hits, misses, sizes = (
+            [((name,), float(getattr(cache, field))) for name, cache in self.caches.items()]
+            for field in ("hits", "misses", "bytes")
+        )
+        yield self._counter("cache_hits", "Found.", hits, "cache")
+        yield self._counter("cache_misses", "Not found.", misses, "cache")
+        yield self._gauge("cache_bytes", "Kept now, about.", sizes, "cache")
+
+    def _gauge(self, name: str, text: str, samples: Samples, *labels: str) -> Metric:
+        family = GaugeMetricFamily(f"rayrec_{name}", text, labels=("replica", *labels))
+        for values, value in samples:
+            family.add_metric((self.replica, *values), value)
+        return family
+
+    def _counter(self, name: str, text: str, samples: Samples, *labels: str) -> Metric:
+        family = CounterMetricFamily(f"rayrec_{name}", text, labels=("replica", *labels))
+        for values, value in samples:
+            family.add_metric((self.replica, *values), value)
+        return family
 
     def _histograms(
-        self, name: str, text: str, found: Mapping[str, Histogram], label: str = "route"
-    ) -> Iterator[str]:
-        yield from _head(name, "histogram", text)
-        for value, histogram in found.items():
-            yield from histogram.lines(name, {**self.labels, label: value})
+        self, name: str, text: str, histograms: Mapping[str, Histogram], label: str = "route"
+    ) -> Metric:
+        family = HistogramMetricFamily(f"rayrec_{name}", text, labels=("replica", label))
+        for value, histogram in histograms.items():
+            family.add_metric((self.replica, value), histogram.buckets(), histogram.sum)
+        return family
 
 
-def _head(name: str, kind: str, text: str) -> Iterator[str]:
-    yield f"# HELP {name} {text}"
-    yield f"# TYPE {name} {kind}"
+class _Families(Collector):
+    """Hands families that are made to prometheus_client's writer."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Sequence[Metric]:
+        return self._families
 
 
-def _family(name: str, kind: str, text: str, samples: list[tuple[dict[str, str], float]]) -> Iterator[str]:
-    yield from _head(name, kind, text)
-    yield from (_sample(name, labels, value) for labels, value in samples)
-
-
-def _sample(name: str, labels: Mapping[str, str], value: float) -> str:
-    inner = ",".join(f'{key}="{_escape(text)}"' for key, text in labels.items())
-    return f"{name}{{{inner}}} {value}"
-
-
-def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-
-
-def together(texts: Iterable[str]) -> str:
-    """Several texts as one, each family in one piece as the format wants it."""
+def merge(texts: Iterable[str]) -> str:
+    """The texts of several replicas as one, each family in one piece as the format wants it."""
     families: dict[str, dict[str, None]] = {}
     for text in texts:
         name = ""

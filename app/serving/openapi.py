@@ -1,76 +1,25 @@
-"""What a browser gets: a page to look and click, the documentation, the OpenAPI document."""
+"""The OpenAPI document of the table of calls, the same as a page, and the page to try them."""
 
 from __future__ import annotations
 
 import html
 import json
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from app.bundle.request.requests import (
-    Accepted,
-    Answer,
-    FeedbackRequest,
-    ItemAnswer,
-    ItemRequest,
-    RankRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
 from app.bundle.request.validation import LATEST
 from app.events import ID_BYTES
 from app.recipe import Serve
-from app.serving.feedback import new_items
-from app.serving.http.guard import JSON
+from app.serving.http.calls import NDJSON, Endpoint
 from app.serving.http.problems import CONTENT_TYPE, ProblemDocument
-from app.serving.scoring import bulk
-from app.serving.scoring.registry import KINDS, path_of
-
-
-def _fields(**kinds: str) -> dict[str, Any]:
-    """Schema of an object with these fields at least, each of a type of JSON."""
-    properties = {name: {"type": kind} for name, kind in kinds.items()}
-    return {"type": "object", "properties": properties, "required": list(kinds)}
-
 
 HOME = (Path(__file__).parent / "home.html").read_text()
+Endpoints = tuple[Endpoint[Any], ...]
 _STYLE = "body{font:15px system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}pre,td{vertical-align:top}"
-_CALLS: dict[str, tuple[type, type, int, str]] = {  # path: body, answer, status, summary
-    "/v1/rank": (RankRequest, Answer, 200, "Score these items for a user, best first"),
-    "/v1/recommend": (RecommendRequest, Answer, 200, "The best k items for a user"),
-    "/v1/similar": (SimilarRequest, Answer, 200, "The nearest k items to an item"),
-    "/v1/feedback": (FeedbackRequest, Accepted, 202, "Store what users did; the next request uses it"),
-}
-_BULK = {
-    "summary": "Rank or recommend for many: a request a line, answered in order, streamed",
-    "description": (
-        "A line with `items` ranks them, one without recommends. A line that cannot be answered gets "
-        "a problem document with its number in its place. Read answers while you send, as curl does: "
-        "lines are read no faster than answers are taken."
-    ),
-}
-_READS: dict[str, tuple[str, str, dict[str, Any]]] = {  # path: summary, media type, schema
-    "/v2/health/live": ("Whether the process answers", JSON, _fields(live="boolean")),
-    "/v2/health/ready": (
-        "Whether the model is loaded",
-        JSON,
-        _fields(ready="boolean", model="string", version="string"),
-    ),
-    "/v2/models/{name}": (
-        "Name, versions and figures of the model",
-        JSON,
-        _fields(name="string", versions="array", platform="string", figures="object", state="string"),
-    ),
-    "/v2/models/{name}/ready": (
-        "Whether calls of the model are answered; the first may have to load it",
-        JSON,
-        _fields(name="string", ready="boolean", state="string"),
-    ),
-    "/metrics": ("Counts and times for Prometheus", "text/plain", {"type": "string"}),
-}
 _REFUSALS = {
     400: "The body is not JSON, or this is no HTTP request",
     401: "The API key is missing or wrong",
@@ -83,27 +32,37 @@ _REFUSALS = {
     500: "The service failed",
     503: "Not answered in time; try again",
 }
+_OF_STREAM = (401, 405, 408, 415, 429, 500, 503)
+_OF_READ = (400, 401, 405, 408, 500, 503)
+_NO_MODEL = {404: "No such model"}
 
 
 @cache
-def openapi(settings: Serve) -> bytes:
-    """The OpenAPI 3.1 document, as JSON."""
-    kinds = {kind for body, answer, _, _ in _CALLS.values() for kind in (body, answer)} | {
-        ItemAnswer,
-        ItemRequest,
-        ProblemDocument,
-    }
+def document(settings: Serve, endpoints: Endpoints) -> bytes:
+    """The OpenAPI 3.1 document, as JSON.
+
+    Args:
+        settings: the recipe's [serve] section, for its limits.
+        endpoints: the table of calls.
+    """
+    documented = [endpoint for endpoint in endpoints if endpoint.answer is not None]
+    kinds = {kind for endpoint in documented for kind in (*_kinds(endpoint.body), *_kinds(endpoint.answer))}
     _, schemas = msgspec.json.schema_components(
-        sorted(kinds, key=lambda kind: kind.__name__), ref_template="#/components/schemas/{name}"
+        sorted((kinds - {str}) | {ProblemDocument}, key=lambda kind: kind.__name__),
+        ref_template="#/components/schemas/{name}",
     )
     _limit(schemas, settings)
-    document = {
+    paths: dict[str, dict[str, Any]] = {}
+    for endpoint in documented:
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, endpoint.path)
+    for endpoint in documented:
+        if endpoint.per_model:
+            path = endpoint.path_of("{name}")
+            paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path)
+    content = {
         "openapi": "3.1.0",
         "info": {"title": "RayRec", "version": "1", "description": limits(settings)},
-        "paths": {path: _write(*call) for path, call in _CALLS.items()}
-        | {path_of("{name}", kind): _of_model(_write(*_CALLS[f"/v1/{kind}"])) for kind in KINDS}
-        | {bulk.PATH: _stream(), f"{new_items.PREFIX}{{id}}": _put_item()}
-        | {path: _read(path, *call) for path, call in _READS.items()},
+        "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {
@@ -113,11 +72,50 @@ def openapi(settings: Serve) -> bytes:
         },
         "security": [{}, {"bearer": []}, {"key": []}],
     }
-    return json.dumps(document).encode()
+    return json.dumps(content).encode()
+
+
+def _operation(endpoint: Endpoint[Any], path: str) -> dict[str, Any]:
+    """A call as the document describes it at one of its paths."""
+    operation: dict[str, Any] = {"summary": endpoint.summary}
+    if endpoint.description:
+        operation["description"] = endpoint.description
+    if endpoint.body is not None:
+        operation["requestBody"] = {"required": True, "content": _content(endpoint.media, endpoint.body)}
+    answer = endpoint.answer
+    if endpoint.streamed:
+        answer = (*_kinds(answer), ProblemDocument)
+    done = {"description": "Done", "content": _content(endpoint.media, answer)}
+    problems = {status: _REFUSALS[status] for status in _statuses(endpoint)} | dict(endpoint.problems)
+    if parameters := _parameters(path):
+        operation["parameters"] = parameters
+    if "{name}" in path:
+        problems |= _NO_MODEL
+    operation["responses"] = {str(endpoint.status): done, **_problems(problems)}
+    return operation
+
+
+def _statuses(endpoint: Endpoint[Any]) -> Iterable[int]:
+    """Statuses of the refusals that a kind of call may get."""
+    if endpoint.streamed:
+        return _OF_STREAM
+    return _REFUSALS if endpoint.body is not None else _OF_READ
+
+
+def _parameters(path: str) -> list[dict[str, Any]]:
+    schemas: dict[str, dict[str, Any]] = {
+        "name": {"type": "string"},
+        "id": {"type": "string", "minLength": 1, "maxLength": ID_BYTES},
+    }
+    return [
+        {"name": name, "in": "path", "required": True, "schema": schema}
+        for name, schema in schemas.items()
+        if f"{{{name}}}" in path
+    ]
 
 
 def _limit(schemas: dict[str, Any], settings: Serve) -> None:
-    """What is checked beyond the types: lengths, counts, and the range of k."""
+    """Add what is checked beyond the types: lengths, counts, and the range of k."""
     text = {"minLength": 1, "maxLength": ID_BYTES}  # characters, of which one may take four bytes
     ids, many = {"type": "string", **text}, {"maxItems": settings.max_candidates}
     by_name: dict[str, dict[str, dict[str, Any]]] = {
@@ -154,18 +152,18 @@ def limits(settings: Serve) -> str:
 
 
 @cache
-def docs(settings: Serve) -> str:
+def page(settings: Serve, endpoints: Endpoints) -> str:
     """The documentation as one page without external resources."""
-    document = json.loads(openapi(settings))
+    content = json.loads(document(settings, endpoints))
     rows = [
         f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
-        f"<td>{html.escape(call['summary'])}</td><td>{_body_name(call)}</td></tr>"
-        for path, calls in document["paths"].items()
-        for method, call in calls.items()
+        f"<td>{html.escape(operation['summary'])}</td><td>{_body_links(operation)}</td></tr>"
+        for path, operations in content["paths"].items()
+        for method, operation in operations.items()
     ]
     schemas = [
         f"<h3 id={name}>{name}</h3><pre>{html.escape(json.dumps(schema, indent=1))}</pre>"
-        for name, schema in document["components"]["schemas"].items()
+        for name, schema in content["components"]["schemas"].items()
     ]
     return (
         f"<!doctype html><meta charset=utf-8><title>RayRec: calls</title><style>{_STYLE}</style>"
@@ -175,95 +173,31 @@ def docs(settings: Serve) -> str:
     )
 
 
-def _body_name(call: dict[str, Any]) -> str:
-    if "requestBody" not in call:
+def _body_links(operation: dict[str, Any]) -> str:
+    """Links to the schemas of an operation's body."""
+    if "requestBody" not in operation:
         return ""
-    ((media, content),) = call["requestBody"]["content"].items()
+    ((media, content),) = operation["requestBody"]["content"].items()
     schemas = content["schema"].get("oneOf", [content["schema"]])
     names = [schema["$ref"].rpartition("/")[2] for schema in schemas]
-    shown = " or ".join(f"<a href=#{name}>{name}</a>" for name in names)
-    return f"lines of {shown}" if media == bulk.NDJSON else shown
+    links = " or ".join(f"<a href=#{name}>{name}</a>" for name in names)
+    return f"lines of {links}" if media == NDJSON else links
 
 
-def _write(body: type, answer: type, status: int, summary: str) -> dict[str, Any]:
-    return {
-        "post": {
-            "summary": summary,
-            "requestBody": {"required": True, "content": _content(JSON, _ref(body))},
-            "responses": {
-                str(status): {"description": "Done", "content": _content(JSON, _ref(answer))},
-                **_problems(*_REFUSALS),
-            },
-        }
-    }
+def _kinds(body: type | tuple[type, ...] | None) -> tuple[type, ...]:
+    if body is None:
+        return ()
+    return body if isinstance(body, tuple) else (body,)
 
 
-def _put_item() -> dict[str, Any]:
-    """The call for new items, which takes the administrator's key where there is one."""
-    call = _write(ItemRequest, ItemAnswer, 200, "Say all that is known of an item, new or changed")["post"]
-    call["description"] = (
-        "The next request knows it: a new item is ranked by its content, a known one by what training "
-        "learned. Takes RAYREC_ADMIN_KEY, where the service has one, in the place of its API key."
-    )
-    call["parameters"] = [
-        {
-            "name": "id",
-            "in": "path",
-            "required": True,
-            "schema": {"type": "string", "minLength": 1, "maxLength": ID_BYTES},
-        }
-    ]
-    call["responses"] |= _problems(507)
-    return {"put": call}
+def _content(media: str, body: type | tuple[type, ...] | None) -> dict[str, Any]:
+    """A body as the document describes it; of a stream the schema is that of a line."""
+    if body is str:
+        return {media: {"schema": {"type": "string"}}}
+    references = [{"$ref": f"#/components/schemas/{kind.__name__}"} for kind in _kinds(body)]
+    return {media: {"schema": {"oneOf": references} if isinstance(body, tuple) else references[0]}}
 
 
-def _stream() -> dict[str, Any]:
-    """The call for batches. A schema describes one line."""
-    lines, answers = (
-        _content(bulk.NDJSON, {"oneOf": [_ref(kind) for kind in kinds]})
-        for kinds in ((RankRequest, RecommendRequest), (Answer, ProblemDocument))
-    )
-    return {
-        "post": {
-            **_BULK,
-            "requestBody": {"required": True, "content": lines},
-            "responses": {
-                "200": {"description": "A line for each line", "content": answers},
-                **_problems(401, 405, 408, 415, 429, 500, 503),
-            },
-        }
-    }
-
-
-def _read(path: str, summary: str, media: str, schema: dict[str, Any]) -> dict[str, Any]:
-    call: dict[str, Any] = {
-        "summary": summary,
-        "responses": {
-            "200": {"description": "Done", "content": _content(media, schema)},
-            **_problems(400, 401, 405, 408, 500, 503),
-        },
-    }
-    return _of_model({"get": call}) if "{name}" in path else {"get": call}
-
-
-def _of_model(calls: dict[str, Any]) -> dict[str, Any]:
-    """The same for the model that is named in the path."""
-    for call in calls.values():
-        call["parameters"] = [{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}]
-        call["responses"] |= _problems(404)
-    return calls
-
-
-def _problems(*statuses: int) -> dict[str, Any]:
-    full = "There are as many new items as serve.max_new_items allows: train again, or raise it"
-    texts = {**_REFUSALS, 404: "No such model", 507: full}
-    content = _content(CONTENT_TYPE, _ref(ProblemDocument))
-    return {str(s): {"description": texts[s], "content": content} for s in statuses}
-
-
-def _ref(kind: type) -> dict[str, str]:
-    return {"$ref": f"#/components/schemas/{kind.__name__}"}
-
-
-def _content(media: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {media: {"schema": schema}}
+def _problems(texts: dict[int, str]) -> dict[str, Any]:
+    content = _content(CONTENT_TYPE, ProblemDocument)
+    return {str(status): {"description": text, "content": content} for status, text in texts.items()}

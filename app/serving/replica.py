@@ -1,8 +1,8 @@
 """The replica: one hop from HAProxy to the ranker. It parses, batches, scores and encodes.
 
-A call comes in at `take`, from the wire or from `__call__`, and is answered through its
-`reply`. A plain `__call__` instead of a web framework, because that answers twice as many
-requests.
+A hot call comes in at `handle`, from the server's protocol or from `__call__`, and is answered
+through its `reply`. A plain `__call__` instead of a web framework, because that answers twice as
+many requests.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,50 +23,38 @@ from starlette.responses import Response
 
 from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request.limits import Limits
-from app.bundle.request.requests import (
-    Accepted,
-    FeedbackRequest,
-    RankRequest,
-    RecommendRequest,
-    SimilarRequest,
-)
+from app.bundle.request.requests import Accepted, FeedbackRequest
 from app.bundle.runtime import Ranker
 from app.events import Event
 from app.recipe import Serve
-from app.serving import metrics
-from app.serving.autoscaling import HELD, Load
-from app.serving.bundle_cache import copy_of
-from app.serving.feedback import new_items
+from app.serving.autoscaling import ONGOING, Load
+from app.serving.bundle_cache import open_copy
 from app.serving.feedback.group_commit import Full, GroupCommitWriter
+from app.serving.feedback.new_items import StoredItems
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.feedback.validation import check_feedback
-from app.serving.http import protocol
+from app.serving.http import calls, protocol
 from app.serving.http.guard import key_holds
 from app.serving.http.problems import Problem
+from app.serving.metrics import Metrics, Served, merge
 from app.serving.rollout.replica_agent import ReplicaAgent
 from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
-from app.serving.scoring import bulk, registry
+from app.serving.scoring.bulk import Bulk
+from app.serving.scoring.registry import ModelRegistry, ScoringFactory, Start, check_names
 from app.serving.scoring.scoring import Call
 from app.stores.open import open_store
 
-CALLS: dict[str, type] = {
-    "/v1/rank": RankRequest,
-    "/v1/recommend": RecommendRequest,
-    "/v1/similar": SimilarRequest,
-    "/v1/feedback": FeedbackRequest,
-}
-
 
 class Replica:
-    """Answers HTTP requests over a bundle; see design.md for the calls.
+    """Answers HTTP requests over a bundle; app.serving.http.calls lists the calls.
 
     Args:
         bundle: absolute path of the bundle.
         store: folder of the feedback log, or the URL of a Redis.
         settings: the recipe's [serve] section.
         key: digest of the API key; None asks for no key.
-        folder: what the service keeps on this machine, with its board; None: it has none, and
+        folder: what the service keeps on this machine, with its state; None: it has none, and
             serves the bundle alone.
         admin: digest of the key for calls that change what is served; None: the API key does.
     """
@@ -79,126 +68,121 @@ class Replica:
         folder: str | None = None,
         admin: bytes | None = None,
     ) -> None:
-        self.settings, self.key = settings, key
-        self.admin, self.store = admin or key, open_store(store)
-        self.items = new_items.StoredItems(self.store)
+        self.settings, self.endpoints = settings, calls.CALLS
+        self.keys: Mapping[str, bytes | None] = {"none": None, "api": key, "admin": admin or key}
+        self.store = open_store(store)
+        self.items = StoredItems(self.store)
         replica = serve.get_replica_context().replica_id.unique_id
-        board = StateDir(Path(folder)) if folder else None
-        self.states = UserVectorCache(int(settings.states_mb * 2**20), settings.cache_s)
-        self.watch = ReplicaAgent(board, replica, bundle, self._open, settings.rollout.shadow_every)
-        self.variants = self.watch.variants
-        self.metrics = metrics.Metrics(replica)
-        self._watching: asyncio.Task[None] | None = None
-        self.load = Load()
-        self.held, self.capacity = 0, settings.max_ongoing_requests + settings.max_queued_requests
-        # Decoders do not pickle, so they are made here.
-        self.decoders: dict[str, msgspec.json.Decoder[Any]] = {
-            path: msgspec.json.Decoder(kind) for path, kind in CALLS.items()
-        }
+        state_dir = StateDir(Path(folder)) if folder else None
+        self.user_vectors = UserVectorCache(int(settings.states_mb * 2**20), settings.cache_s)
+        self.agent = ReplicaAgent(state_dir, replica, bundle, self._open, settings.rollout.shadow_every)
+        self.traffic_split = self.agent.traffic_split
+        self._following: asyncio.Task[None] | None = None
+        self.metrics, self.load = Metrics(replica), Load()
+        self.in_flight, self.capacity = 0, settings.max_ongoing_requests + settings.max_queued_requests
         self.writer = GroupCommitWriter(self.store, self.capacity)
-        self.recent = UserEventCache(self.store, items=self.items)
-        shelf = registry.ScoringFactory(self.recent, self.metrics, settings, ThreadPoolExecutor(1))
-        self.scoring = {
-            path: shelf.scoring(self.variants, path, long=path == "/v1/recommend")
-            for path in ("/v1/rank", "/v1/recommend")
-        }
-        known = self.scoring["/v1/recommend"].known
-        assert known is not None  # long calls are worth keeping
-        self.metrics.caches = {"recommendations": known, "users": self.states, "events": self.recent}
-        self.bulk = bulk.Bulk(self.scoring, self.metrics, settings)
-        self.models = registry.ModelRegistry(settings, self._open, shelf)
-        self._name_models()
+        self.user_events = UserEventCache(self.store, items=self.items)
+        self._build_calls()
+        self.bulk = Bulk(self.scoring, self.metrics, settings)
         self.routes = Routes(self)
-        self.paths: Collection[bytes] = frozenset(path.encode() for path in self.decoders)
-        self.streams: Collection[bytes] = frozenset((bulk.PATH.encode(),))
         protocol.install(self, settings.max_body_bytes)
         # What is here now stays: the collector need not look at it again while requests wait.
         gc.collect()
         gc.freeze()
 
-    def _name_models(self) -> None:
-        """Every model has its own paths; the main one has them beside the plain ones."""
-        registry.check_names(self.settings, self.ranker.name)
-        for name in (self.ranker.name, *self.models.named):
-            for kind, body in registry.KINDS.items():
-                self.decoders[registry.path_of(name, kind)] = msgspec.json.Decoder(body)
-        for kind in ("rank", "recommend"):
-            self.scoring[registry.path_of(self.ranker.name, kind)] = self.scoring[f"/v1/{kind}"]
-        self._main_similar = registry.path_of(self.ranker.name, "similar")
+    def _build_calls(self) -> None:
+        """For every path of a hot call, what decodes its body and what starts its answer."""
+        settings, main = self.settings, self.ranker.name
+        check_names(settings, main)
+        factory = ScoringFactory(
+            self.user_events, self.metrics, settings, ThreadPoolExecutor(1), self.endpoints
+        )
+        starts, self.scoring = factory.calls_of(self.traffic_split, lambda endpoint: endpoint.path)
+        self.models = ModelRegistry(settings, self._open, factory)
+        self._hot: dict[str, tuple[Callable[[bytes], Any], Start]] = {}
+        for endpoint in self.endpoints:
+            if endpoint.hot:
+                decode = msgspec.json.Decoder(endpoint.body).decode
+                for path, model in endpoint.paths(main, list(settings.models)):
+                    if model in self.models.models:
+                        start: Start = partial(self.models.start, model, endpoint)
+                    else:
+                        start = starts[endpoint] if model else getattr(self, str(endpoint.handler))
+                    self._hot[path] = decode, start
+        self.hot_paths: Collection[bytes] = frozenset(path.encode() for path in self._hot)
+        self.streamed_paths: Collection[bytes] = frozenset(
+            endpoint.path.encode() for endpoint in self.endpoints if endpoint.streamed
+        )
+        recommendations = self.scoring[calls.RECOMMEND.path].cache
+        assert recommendations is not None  # they take long
+        self.metrics.caches = {
+            "recommendations": recommendations.entries,
+            "users": self.user_vectors,
+            "events": self.user_events,
+        }
 
     def _open(self, bundle: str) -> Ranker:
         settings = self.settings
-        copy = copy_of(bundle, settings)
-        ranker = Ranker.open(
-            copy.path,
-            limits=Limits(
-                settings.max_candidates, settings.max_k, settings.budget_ms, settings.max_new_items
-            ),
-            threads=settings.cpus,
-            user_vectors=self.states,
-        )
-        copy.stay_for(ranker)
+        copy = open_copy(bundle, settings)
+        limits = Limits(settings.max_candidates, settings.max_k, settings.budget_ms, settings.max_new_items)
+        ranker = Ranker.open(copy.path, limits=limits, threads=settings.cpus, user_vectors=self.user_vectors)
+        copy.keep_while(ranker)
         self.items.introduce(ranker)
         return ranker
 
     @property
     def ranker(self) -> Ranker:
-        """Of the version that most users meet."""
-        return self.variants.main.ranker
+        """Of the version of most users."""
+        return self.traffic_split.main.ranker
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve calls this once the replica is made: from now on it watches the board."""
-        if self._watching is None:
-            self._watching = asyncio.create_task(self.watch.run(self.described))
+        """Serve calls this once the replica is made: from now on it follows the desired state."""
+        if self._following is None:
+            self._following = asyncio.create_task(self.agent.run(self.described))
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """What app.serving.autoscaling goes by: Serve itself does not see calls that come by the wire."""
-        return {HELD: max(self.load.take(), self.held) + self.bulk.streams}
+        """The load that app.serving.autoscaling scales by: Serve itself does not see hot calls."""
+        return {ONGOING: max(self.load.take(), self.in_flight) + self.bulk.streams}
 
     async def __call__(self, request: Request) -> Response:
-        """Answer one request that did not come by the wire."""
+        """Answer one request that the server's protocol did not hand to `handle`."""
         return await self.routes.answer(request)
 
-    def admits(self, headers: protocol.Headers) -> bool:
+    def has_key(self, headers: protocol.Headers) -> bool:
         """See CallHandler: one without the key goes the usual way, and is refused there."""
-        return self.key is None or key_holds(
-            headers.get(b"authorization", b""), headers.get(b"x-api-key", b""), self.key
+        key = self.keys["api"]
+        return key is None or key_holds(
+            headers.get(b"authorization", b""), headers.get(b"x-api-key", b""), key
         )
 
-    def take(self, path: str, body: bytes, request_id: str, reply: protocol.Reply) -> None:
-        """See CallHandler: hold a bounded number of calls, refuse the rest at once."""
-        call = Call(path, request_id, reply, self._closed, body)
-        self.held += 1
+    def handle(self, path: str, body: bytes, request_id: str, reply: protocol.Reply) -> None:
+        """See CallHandler: answer a bounded number of calls at a time, refuse the rest at once."""
+        call = Call(path, request_id, reply, self._on_answer, body)
+        self.in_flight += 1
         try:
-            if self.held > self.capacity:
+            if self.in_flight > self.capacity:
                 raise Problem(429, "over capacity; wait as Retry-After says", headers={"Retry-After": "1"})
-            content = self.decoders[path].decode(body)
+            decode, start = self._hot[path]
+            content = decode(body)
             self.metrics.parse_s += time.perf_counter() - call.started
-            self._start(call, content)
+            start(call, content)
         except Exception as error:
             call.fail(error)
 
-    def _closed(self, call: Call, status: int) -> None:
-        self.held -= 1
+    def _on_answer(self, call: Call, status: int) -> None:
+        self.in_flight -= 1
         seconds = time.perf_counter() - call.started
         self.load.add(seconds)
         self.metrics.answered(call.path, status, seconds)
         if call.variant is not None:
             call.variant.stats.answered(seconds, status >= 500)
 
-    def _start(self, call: Call, content: Any) -> None:
-        scoring = self.scoring.get(call.path)
-        if scoring is not None:
-            scoring.add(call, content)
-        elif isinstance(content, FeedbackRequest):
-            self._feedback(call, content)
-        elif call.path in ("/v1/similar", self._main_similar):
-            self.recent.refresh()  # it may be about a new item
-            call.answer(self.variants.main.ranker.similar([content])[0])
-        else:
-            self.models.take(call, content)
+    def store_feedback(self, call: Call, content: FeedbackRequest) -> None:
+        """Answer a call for feedback, once its events are durable.
 
-    def _feedback(self, call: Call, content: FeedbackRequest) -> None:
+        Raises:
+            Problem, RequestError: an event cannot be stored, or too many wait for the disk.
+        """
         check_feedback(content, self.settings)
         loop = asyncio.get_running_loop()
         count = len(content.events)
@@ -207,28 +191,34 @@ class Replica:
             loop.call_soon_threadsafe(self._written, call, count, error)
 
         try:
-            self.writer.put([self._met(event) for event in content.events], written)
+            self.writer.put([self._with_variant(event) for event in content.events], written)
         except Full:
             raise Problem(429, "too much feedback waits for the disk", headers={"Retry-After": "1"}) from None
 
-    def _met(self, event: Event) -> Event:
-        """The event with the version that its user meets, unless the caller knows better."""
+    def _with_variant(self, event: Event) -> Event:
+        """The event with the version that its user is assigned to, unless the caller named one."""
         if event.variant:
             return event
-        return msgspec.structs.replace(event, variant=self.variants.of(event.user).label)
+        return msgspec.structs.replace(event, variant=self.traffic_split.assign(event.user).label)
 
     def _written(self, call: Call, count: int, error: Exception | None) -> None:
         if error is not None:
             call.fail(error)
             return
         self.metrics.events += count
-        call.answer(Accepted(count), 202)
+        call.answer(Accepted(count), calls.FEEDBACK.status)
 
     def described(self) -> tuple[float, str]:
-        """Calls held, and the text of the metrics."""
+        """Calls under way on average, and the text of the metrics."""
+        split = self.traffic_split
         served = [
-            metrics.Served(one.ranker.name, one.label, self.variants.share_of(one.digest), one.stats)
-            for one in self.variants.served()
+            Served(version.ranker.name, version.label, split.weight_of(version.digest), version.stats)
+            for version in split.served()
         ]
         served += self.models.served()
-        return self.load.mean, self.metrics.render(self.held, served)
+        return self.load.mean, self.metrics.render(self.in_flight, served)
+
+    async def metrics_text(self) -> str:
+        """The metrics of all replicas; those of the others as they last reported them."""
+        others = await asyncio.to_thread(self.agent.other_metrics)
+        return merge([self.described()[1], *others])

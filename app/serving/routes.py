@@ -1,4 +1,4 @@
-"""The usual way of a request, through Serve: to a page, a refusal, or a call that missed the wire."""
+"""The usual way of a request, through Serve: to a page, a refusal, or a call that is not on the hot path."""
 
 from __future__ import annotations
 
@@ -6,50 +6,96 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from app.serving import metrics, openapi
+from app.bundle.runtime import Ranker
+from app.recipe import Serve
+from app.serving import openapi
 from app.serving.feedback import new_items
-from app.serving.http.guard import JSON, check_content, check_key, read_body, request_id, response_of
+from app.serving.feedback.user_events import UserEventCache
+from app.serving.http.calls import HTML, JSON, MODELS, Endpoint, Live, ModelReady, Ready
+from app.serving.http.guard import check_content, check_key, read_body, request_id, response_of
 from app.serving.http.problems import Problem, from_error
-from app.serving.scoring import bulk, registry
+from app.serving.http.protocol import Reply
+from app.serving.metrics import CONTENT_TYPE, Metrics
+from app.serving.scoring.bulk import Bulk
+from app.serving.scoring.registry import ModelRegistry, describe, unknown
+from app.serving.versions.traffic_split import TrafficSplit
 
-if TYPE_CHECKING:
-    from app.serving.replica import Replica
+Respond = Callable[[Request], Awaitable[Response]]
 
-Handler = Callable[[Request], Awaitable[Response]]
+
+class Service(Protocol):
+    """What a replica gives to its routes."""
+
+    settings: Serve
+    endpoints: tuple[Endpoint[Any], ...]
+    keys: Mapping[str, bytes | None]  # digest of each kind of key; None asks for none
+    metrics: Metrics
+    user_events: UserEventCache
+    items: new_items.StoredItems
+    models: ModelRegistry
+    bulk: Bulk
+
+    @property
+    def traffic_split(self) -> TrafficSplit:
+        """The versions of the main model."""
+
+    @property
+    def ranker(self) -> Ranker:
+        """Of the version of most users."""
+
+    def handle(self, path: str, body: bytes, request_id: str, reply: Reply) -> None:
+        """Answer a hot call; see CallHandler."""
+
+    async def metrics_text(self) -> str:
+        """The metrics of all replicas."""
+
+
+class _Route(NamedTuple):
+    """How requests to one path are answered."""
+
+    endpoint: Endpoint[Any]
+    label: str  # in metrics
+    respond: Respond
 
 
 class Routes:
     """Answers requests for a replica; every error is a problem document.
 
     Args:
-        replica: whose calls, models and figures these are.
+        service: the replica whose calls, models and figures these are.
     """
 
-    def __init__(self, replica: Replica) -> None:
-        self.replica, self.settings = replica, replica.settings
-        self._names = replica.ranker.name, *replica.models.named
-        self.pages: dict[str, tuple[Handler, bool]] = {  # path: handler, needs the key
-            "/v2/health/live": (self._live, False),
-            "/v2/health/ready": (self._ready, False),
-            "/metrics": (self._metrics, True),
-            "/openapi.json": (self._openapi, False),
-            "/docs": (self._docs, False),
-            "/": (self._page, False),
-        }
-        for name in self._names:
-            self.pages[f"/v2/models/{name}"] = (partial(self._model, name), True)
-            self.pages[f"/v2/models/{name}/ready"] = (partial(self._model_ready, name), True)
+    def __init__(self, service: Service) -> None:
+        self.service, self.settings = service, service.settings
+        self._models = service.ranker.name, *service.models.models
+        self.routes: dict[str, _Route] = {}
+        self._with_id: list[_Route] = []  # of paths that end in an id
+        for endpoint in service.endpoints:
+            if endpoint.route != endpoint.path:
+                self._with_id.append(_Route(endpoint, endpoint.route, self._responder(endpoint, "")))
+                continue
+            for path, model in endpoint.paths(self._models[0], self._models[1:]):
+                self.routes[path] = _Route(endpoint, path, self._responder(endpoint, model))
+
+    def _responder(self, endpoint: Endpoint[Any], model: str) -> Respond:
+        """How requests for an endpoint, and for a model where it is about one, are answered."""
+        if endpoint.hot:
+            return self._call
+        respond: Callable[..., Awaitable[Response]] = getattr(self, str(endpoint.handler))
+        return partial(respond, model) if "{name}" in endpoint.path else respond
 
     async def answer(self, request: Request) -> Response:
         """Answer one request."""
+        path = request.url.path
+        route = self._find(path)
         try:
-            return await self._route(request)
+            return await self._answer(path, route, request)
         except ClientDisconnect:
             return Response(status_code=499)
         except TimeoutError:
@@ -57,104 +103,98 @@ class Routes:
             problem = Problem(503, text, headers={"Retry-After": "1"})
         except Exception as error:
             problem = from_error(error, request_id(request))
-        self.replica.metrics.answered(self._route_of(request.url.path), problem.status, 0.0)
+        self.service.metrics.answered(route.label if route else "other", problem.status, 0.0)
         return response_of(problem, request)
 
-    def _route_of(self, path: str) -> str:
-        """What metrics call a path: one of a fixed set."""
-        if path.startswith(new_items.PREFIX):
-            return new_items.PREFIX
-        known = path in self.replica.decoders or path in self.pages or path == bulk.PATH
-        return path if known else "other"
+    def _find(self, path: str) -> _Route | None:
+        """The route of a path, if it has one."""
+        route = self.routes.get(path)
+        if route is None:
+            route = next((route for route in self._with_id if path.startswith(route.label)), None)
+        return route
 
-    async def _route(self, request: Request) -> Response:
-        path, replica = request.url.path, self.replica
-        if path in replica.decoders or path == bulk.PATH:
-            _check_method(request, "POST")
-            self._check_key(request)
-            return (
-                await self._call(path, request)
-                if path in replica.decoders
-                else replica.bulk.response(request)
-            )
-        if path.startswith(new_items.PREFIX):
-            return await self._item(request)
-        if path not in self.pages:
-            if path.startswith((registry.PREFIX, "/v2/models/")):
-                self._check_key(request)
-                raise registry.unknown(self._names)
-            raise Problem(404, "no such path; /docs lists all calls")
-        handler, guarded = self.pages[path]
-        _check_method(request, "GET")
-        if guarded:
-            self._check_key(request)
+    async def _answer(self, path: str, route: _Route | None, request: Request) -> Response:
+        if route is None:
+            if not path.startswith((MODELS, "/v2/models/")):
+                raise Problem(404, "no such path; /docs lists all calls")
+            self._check_key(request, "api")
+            raise unknown(self._models)
+        _check_method(request, route.endpoint.method)
+        self._check_key(request, route.endpoint.key)
+        if route.endpoint.hot or route.endpoint.streamed:
+            return await route.respond(request)  # which counts its answers
         start = time.perf_counter()
         async with asyncio.timeout(self.settings.request_timeout_s):
-            response = await handler(request)
-        replica.metrics.answered(path, response.status_code, time.perf_counter() - start)
+            response = await route.respond(request)
+        self.service.metrics.answered(route.label, response.status_code, time.perf_counter() - start)
         return response
 
-    def _check_key(self, request: Request) -> None:
-        if self.replica.key is not None:
-            check_key(request, self.replica.key)
+    def _check_key(self, request: Request, kind: str) -> None:
+        digest = self.service.keys[kind]
+        if digest is not None:
+            check_key(request, digest)
 
-    async def _call(self, path: str, request: Request) -> Response:
-        """A call as the wire would have handed it over."""
+    async def _call(self, request: Request) -> Response:
+        """Answer a hot call as if it had been read by the server's protocol."""
         check_content(request)
         body = await read_body(request, self.settings.max_body_bytes)
-        found: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Response] = asyncio.get_running_loop().create_future()
 
         def reply(status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            if not found.done():
-                found.set_result(Response(content, status, dict(headers)))
+            if not answer.done():
+                answer.set_result(Response(content, status, dict(headers)))
 
-        self.replica.take(path, body, request_id(request), reply)
+        self.service.handle(request.url.path, body, request_id(request), reply)
         async with asyncio.timeout(self.settings.request_timeout_s):
-            return await found
+            return await answer
 
-    async def _item(self, request: Request) -> Response:
-        """Take in a new or changed item; from its answer on every replica's next batch knows it."""
-        _check_method(request, "PUT")
-        replica = self.replica
-        if replica.admin is not None:
-            check_key(request, replica.admin)
-        start = time.perf_counter()
-        answer = await new_items.put(request, replica.items, replica.ranker, self.settings.max_body_bytes)
-        replica.recent.refresh()
-        replica.metrics.answered(new_items.PREFIX, 200, time.perf_counter() - start)
+    async def batch_rank(self, request: Request) -> Response:
+        """Rank or recommend for many, line by line."""
+        return self.service.bulk.response(request)
+
+    async def put_item(self, request: Request) -> Response:
+        """Store a new or changed item; from its answer on every replica's next batch knows it."""
+        service = self.service
+        answer = await new_items.put(request, service.items, service.ranker, self.settings.max_body_bytes)
+        await service.user_events.caught_up()
         return _json(answer)
 
-    async def _live(self, request: Request) -> Response:
-        return _json({"live": True})
+    async def live(self, request: Request) -> Response:
+        """Say that the process answers."""
+        return _json(Live(True))
 
-    async def _ready(self, request: Request) -> Response:
-        ranker = self.replica.ranker
-        return _json({"ready": True, "model": ranker.name, "version": ranker.version})
+    async def ready(self, request: Request) -> Response:
+        """Name the main model and its version."""
+        ranker = self.service.ranker
+        return _json(Ready(True, ranker.name, ranker.version))
 
-    async def _model_ready(self, name: str, request: Request) -> Response:
-        if name in self.replica.models.named:
-            return _json(self.replica.models.readiness(name))
-        return _json({"name": name, "ready": True, "state": "loaded"})
+    async def model_ready(self, name: str, request: Request) -> Response:
+        """Say whether calls of a model are answered."""
+        models = self.service.models
+        state = models.readiness(name) if name in models.models else ModelReady(name, True, "loaded")
+        return _json(state)
 
-    async def _model(self, name: str, request: Request) -> Response:
-        if name in self.replica.models.named:
-            return _json(self.replica.models.described(name))
-        variants = self.replica.variants.served()
-        return _json(registry.described(name, variants, "loaded"))
+    async def model(self, name: str, request: Request) -> Response:
+        """Describe a model."""
+        if name in self.service.models.models:
+            return _json(self.service.models.description(name))
+        return _json(describe(name, self.service.traffic_split.served(), "loaded"))
 
-    async def _metrics(self, request: Request) -> Response:
-        others = await asyncio.to_thread(self.replica.watch.others)
-        text = metrics.together([self.replica.described()[1], *others])
-        return Response(text, media_type=metrics.CONTENT_TYPE)
+    async def metrics(self, request: Request) -> Response:
+        """Show the metrics of all replicas."""
+        return Response(await self.service.metrics_text(), media_type=CONTENT_TYPE)
 
-    async def _openapi(self, request: Request) -> Response:
-        return Response(openapi.openapi(self.settings), media_type=JSON)
+    async def openapi(self, request: Request) -> Response:
+        """Describe all calls for machines."""
+        return Response(openapi.document(self.settings, self.service.endpoints), media_type=JSON)
 
-    async def _docs(self, request: Request) -> Response:
-        return Response(openapi.docs(self.settings), media_type="text/html; charset=utf-8")
+    async def docs(self, request: Request) -> Response:
+        """Describe all calls for people."""
+        return Response(openapi.page(self.settings, self.service.endpoints), media_type=HTML)
 
-    async def _page(self, request: Request) -> Response:
-        return Response(openapi.HOME, media_type="text/html; charset=utf-8")
+    async def home(self, request: Request) -> Response:
+        """Show a page to try the calls."""
+        return Response(openapi.HOME, media_type=HTML)
 
 
 def _check_method(request: Request, method: str) -> None:

@@ -1,4 +1,4 @@
-"""What stands before every call: content type, body limit, API key, errors as problem documents."""
+"""What every request must keep to: content type, body limit, key; and errors as problem documents."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from hashlib import sha256
 from starlette.requests import Request
 from starlette.responses import Response
 
+from app.serving.http.calls import JSON
 from app.serving.http.problems import CONTENT_TYPE, Problem
 
-JSON = "application/json"
 BODY_S = 10.0  # for a body to arrive
 UNREAD = frozenset((401, 404, 405, 408, 413, 415))  # statuses of a request whose body was not read to its end
 
 
 def key_digest(key: str) -> bytes:
-    """What replicas are given of an API key; the key itself stays with the driver."""
+    """The digest of a key, which replicas are given; the key itself stays with the driver."""
     return sha256(key.encode()).digest()
+
+
+def media_of(request: Request) -> str:
+    """The media type of a request's body, in lower case and without its parameters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def check_content(request: Request) -> None:
     """Refuse (415) a body that does not say it is plain JSON."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != JSON or "content-encoding" in request.headers:
+    if media_of(request) != JSON or "content-encoding" in request.headers:
         raise Problem(415, "send plain JSON with the header Content-Type: application/json")
 
 
@@ -78,6 +82,6 @@ def response_of(problem: Problem, request: Request) -> Response:
     headers = problem.headers
     body = request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
     if body and problem.status in UNREAD:
-        # Whoever sends without end goes on until the connection is closed.
+        # A sender without end goes on until the connection is closed.
         headers = {**headers, "Connection": "close"}
     return Response(problem.document(request_id(request)), problem.status, headers, media_type=CONTENT_TYPE)

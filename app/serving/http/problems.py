@@ -17,7 +17,7 @@ MAX_FINDINGS = 10
 MAX_DETAIL, MAX_FINDING, MAX_FIELD = 300, 80, 40
 _log = logging.getLogger("ray.serve")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
-_PLACE = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", re.DOTALL)
+_MESSAGE = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<field>[^`]*)`)?", re.DOTALL)
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -88,7 +88,7 @@ def from_decoding(error: Exception) -> Problem:
             "the body is not JSON: check for NaN, for text that is cut off or not UTF-8 (a lone surrogate"
             " is not), and for a missing quote or bracket",
         )
-    match = _PLACE.fullmatch(str(error))
+    match = _MESSAGE.fullmatch(str(error))
     what, field = (match["what"], match["field"] or "") if match else ("is not as documented", "")
     named = re.search(r" field `(.*)`$", what, re.DOTALL)
     if named:
@@ -110,7 +110,7 @@ def from_ranker(error: RequestError) -> Problem:
 
 
 def from_error(error: Exception, request_id: str) -> Problem:
-    """The problem of whatever went wrong with a request; the log tells of faults of ours."""
+    """The problem of whatever went wrong with a request; a fault of ours is logged."""
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestError):

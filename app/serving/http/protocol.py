@@ -2,8 +2,8 @@
 
 Serve's way of a request (an ASGI task, a context, a watcher for disconnects, a metric or two)
 costs as much as scoring it. A replica's server therefore looks at each request first: a plain
-POST to a call of ours goes to `Desk.take` without a task or a future, anything else the usual
-way. uvicorn parses, keeps connections alive and drains them as before.
+POST to a hot call goes to `CallHandler.handle` without a task or a future, anything else the
+usual way. uvicorn parses, keeps connections alive and drains them as before.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from app.serving.http.calls import JSON
 from app.serving.http.guard import BODY_S
 from app.serving.http.problems import CONTENT_TYPE, Problem
 
@@ -27,9 +28,9 @@ Headers = dict[bytes, bytes]  # names in lower case
 
 _NOT_PLAIN = frozenset((b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"))
 _STATUS = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
-_JSON = b"application/json"
-_names = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())  # of requests
-# What Serve goes by is for us to say; it also fails (500) where one of these is not UTF-8.
+_JSON = JSON.encode()
+_request_ids = map("{}{:08x}".format, itertools.repeat(secrets.token_hex(4)), itertools.count())
+# These headers steer Serve, and are ours to set; it also fails (500) where one of them is not UTF-8.
 _OF_SERVE = frozenset(
     (
         b"x-request-timeout-seconds",
@@ -44,56 +45,56 @@ _STREAMED = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disab
 
 
 class CallHandler(Protocol):
-    """Who answers hot calls; all on the event loop of the server."""
+    """Answers hot calls; all on the event loop of the server."""
 
-    paths: Collection[bytes]
-    streams: Collection[bytes]  # of calls that go the usual way, whose body and answer are streamed
+    hot_paths: Collection[bytes]
+    streamed_paths: Collection[bytes]  # of calls that go the usual way, whose body and answer are streamed
 
-    def admits(self, headers: Headers) -> bool:
-        """Whether a call with these headers may be taken; one that may not goes the usual way."""
+    def has_key(self, headers: Headers) -> bool:
+        """Whether a call with these headers may be handled; one that may not goes the usual way."""
 
-    def take(self, path: str, body: bytes, request_id: str, reply: Reply) -> None:
+    def handle(self, path: str, body: bytes, request_id: str, reply: Reply) -> None:
         """Answer a call; `reply` (status, JSON body, further headers) is called exactly once."""
 
 
-def install(desk: CallHandler, max_body_bytes: int) -> None:
-    """Make every HTTP server that this process starts from now on offer plain calls to `desk`."""
+def install(handler: CallHandler, max_body_bytes: int) -> None:
+    """Make every HTTP server that this process starts from now on offer hot calls to `handler`."""
     # uvicorn takes a class as well as the name of one.
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(HttpProtocol, desk, max_body_bytes)  # type: ignore[assignment]
+    uvicorn.config.HTTP_PROTOCOLS["auto"] = partial(HttpProtocol, handler, max_body_bytes)  # type: ignore[assignment]
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One connection.
 
     Args:
-        desk: takes hot calls.
+        handler: answers hot calls.
         max_body_bytes: longer bodies go the usual way, which refuses them.
     """
 
-    def __init__(self, desk: CallHandler, max_body_bytes: int, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, handler: CallHandler, max_body_bytes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.desk, self.max_body_bytes = desk, max_body_bytes
+        self.handler, self.max_body_bytes = handler, max_body_bytes
         self._body: list[bytes] | None = None  # of the hot call that is being received
         self._waiting = False  # for the answer of a hot call
         self._last = False  # close after it
-        self._call: tuple[str, str] = ("", "")
-        self._slow: asyncio.TimerHandle | None = None
+        self._call: tuple[str, str] = ("", "")  # path and request id of the hot call
+        self._body_timer: asyncio.TimerHandle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Transport callback; a body that does not come with its head gets a time limit."""
         super().data_received(data)
-        if self._body is not None and self._slow is None:
-            self._slow = self.loop.call_later(BODY_S, self._too_slow)
+        if self._body is not None and self._body_timer is None:
+            self._body_timer = self.loop.call_later(BODY_S, self._body_late)
 
-    def _too_slow(self) -> None:
-        self._slow, self._body, self._waiting, self._last = None, None, True, True
+    def _body_late(self) -> None:
+        self._body_timer, self._body, self._waiting, self._last = None, None, True, True
         problem = Problem(408, "the body took too long to arrive; send it at once")
         self._reply(self._call[1], 408, problem.document(self._call[1]), {"content-type": CONTENT_TYPE})
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Transport callback."""
-        if self._slow is not None:
-            self._slow.cancel()
+        if self._body_timer is not None:
+            self._body_timer.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
@@ -108,10 +109,10 @@ class HttpProtocol(HttpToolsProtocol):
             return
         headers = dict(self.headers)
         path = self.url.partition(b"?")[0]
-        if path in self.desk.paths and self._plain(headers) and self.desk.admits(headers):
+        if path in self.handler.hot_paths and self._plain(headers) and self.handler.has_key(headers):
             self._body = []
-            given = headers.get(b"x-request-id", b"")[:64].decode("latin-1")
-            self._call = (path.decode(), given or next(_names))
+            request_id = headers.get(b"x-request-id", b"")[:64].decode("latin-1")
+            self._call = (path.decode(), request_id or next(_request_ids))
             self._last = not self.parser.should_keep_alive()
             return
         url, received = self.url, self.headers
@@ -119,7 +120,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.url = url
         self.expect_100_continue = headers.get(b"expect", b"").lower() == b"100-continue"
         self.headers.extend((name, value) for name, value in received if _passes(name, value))
-        if path in self.desk.streams:
+        if path in self.handler.streamed_paths:
             self.headers.extend(_STREAMED)
         super().on_headers_complete()
 
@@ -133,7 +134,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.transport.close()  # within an answer no other can begin
             return
         self._body, self._last = None, True
-        request_id, problem = next(_names), Problem(400, "this is not an HTTP request")
+        request_id, problem = next(_request_ids), Problem(400, "this is not an HTTP request")
         self._reply(request_id, 400, problem.document(request_id), {"content-type": CONTENT_TYPE})
 
     def _plain(self, headers: Headers) -> bool:
@@ -158,11 +159,11 @@ class HttpProtocol(HttpToolsProtocol):
         """Parser callback: a hot call is complete, or the usual way goes on."""
         if self._body is not None:
             body, self._body, self._waiting = b"".join(self._body), None, True
-            if self._slow is not None:
-                self._slow.cancel()
-                self._slow = None
+            if self._body_timer is not None:
+                self._body_timer.cancel()
+                self._body_timer = None
             path, request_id = self._call
-            self.desk.take(path, body, request_id, partial(self._reply, request_id))
+            self.handler.handle(path, body, request_id, partial(self._reply, request_id))
         elif not self._waiting:
             super().on_message_complete()
 
@@ -187,12 +188,12 @@ class HttpProtocol(HttpToolsProtocol):
             )
 
     def timeout_keep_alive_handler(self) -> None:
-        """Timer: nothing came for long."""
+        """Timer: nothing has come for a while."""
         if not self._waiting:
             super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
-        """The server drains: close once nothing is owed."""
+        """The server drains: close once no answer is outstanding."""
         if self._waiting or self._body is not None:
             self._last = True
         else:

@@ -1,4 +1,4 @@
-"""Several models in one service: further bundles by name, opened when they are first called."""
+"""The models of one service: the main one, and further bundles that are opened when they are first called."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from app.artifact import Artifact, open_artifact
-from app.bundle.request.requests import RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.runtime import Ranker
 from app.errors import RayRecError, RecipeError
 from app.recipe import Serve
-from app.serving.bundle_cache import copy_of
-from app.serving.feedback.user_events import UserEventCache
+from app.serving.bundle_cache import open_copy
+from app.serving.feedback.user_events import Lookup, UserEventCache
+from app.serving.http.calls import Endpoint, ModelDescription, ModelReady, State
 from app.serving.http.problems import Problem
 from app.serving.metrics import Metrics, Served
 from app.serving.scoring.response_cache import ResponseCache
@@ -25,38 +26,85 @@ from app.serving.scoring.scoring import Call, Scoring
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.traffic_split import TrafficSplit, Variant
 
-PREFIX = "/v1/models/"
-KINDS: dict[str, type] = {"rank": RankRequest, "recommend": RecommendRequest, "similar": SimilarRequest}
-REST_S = 30.0  # before a bundle that could not be opened is tried again
+RETRY_S = 30.0  # before a bundle that could not be opened is tried again
 SHOWN = 8  # names in a problem document
-Content = RankRequest | RecommendRequest | SimilarRequest
-State = Literal["not loaded", "loading", "loaded", "refused"]
+Start = Callable[[Call, Any], None]  # of the answer to a call with this body
 _log = logging.getLogger("ray.serve")
 
 
 class ScoringFactory:
-    """Where a model's calls are scored: with the replica's own memory of users, for each model apart.
+    """Makes what answers the calls of a model; all models share the replica's stored events.
 
     Args:
-        recent: the users' stored events.
+        user_events: the users' stored events.
         metrics: of the replica.
         settings: the recipe's [serve] section.
-        executor: for what takes long.
+        executor: a thread for batches that take long.
+        endpoints: the table of calls.
     """
 
-    def __init__(self, recent: UserEventCache, metrics: Metrics, settings: Serve, executor: Executor) -> None:
-        self.recent, self.metrics, self.settings, self.executor = recent, metrics, settings, executor
+    def __init__(
+        self,
+        user_events: UserEventCache,
+        metrics: Metrics,
+        settings: Serve,
+        executor: Executor,
+        endpoints: Sequence[Endpoint[Any]],
+    ) -> None:
+        self.user_events, self.metrics, self.settings, self.executor = (
+            user_events,
+            metrics,
+            settings,
+            executor,
+        )
+        self.endpoints = [endpoint for endpoint in endpoints if endpoint.per_model]
 
-    def scoring(self, variants: TrafficSplit, path: str, *, long: bool) -> Scoring:
-        """Of the calls of a path.
+    def calls_of(
+        self, traffic_split: TrafficSplit, path_of: Callable[[Endpoint[Any]], str]
+    ) -> tuple[dict[Endpoint[Any], Start], dict[str, Scoring]]:
+        """How the calls of a model are answered, by endpoint; and the scoring of batches, by path.
 
-        Scoring candidates takes less time than a change of threads, and hardly more than to find
-        an answer that is kept. Scoring all items is `long`: it leaves the loop, and is worth keeping.
+        Args:
+            traffic_split: the versions of the model.
+            path_of: the path of an endpoint of this model, as metrics name it.
         """
-        share = self.settings.cache_mb * 2**20 / (1 + len(self.settings.models))
-        known = ResponseCache(int(share), self.settings.cache_s) if long else None
-        executor, limit = self.executor if long else None, self.settings.max_batch_candidates
-        return Scoring(variants, self.recent, self.metrics, path, limit, executor, known)
+        starts: dict[Endpoint[Any], Start] = {}
+        scorings: dict[str, Scoring] = {}
+        for endpoint in self.endpoints:
+            if endpoint.batched:
+                path = path_of(endpoint)
+                scorings[path] = self._scoring(traffic_split, path, long=endpoint.batched == "thread")
+                starts[endpoint] = scorings[path].add
+            else:
+                starts[endpoint] = partial(self._answer, traffic_split, endpoint)
+        return starts, scorings
+
+    def _scoring(self, traffic_split: TrafficSplit, path: str, *, long: bool) -> Scoring:
+        """Scoring candidates takes less time than a change of threads, and hardly more than to find a
+        cached answer. Scoring all items is `long`: it leaves the loop, and its answers are cached."""
+        limit = int(self.settings.cache_mb * 2**20 / (1 + len(self.settings.models)))
+        return Scoring(
+            traffic_split,
+            self.user_events,
+            self.metrics,
+            path,
+            self.settings.max_batch_candidates,
+            self.executor if long else None,
+            ResponseCache(limit, self.settings.cache_s) if long else None,
+        )
+
+    def _answer(self, traffic_split: TrafficSplit, endpoint: Endpoint[Any], call: Call, body: Any) -> None:
+        """Answer a call by its handler and the version of most users."""
+        handler = endpoint.handler
+        assert callable(handler)
+
+        def answer(_: Lookup) -> None:
+            try:
+                call.answer(handler(traffic_split.main.ranker, body), endpoint.status)
+            except Exception as error:
+                call.fail(error)
+
+        self.user_events.look_up((), answer)  # it may be about a new item
 
 
 class LoadedModel:
@@ -65,48 +113,42 @@ class LoadedModel:
     Args:
         name: of the model.
         ranker: its bundle.
-        shelf: where its calls are scored.
+        factory: makes what answers its calls.
     """
 
-    def __init__(self, name: str, ranker: Ranker, shelf: ScoringFactory) -> None:
+    def __init__(self, name: str, ranker: Ranker, factory: ScoringFactory) -> None:
         self.ranker, self.variant = ranker, Variant(ranker, ranker.artifact.digest)
-        variants = TrafficSplit(self.variant, Shadow(shelf.settings.rollout.shadow_every))
-        self._scoring = {
-            kind: shelf.scoring(variants, path_of(name, kind), long=kind == "recommend")
-            for kind in ("rank", "recommend")
-        }
-
-    def take(self, call: Call, content: Content) -> None:
-        """Have a call answered."""
-        if isinstance(content, SimilarRequest):
-            call.variant = self.variant
-            call.answer(self.ranker.similar([content])[0])
-        else:
-            self._scoring["rank" if isinstance(content, RankRequest) else "recommend"].add(call, content)
+        traffic_split = TrafficSplit(self.variant, Shadow(factory.settings.rollout.shadow_every))
+        self.starts, _ = factory.calls_of(traffic_split, lambda endpoint: endpoint.path_of(name))
 
 
 class Model:
-    """A further model, whatever its state. `bytes` is what its bundle maps, once that is known."""
+    """A further model, whatever its state. `bytes` is what its bundle maps, once that is known.
 
-    def __init__(self, name: str, place: str) -> None:
-        self.name, self.place, self.bytes = name, place, 0
+    Args:
+        name: of the model.
+        bundle: folder or URI of its bundle.
+    """
+
+    def __init__(self, name: str, bundle: str) -> None:
+        self.name, self.bundle, self.bytes = name, bundle, 0
         self.loaded: LoadedModel | None = None
         self.loading: asyncio.Task[None] | None = None
-        self.waiting: list[tuple[Call, Content]] = []
-        self.error, self.rests_until = "", 0.0
+        self.waiting: list[tuple[Callable[[], None], Call]] = []  # what starts a call, and the call
+        self.error, self.retry_at = "", 0.0
 
     @property
     def state(self) -> State:
-        """Of now; one that is refused is tried again by and by."""
+        """Its state now; a model that is refused is tried again after a while."""
         if self.loaded is not None:
             return "loaded"
         if self.loading is not None:
             return "loading"
-        return "refused" if time.monotonic() < self.rests_until else "not loaded"
+        return "refused" if time.monotonic() < self.retry_at else "not loaded"
 
     def refusal(self) -> Problem:
         """Why its calls are not answered now."""
-        seconds = max(1, round(self.rests_until - time.monotonic()))
+        seconds = max(1, round(self.retry_at - time.monotonic()))
         return Problem(503, self.error, headers={"Retry-After": str(seconds)})
 
 
@@ -114,101 +156,92 @@ class ModelRegistry:
     """All further models of a replica; used on its event loop.
 
     Args:
-        settings: the recipe's [serve] section, whose models they are.
+        settings: the recipe's [serve] section, which names the models.
         opener: opens the bundle in a folder.
-        shelf: where their calls are scored.
+        factory: makes what answers their calls.
     """
 
-    def __init__(self, settings: Serve, opener: Callable[[str], Ranker], shelf: ScoringFactory) -> None:
-        self.settings, self._open, self._shelf = settings, opener, shelf
-        self.named = {name: Model(name, place) for name, place in settings.models.items()}
-        self._paths = {path_of(name, kind): model for name, model in self.named.items() for kind in KINDS}
+    def __init__(self, settings: Serve, opener: Callable[[str], Ranker], factory: ScoringFactory) -> None:
+        self.settings, self._open, self._factory = settings, opener, factory
+        self.models = {name: Model(name, bundle) for name, bundle in settings.models.items()}
         self._used: OrderedDict[str, Model] = OrderedDict()  # those that are loaded, by their last call
         # Calls that wait leave most of what the replica may hold to the models that answer.
-        self._room = max(1, (settings.max_ongoing_requests + settings.max_queued_requests) // 4)
-        self._turn = asyncio.Lock()  # one is loaded at a time, so that the limit holds
+        self._max_waiting = max(1, (settings.max_ongoing_requests + settings.max_queued_requests) // 4)
+        self._lock = asyncio.Lock()  # one is loaded at a time, so that the limit holds
 
-    def take(self, call: Call, content: Content) -> None:
-        """Answer a call, after its model was loaded.
+    def start(self, name: str, endpoint: Endpoint[Any], call: Call, body: Any) -> None:
+        """Answer a call of a model, after that was loaded.
 
         Raises:
-            Problem: it cannot be loaded; before long it is tried again.
+            Problem: it cannot be loaded; after a while it is tried again.
         """
-        model = self._paths[call.path]
+        model = self.models[name]
         if model.loaded is not None:
-            self._used.move_to_end(model.name)
-            model.loaded.take(call, content)
+            self._used.move_to_end(name)
+            model.loaded.starts[endpoint](call, body)
             return
         if model.state == "refused":
             raise model.refusal()
-        if sum(len(one.waiting) for one in self.named.values()) >= self._room:
+        if sum(len(other.waiting) for other in self.models.values()) >= self._max_waiting:
             raise _loading(model)
-        model.waiting.append((call, content))
+        model.waiting.append((partial(self.start, name, endpoint, call, body), call))
         loop = asyncio.get_running_loop()
-        loop.call_later(self.settings.request_timeout_s, self._late, model, call)
+        loop.call_later(self.settings.request_timeout_s, self._time_out, model, call)
         if model.loading is None:
             model.loading = loop.create_task(self._load(model))
+            model.loading.add_done_callback(partial(self._end_load, model))
 
     def served(self) -> Iterator[Served]:
         """Those that are loaded, for the metrics."""
         for model in self._used.values():
             assert model.loaded is not None
-            one = model.loaded.variant
-            yield Served(model.name, one.label, 1.0, one.stats)
+            variant = model.loaded.variant
+            yield Served(model.name, variant.label, 1.0, variant.stats)
 
-    def described(self, name: str) -> dict[str, Any]:
-        """A model as its page tells of it.
+    def description(self, name: str) -> ModelDescription:
+        """Name, versions, figures and state of a model."""
+        model = self.models[name]
+        return describe(name, [model.loaded.variant] if model.loaded else [], model.state)
 
-        Raises:
-            Problem: there is none of this name.
-        """
-        model = self.named.get(name)
-        if model is None:
-            raise unknown(self.named)
-        return described(name, [model.loaded.variant] if model.loaded else [], model.state)
-
-    def readiness(self, name: str) -> dict[str, Any]:
+    def readiness(self, name: str) -> ModelReady:
         """Whether calls of a model are answered; the first of one that is not loaded loads it.
 
         Raises:
-            Problem: it is refused, or there is none of this name.
+            Problem: it is refused.
         """
-        model = self.named.get(name)
-        if model is None:
-            raise unknown(self.named)
+        model = self.models[name]
         if model.state == "refused":
             raise model.refusal()
-        return {"name": name, "ready": True, "state": model.state}
+        return ModelReady(name, True, model.state)
 
     async def _load(self, model: Model) -> None:
-        try:
-            async with self._turn:
-                model.loaded = await self._loaded(model)
-        except Exception as error:  # whatever is wrong with it, the others go on
+        async with self._lock:
+            model.loaded = await self._loaded(model)
+            self._used[model.name] = model
+
+    def _end_load(self, model: Model, task: asyncio.Task[None]) -> None:
+        """Answer the calls that wait for a model, whatever became of its loading."""
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:  # whatever is wrong with it, the others go on
             _log.error("model %s was refused", model.name, exc_info=error)
             what = error.what if isinstance(error, RayRecError) else type(error).__name__
             model.error = f"model {model.name} cannot be loaded: {what}; the service's log tells more"
-            model.rests_until = time.monotonic() + REST_S
-        else:
-            self._used[model.name] = model
+            model.retry_at = time.monotonic() + RETRY_S
         waiting, model.waiting, model.loading = model.waiting, [], None
-        for call, content in waiting:
-            try:
-                self.take(call, content)
-            except Exception as error:
-                call.fail(error)
+        for start, call in waiting:
+            _start(start, call)
 
     async def _loaded(self, model: Model) -> LoadedModel:
-        copy = await asyncio.to_thread(copy_of, model.place, self.settings)
+        copy = await asyncio.to_thread(open_copy, model.bundle, self.settings)
         try:
-            model.bytes = (await asyncio.to_thread(_described, copy.path)).bytes
+            model.bytes = (await asyncio.to_thread(_opened, copy.path)).bytes
             self._make_room(model)
             ranker = await asyncio.to_thread(self._open, str(copy.path))
         except BaseException:
             copy.close()
             raise
-        copy.stay_for(ranker)
-        return LoadedModel(model.name, ranker, self._shelf)
+        copy.keep_while(ranker)
+        return LoadedModel(model.name, ranker, self._factory)
 
     def _make_room(self, model: Model) -> None:
         limit = int(self.settings.models_mb * 2**20)
@@ -218,35 +251,30 @@ class ModelRegistry:
                 where=model.name,
                 remedy="raise serve.models_mb",
             )
-        while self._used and sum(one.bytes for one in self._used.values()) + model.bytes > limit:
-            _, least = self._used.popitem(last=False)
-            least.loaded = None  # calls that it has are answered yet
+        while self._used and sum(other.bytes for other in self._used.values()) + model.bytes > limit:
+            _, least_used = self._used.popitem(last=False)
+            least_used.loaded = None  # calls that it has begun are answered yet
 
-    def _late(self, model: Model, call: Call) -> None:
-        """A call has waited for long enough, if it still does; the loading goes on."""
-        for place, (waiting, _) in enumerate(model.waiting):
+    def _time_out(self, model: Model, call: Call) -> None:
+        """Fail a call that has waited for too long, if it still waits; the loading goes on."""
+        for index, (_, waiting) in enumerate(model.waiting):
             if waiting is call:
-                del model.waiting[place]
+                del model.waiting[index]
                 call.fail(_loading(model))
                 return
 
 
-def described(name: str, variants: Sequence[Variant], state: State) -> dict[str, Any]:
-    """A model as its page tells of it, by the versions that users meet, the main one first."""
-    return {
-        "name": name,
-        "versions": [variant.label for variant in variants],
-        "platform": "rayrec",
-        "inputs": [],
-        "outputs": [],
-        "figures": variants[0].ranker.figures if variants else {},
-        "state": state,
-    }
-
-
-def path_of(name: str, kind: str) -> str:
-    """Of the calls of a model: rank, recommend or similar."""
-    return f"{PREFIX}{name}/{kind}"
+def describe(name: str, variants: Sequence[Variant], state: State) -> ModelDescription:
+    """The description of a model by the versions that users are assigned to, the main one first."""
+    return ModelDescription(
+        name,
+        [variant.label for variant in variants],
+        "rayrec",
+        [],
+        [],
+        variants[0].ranker.figures if variants else {},
+        state,
+    )
 
 
 def check_names(settings: Serve, main: str) -> None:
@@ -263,6 +291,17 @@ def check_names(settings: Serve, main: str) -> None:
         )
 
 
+def _start(start: Callable[[], None], call: Call) -> None:
+    """Start a call that waited; whatever goes wrong with it, those behind it go on."""
+    try:
+        start()
+    except Exception as error:
+        try:
+            call.fail(error)
+        except Exception as fault:
+            _log.error("request %s could not be answered", call.request_id, exc_info=fault)
+
+
 def _loading(model: Model) -> Problem:
     return Problem(503, f"model {model.name} is being loaded; try again", headers={"Retry-After": "1"})
 
@@ -273,5 +312,5 @@ def unknown(names: Collection[str]) -> Problem:
     return Problem(404, f"no model of this name; there are: {listed}")
 
 
-def _described(folder: Path) -> Artifact:
+def _opened(folder: Path) -> Artifact:
     return open_artifact(folder, "bundle", verify=False)

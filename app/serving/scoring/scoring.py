@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +16,8 @@ from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.retrieval.latency_budget import POPULAR
 from app.bundle.runtime import PreparedRequest
 from app.events import HistoryEvent
-from app.serving.feedback.user_events import UserEventCache
-from app.serving.http.guard import JSON
+from app.serving.feedback.user_events import Lookup, UserEventCache
+from app.serving.http.calls import JSON
 from app.serving.http.problems import CONTENT_TYPE, from_error
 from app.serving.http.protocol import Reply
 from app.serving.metrics import Metrics
@@ -27,35 +28,38 @@ from app.serving.versions.traffic_split import TrafficSplit, Variant
 ALL_ITEMS = 256  # candidates that a recommendation counts for, which scores every item
 CACHED = "cached answer"  # of before the user's last events, or of a while ago
 UNINFORMED = "without stored events: their store does not answer"
+Request = RankRequest | RecommendRequest
 _encode = msgspec.json.Encoder().encode
 _HEADERS = {"content-type": JSON}
 _PROBLEM_HEADERS = {"content-type": CONTENT_TYPE}
+_log = logging.getLogger("ray.serve")
 
 
 class Call:
-    """One call that waits for its answer.
+    """One call that waits for its answer, and gets exactly one: the first.
 
     Args:
         path: of the call.
         request_id: named by problem documents and the log.
         reply: where the answer goes.
-        closed: told once it is answered, with the status.
-        body: of the call; empty: it is like no other.
+        on_answer: called once, with the call and the status, before the answer goes out.
+        body: of the call; empty: no other call is equal to it.
     """
 
-    __slots__ = ("_closed", "_reply", "body", "path", "request_id", "started", "variant")
+    __slots__ = ("_on_answer", "_reply", "answered", "body", "path", "request_id", "started", "variant")
 
     def __init__(
         self,
         path: str,
         request_id: str,
         reply: Reply,
-        closed: Callable[[Call, int], None],
+        on_answer: Callable[[Call, int], None],
         body: bytes = b"",
     ) -> None:
         self.path, self.request_id, self.started, self.body = path, request_id, time.perf_counter(), body
-        self._reply, self._closed = reply, closed
-        self.variant: Variant | None = None  # that the user meets
+        self._reply, self._on_answer = reply, on_answer
+        self.variant: Variant | None = None  # that the user is assigned to
+        self.answered = False
 
     def answer(self, content: Any, status: int = 200) -> None:
         """Answer with a structure."""
@@ -63,29 +67,45 @@ class Call:
 
     def answer_json(self, content: bytes, status: int = 200) -> None:
         """Answer with JSON as it is."""
-        self._closed(self, status)
-        self._reply(status, content, _HEADERS)
+        self._send(status, content, _HEADERS)
 
     def fail(self, error: Exception) -> None:
-        """Answer with the problem document of an error."""
-        problem = from_error(error, self.request_id)
-        self._closed(self, problem.status)
-        headers = {**problem.headers, **_PROBLEM_HEADERS}
-        self._reply(problem.status, problem.document(self.request_id), headers)
+        """Answer with the problem document of an error; nothing where the call is answered."""
+        if not self.answered:
+            problem = from_error(error, self.request_id)
+            headers = {**problem.headers, **_PROBLEM_HEADERS}
+            self._send(problem.status, problem.document(self.request_id), headers)
+
+    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+        if self.answered:
+            return
+        self.answered = True
+        try:
+            self._on_answer(self, status)
+        finally:
+            self._reply(status, content, headers)
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
+class _Entry:
+    """A call that is scored, what its answer depends on, and the answer."""
+
+    call: Call
+    variant: Variant
+    key: bytes
+    catalogue_version: int  # when the request was read
+    stored: list[HistoryEvent]
+    prepared: PreparedRequest
+    older: bytes | None = None  # an older answer, for a call without time
+    answer: Answer | Exception | None = None
+    content: bytes = b""  # the answer as JSON
+
+
+@dataclass(slots=True)
 class _Batch:
-    calls: list[Call] = field(default_factory=list)
-    keys: list[bytes] = field(default_factory=list)
-    catalogue_versions: list[int] = field(default_factory=list)  # of the catalogue when it was read
-    questions: list[PreparedRequest] = field(default_factory=list)
-    stored: list[list[HistoryEvent]] = field(default_factory=list)
-    places: dict[bytes, int] = field(default_factory=dict)  # of calls, by key
-    joined: list[tuple[Call, int]] = field(default_factory=list)  # equal to the call at a place
-    stale: dict[int, bytes] = field(default_factory=dict)  # older answers, for calls without time
-    answers: list[Answer | Exception] = field(default_factory=list)
-    contents: list[bytes | Exception] = field(default_factory=list)  # the answers as JSON
+    entries: list[_Entry] = field(default_factory=list)
+    by_key: dict[bytes, _Entry] = field(default_factory=dict)
+    joined: list[tuple[Call, _Entry]] = field(default_factory=list)  # calls equal to one that is scored
     stages: dict[str, float] = field(default_factory=dict)  # seconds in each
     informed: bool = True  # of stored events
 
@@ -93,181 +113,195 @@ class _Batch:
 class Scoring:
     """Scores the calls of one path in batches. Equal calls that meet in a batch are scored once.
 
-    One that comes while its like is being scored waits, as every call does, for the batch to
-    end, and finds its answer among those that are known.
+    A call that comes while an equal one is being scored waits, as every call does, for the batch
+    to end, and then finds its answer in the cache.
 
     Args:
-        variants: the versions of the model; a call names its own.
-        recent: the users' stored events.
+        traffic_split: the versions of the model, to which users are assigned.
+        user_events: the users' stored events.
         metrics: of the replica.
         path: of the calls.
         limit: candidates of a batch.
-        executor: a thread for batches that take long; else they are scored on the loop.
-        known: answers that may be given again; None: none.
+        executor: a thread for batches that take long; None: they are scored on the loop.
+        cache: answers that may be given again; None: none is.
     """
 
     def __init__(
         self,
-        variants: TrafficSplit,
-        recent: UserEventCache,
+        traffic_split: TrafficSplit,
+        user_events: UserEventCache,
         metrics: Metrics,
         path: str,
         limit: int,
         executor: Executor | None = None,
-        known: ResponseCache | None = None,
+        cache: ResponseCache | None = None,
     ) -> None:
-        self.variants, self.recent, self.metrics, self.path = variants, recent, metrics, path
-        self.known, self._long = known, executor is not None
-        self._ticks: MicroBatcher[tuple[Call, RankRequest | RecommendRequest], _Batch] = MicroBatcher(
-            self._begin, self._work, self._finish, cost=_cost, limit=limit, executor=executor
+        self.traffic_split, self.user_events, self.metrics = traffic_split, user_events, metrics
+        self.path, self.cache, self._retrieves = path, cache, executor is not None
+        self._batcher: MicroBatcher[tuple[Call, Request], Lookup, _Batch] = MicroBatcher(
+            self._look_up,
+            self._begin,
+            self._work,
+            self._finish,
+            _fail,
+            cost=lambda waiting: cost_of(waiting[1]),
+            limit=limit,
+            executor=executor,
         )
-        metrics.queues[path] = self._ticks.queue
+        self._started = 0.0  # when the batch that is under way began
+        metrics.queues[path] = self._batcher.queue
 
-    def add(self, call: Call, request: RankRequest | RecommendRequest) -> None:
+    def add(self, call: Call, request: Request) -> None:
         """Have a call scored with the next batch."""
-        self._ticks.add((call, request))
+        self._batcher.add((call, request))
 
-    def _begin(self, entries: list[tuple[Call, RankRequest | RecommendRequest]]) -> _Batch | None:
-        start, batch = time.perf_counter(), _Batch()
-        self.recent.refresh()
-        for call, request in entries:
+    def _look_up(self, waiting: list[tuple[Call, Request]], then: Callable[[Lookup], None]) -> None:
+        self._started = time.perf_counter()
+        self.user_events.look_up({request.user for _, request in waiting}, then)
+
+    def _begin(self, waiting: list[tuple[Call, Request]], lookup: Lookup) -> _Batch | None:
+        batch = _Batch(informed=lookup.informed)
+        for call, request in waiting:
             try:
-                self._read(batch, call, request)
+                self._read(batch, lookup, call, request)
             except Exception as error:
                 call.fail(error)
-        batch.informed = self.recent.answers
-        self.metrics.stages["parse"].observe(self.metrics.parse_s)
+        stages = self.metrics.stages
+        stages["parse"].observe(self.metrics.parse_s)
         self.metrics.parse_s = 0.0
-        self.metrics.stages["features"].observe(time.perf_counter() - start)
-        if not batch.calls:
+        stages["features"].observe(time.perf_counter() - self._started)
+        if not batch.entries:
             return None
-        self.metrics.batches[self.path].observe(len(batch.calls))
+        self.metrics.batches[self.path].observe(len(batch.entries))
         return batch
 
-    def _read(self, batch: _Batch, call: Call, request: RankRequest | RecommendRequest) -> None:
-        """Answer a call from what is known, join it to an equal one, or put it into the batch."""
-        key = call.body
-        if key and self.known is not None:
+    def _read(self, batch: _Batch, lookup: Lookup, call: Call, request: Request) -> None:
+        """Answer a call from the cache, join it to an equal one, or put it into the batch."""
+        key, cache, user = call.body, self.cache, request.user
+        if key and cache is not None:
             key = _encode(request)  # however it was written
-        place = batch.places.get(key)
-        if place is not None:
-            call.variant = batch.calls[place].variant
-            batch.joined.append((call, place))
+        equal = batch.by_key.get(key)
+        if equal is not None:
+            call.variant = equal.variant
+            batch.joined.append((call, equal))
             return
-        stored = self.recent.of(request.user)
-        call.variant = variant = self.variants.of(request.user)
+        stored = lookup.of(user)
+        call.variant = variant = self.traffic_split.assign(user)
         catalogue_version = variant.ranker.catalogue_version
-        if self.known is not None and key:
-            kept = self.known.find(key, variant.digest, catalogue_version, stored)
-            if kept is not None:
-                self.variants.record_exposure(request.user, variant)
-                self.metrics.cold_starts += kept.cold
-                call.answer_json(kept.content)
+        if cache is not None and key:
+            cached = cache.get(key, variant.digest, catalogue_version, stored)
+            if cached is not None:
+                self.traffic_split.record_exposure(user, variant)
+                self.metrics.cold_starts += cached.cold
+                call.answer_json(cached.content)
                 return
-        question = variant.ranker.read(request, stored, call.started)
+        prepared = variant.ranker.read(request, stored, call.started, lookup.seen(user))
+        entry = _Entry(call, variant, key, catalogue_version, stored, prepared)
+        if cache is not None and key and prepared.deadline < math.inf:
+            entry.older = cache.stale(key, variant.digest)
         if key:
-            batch.places[key] = len(batch.calls)
-            if self.known is not None and question.deadline < math.inf:
-                older = self.known.stale(key, variant.digest)
-                if older is not None:
-                    batch.stale[len(batch.calls)] = older
-        batch.keys.append(key)
-        batch.catalogue_versions.append(catalogue_version)
-        batch.questions.append(question)
-        batch.stored.append(stored)
-        batch.calls.append(call)
+            batch.by_key[key] = entry
+        batch.entries.append(entry)
 
     def _work(self, batch: _Batch) -> None:
         start = time.perf_counter()
-        batch.answers = _answers(batch)
-        for place, content in batch.stale.items():
-            batch.answers[place] = _better(batch, place, content)
-        if not batch.informed:
-            batch.answers = [_uninformed(answer) for answer in batch.answers]
+        by_variant = _by_variant(batch.entries)
+        for variant, entries in by_variant.items():
+            _answer(variant, entries)
+        for entry in batch.entries:
+            if entry.older is not None:
+                entry.answer = _better(entry, entry.older)
+            if not batch.informed:
+                entry.answer = _uninformed(entry.answer)
         scored = time.perf_counter()
-        batch.contents = [one if isinstance(one, Exception) else _encode(one) for one in batch.answers]
+        for entry in batch.entries:
+            if isinstance(entry.answer, Answer):
+                entry.content = _encode(entry.answer)
         batch.stages = {"score": scored - start, "encode": time.perf_counter() - scored}
-        if self._long:  # recommendations
-            retrieved = sum(variant.ranker.retrieval_s() for variant in _variants(batch))
+        if self._retrieves:
+            retrieved = sum(variant.ranker.retrieval_s() for variant in by_variant)
             batch.stages |= {"retrieval": retrieved, "score": max(0.0, scored - start - retrieved)}
 
     def _finish(self, batch: _Batch, error: Exception | None) -> None:
         if error is not None:
-            for call in (*batch.calls, *(call for call, _ in batch.joined)):
+            for call in (*(entry.call for entry in batch.entries), *(call for call, _ in batch.joined)):
                 call.fail(error)
             return
         for stage, seconds in batch.stages.items():
             self.metrics.stages[stage].observe(seconds)
         self.metrics.joined += len(batch.joined)
-        for place, call in enumerate(batch.calls):
-            self._answer(call, batch, place)
-        for call, place in batch.joined:
-            self._answer(call, batch, place)
-        if self.known is not None:
-            self._keep(self.known, batch)
-        self.variants.note(batch.calls, batch.questions, batch.stored, batch.answers)
+        for entry in batch.entries:
+            self._reply(entry.call, entry)
+        for call, entry in batch.joined:
+            self._reply(call, entry)
+        for entry in batch.entries:
+            if isinstance(entry.answer, Answer):
+                self._learn(entry, entry.answer)
 
-    def _answer(self, call: Call, batch: _Batch, place: int) -> None:
-        answer, content = batch.answers[place], batch.contents[place]
-        if isinstance(content, Exception):
-            call.fail(content)
+    def _reply(self, call: Call, entry: _Entry) -> None:
+        answer = entry.answer
+        if not isinstance(answer, Answer):
+            call.fail(answer or RuntimeError("it was not scored"))
             return
-        assert isinstance(answer, Answer)
         self.metrics.cold_starts += answer.cold_start
         if answer.degraded:
             self.metrics.degraded[answer.degraded] += 1
-        call.answer_json(content)
+        call.answer_json(entry.content)
 
-    def _keep(self, known: ResponseCache, batch: _Batch) -> None:
-        """Keep what is whole."""
-        for place, (key, answer, content) in enumerate(
-            zip(batch.keys, batch.answers, batch.contents, strict=True)
-        ):
-            if isinstance(answer, Answer) and isinstance(content, bytes) and key and not answer.degraded:
-                variant = batch.calls[place].variant
-                assert variant is not None
-                catalogue_version, stored = batch.catalogue_versions[place], batch.stored[place]
-                known.keep(key, variant.digest, catalogue_version, stored, content, cold=answer.cold_start)
+    def _learn(self, entry: _Entry, answer: Answer) -> None:
+        """Cache an answer that is whole, and tell the traffic split of it."""
+        variant, stored = entry.variant, entry.stored
+        if self.cache is not None and entry.key and not answer.degraded:
+            version = variant.digest, entry.catalogue_version
+            self.cache.put(entry.key, *version, stored, entry.content, cold=answer.cold_start)
+        self.traffic_split.record_answer(variant, entry.prepared.request, stored, answer)
 
 
-def _variants(batch: _Batch) -> set[Variant]:
-    return {call.variant for call in batch.calls if call.variant is not None}
-
-
-def _better(batch: _Batch, place: int, older: bytes) -> Answer | Exception:
-    """An answer or, where it is popular items for want of time, the last one without what must not come."""
-    answer, question, variant = batch.answers[place], batch.questions[place], batch.calls[place].variant
-    assert variant is not None
-    if isinstance(answer, Exception) or answer.degraded != POPULAR:
-        return answer
-    names, out = variant.ranker.items, set(question.asked.rows.tolist())
-    found = msgspec.json.decode(older, type=Answer)
-    items = [one for one in found.items if names.find(one.item) not in out]
-    return msgspec.structs.replace(found, items=items, degraded=CACHED) if items else answer
-
-
-def _uninformed(answer: Answer | Exception) -> Answer | Exception:
-    if isinstance(answer, Exception):
-        return answer
-    also = f"{answer.degraded}; {UNINFORMED}" if answer.degraded else UNINFORMED
-    return msgspec.structs.replace(answer, degraded=also)
-
-
-def _answers(batch: _Batch) -> list[Answer | Exception]:
-    """Of each version together; what fails for one fails for its calls alone."""
-    places: dict[Variant, list[int]] = {}
-    for place, call in enumerate(batch.calls):
-        assert call.variant is not None  # since it was read
-        places.setdefault(call.variant, []).append(place)
-    found: dict[int, Answer | Exception] = {}
-    for variant, own in places.items():
-        try:
-            found |= zip(own, variant.ranker.answer([batch.questions[p] for p in own]), strict=True)
-        except Exception as error:
-            found |= dict.fromkeys(own, error)
-    return [found[place] for place in range(len(batch.calls))]
-
-
-def _cost(entry: tuple[Call, RankRequest | RecommendRequest]) -> int:
-    request = entry[1]
+def cost_of(request: Request) -> int:
+    """Candidates that a request counts for in a batch."""
     return len(request.items) if isinstance(request, RankRequest) else ALL_ITEMS
+
+
+def _fail(waiting: list[tuple[Call, Request]], error: Exception) -> None:
+    """Fail those calls of a batch that have no answer yet, whatever goes wrong with one of them."""
+    for call, _ in waiting:
+        try:
+            call.fail(error)
+        except Exception as fault:
+            _log.error("request %s could not be answered", call.request_id, exc_info=fault)
+
+
+def _by_variant(entries: list[_Entry]) -> dict[Variant, list[_Entry]]:
+    by_variant: dict[Variant, list[_Entry]] = {}
+    for entry in entries:
+        by_variant.setdefault(entry.variant, []).append(entry)
+    return by_variant
+
+
+def _answer(variant: Variant, entries: list[_Entry]) -> None:
+    """Answer the entries of one version together; what fails for it fails for its calls alone."""
+    try:
+        answers = variant.ranker.answer([entry.prepared for entry in entries])
+        for entry, answer in zip(entries, answers, strict=True):
+            entry.answer = answer
+    except Exception as error:
+        for entry in entries:
+            entry.answer = error
+
+
+def _better(entry: _Entry, older: bytes) -> Answer | Exception | None:
+    """An answer or, where it is popular items for want of time, the last one without what must not come."""
+    answer = entry.answer
+    if not isinstance(answer, Answer) or answer.degraded != POPULAR:
+        return answer
+    ids, excluded = entry.variant.ranker.items, set(entry.prepared.asked.rows.tolist())
+    last = msgspec.json.decode(older, type=Answer)
+    items = [scored for scored in last.items if ids.find(scored.item) not in excluded]
+    return msgspec.structs.replace(last, items=items, degraded=CACHED) if items else answer
+
+
+def _uninformed(answer: Answer | Exception | None) -> Answer | Exception | None:
+    if not isinstance(answer, Answer):
+        return answer
+    left_out = f"{answer.degraded}; {UNINFORMED}" if answer.degraded else UNINFORMED
+    return msgspec.structs.replace(answer, degraded=left_out)

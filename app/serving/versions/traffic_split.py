@@ -1,4 +1,4 @@
-"""The versions that a replica serves, and who meets which: always the same for the same user."""
+"""The versions that a replica serves, and which users are assigned to which: always the same ones."""
 
 from __future__ import annotations
 
@@ -6,23 +6,19 @@ import hashlib
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
-from app.bundle.runtime import PreparedRequest, Ranker
+from app.bundle.runtime import Ranker
 from app.events import HistoryEvent
 from app.serving.versions.experiment import Exposures
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.stats import Comparison, VersionStats
 
-if TYPE_CHECKING:
-    from app.serving.scoring.scoring import Call
-
-REMEMBERED = 32  # requests, to warm a new version with
+RECENT = 32  # requests, to warm a new version with
 
 
 class Variant:
-    """A loaded version and what it did here.
+    """A loaded version and what it did on this replica.
 
     Args:
         ranker: the opened bundle.
@@ -33,7 +29,7 @@ class Variant:
         self.ranker, self.digest, self.label = ranker, digest, ranker.version
         self.stats, self.compared = VersionStats(), Comparison()
 
-    def noted(self, score: float) -> None:
+    def record_score(self, score: float) -> None:
         """Count the best score of an answer; one that is no number is a fault."""
         if math.isfinite(score):
             self.stats.scores.add(score)
@@ -42,83 +38,87 @@ class Variant:
 
 
 class TrafficSplit:
-    """Who meets which version; used on one event loop.
+    """Assigns users to versions; used on one event loop.
 
-    `shared`: users are shared between versions now. `recent` are live requests. `shadow` scores
-    a sample of them by the version on trial.
+    `splits` says whether users are assigned to more than one version now. `recent` are live
+    requests. `trial` is a version that `shadow` compares with the main one on a sample of them.
 
     Args:
-        main: what is served to everybody until `share` says otherwise.
-        exposures: told who met which version while users are shared.
+        main: the version of all users until `set_weights` says otherwise.
+        shadow: compares versions.
+        exposures: records which user was served by which version while traffic is split.
     """
 
     def __init__(self, main: Variant, shadow: Shadow, exposures: Exposures | None = None) -> None:
         self.main, self.shadow, self.exposures = main, shadow, exposures
         self.trial: Variant | None = None
-        self.shared, self.salt = False, ""
-        self.recent: deque[RankRequest | RecommendRequest] = deque(maxlen=REMEMBERED)
-        self._table: list[tuple[float, Variant]] = []
+        self.splits, self.salt = False, ""
+        self.recent: deque[RankRequest | RecommendRequest] = deque(maxlen=RECENT)
+        self._bounds: list[tuple[float, Variant]] = []  # cumulative weights, ascending
 
-    def share(self, main: Variant, others: Sequence[tuple[float, Variant]], salt: str) -> None:
-        """Give `others` their shares of the users from now on, and main the rest.
+    def set_weights(self, main: Variant, others: Sequence[tuple[float, Variant]], salt: str) -> None:
+        """Assign these shares of the users to `others` from now on, and the rest to `main`.
 
         A share that grows keeps the users that it had; another salt draws them anew.
         """
-        table, bound = [], 0.0
-        for share, variant in others:
-            if share > 0:
-                bound += share
-                table.append((bound, variant))
-        self.main, self._table, self.salt, self.shared = main, table, salt, bool(table)
+        bounds, bound = [], 0.0
+        for weight, variant in others:
+            if weight > 0:
+                bound += weight
+                bounds.append((bound, variant))
+        self.main, self._bounds, self.salt, self.splits = main, bounds, salt, bool(bounds)
 
-    def of(self, user: str) -> Variant:
-        """The version that a user meets."""
-        if self.shared:
-            place = place_of(self.salt, user)
-            for bound, variant in self._table:
-                if place < bound:
+    def assign(self, user: str) -> Variant:
+        """The version of a user."""
+        if self.splits:
+            position = position_of(self.salt, user)
+            for bound, variant in self._bounds:
+                if position < bound:
                     return variant
         return self.main
 
-    def note(
+    def record_answer(
         self,
-        calls: Sequence[Call],
-        questions: Sequence[PreparedRequest],
-        stored: Sequence[list[HistoryEvent]],
-        answers: Sequence[Answer | Exception],
+        variant: Variant,
+        request: RankRequest | RecommendRequest,
+        stored: list[HistoryEvent],
+        answer: Answer,
     ) -> None:
-        """Learn from a batch that was answered: best scores, who was served, what to compare."""
-        self.recent.append(questions[-1].request)
-        for call, question, events, answer in zip(calls, questions, stored, answers, strict=True):
-            variant = call.variant
-            if variant is None or isinstance(answer, Exception):
-                continue
-            if answer.items:
-                variant.noted(answer.items[0].score)
-            self.record_exposure(question.request.user, variant)
-            if self.trial is not None and variant is self.main:
-                new = self.trial
-                self.shadow.offer(variant.ranker, new.ranker, new.compared, question.request, events)
+        """Learn from an answer: its best score, who was served, and what to compare.
+
+        Args:
+            variant: that answered.
+            request: that it answered.
+            stored: the user's stored events, which it had.
+            answer: whole or degraded.
+        """
+        self.recent.append(request)
+        if answer.items:
+            variant.record_score(answer.items[0].score)
+        self.record_exposure(request.user, variant)
+        trial = self.trial
+        if trial is not None and variant is self.main:
+            self.shadow.offer(variant.ranker, trial.ranker, trial.compared, request, stored)
 
     def record_exposure(self, user: str, variant: Variant) -> None:
-        """Note who met which version while users are shared."""
-        if self.exposures is not None and self.shared:
+        """Note which version served a user, while traffic is split."""
+        if self.exposures is not None and self.splits:
             self.exposures.note(self.salt, user, variant.label)
 
     def served(self) -> list[Variant]:
-        """The versions that some user meets."""
-        return [self.main, *(variant for _, variant in self._table)]
+        """The versions that some user is assigned to, the main one first."""
+        return [self.main, *(variant for _, variant in self._bounds)]
 
-    def share_of(self, digest: str) -> float:
-        """The share of the users that a version has."""
-        begin, shares = 0.0, {}
-        for bound, variant in self._table:
-            shares[variant.digest] = bound - begin
-            begin = bound
-        return shares.get(digest, 0.0) if digest != self.main.digest else 1.0 - begin
+    def weight_of(self, digest: str) -> float:
+        """The share of the users that is assigned to a version, from 0 to 1."""
+        lower, weights = 0.0, {}
+        for bound, variant in self._bounds:
+            weights[variant.digest] = bound - lower
+            lower = bound
+        return weights.get(digest, 0.0) if digest != self.main.digest else 1.0 - lower
 
 
-def place_of(salt: str, user: str) -> float:
-    """Where a user stands, evenly from 0 to below 1; the same on every machine."""
+def position_of(salt: str, user: str) -> float:
+    """The position of a user, evenly distributed from 0 to below 1; the same on every machine."""
     digest = hashlib.blake2b(user.encode(), key=salt.encode()[:64], digest_size=6).digest()
     return int.from_bytes(digest, "big") / 2**48

@@ -19,9 +19,11 @@ from app.bundle.request.json_lines import Lines, read_line
 from app.bundle.request.requests import RankRequest, RecommendRequest
 from app.events import Event
 from app.recipe import Serve
+from app.serving.http.calls import NDJSON
 from app.serving.replica import Replica
-from app.serving.scoring.bulk import NDJSON, PATH
-from tests.fakes import FakeRanker, fake_ingress, transport
+from app.serving.scoring import bulk
+from app.serving.scoring.bulk import PATH
+from tests.fakes import FakeRanker, fake_replica, sample, transport
 
 Messages = list[dict[str, Any]]
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
@@ -30,7 +32,7 @@ RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Replica]:
     def make(key: str | None = None, **settings: Any) -> Replica:
-        return fake_ingress(monkeypatch, tmp_path, Serve(**settings), key)
+        return fake_replica(monkeypatch, tmp_path, Serve(**settings), key)
 
     return make
 
@@ -227,7 +229,29 @@ def test_interactive_calls_come_between(make: Callable[..., Replica]) -> None:
     ranker = replica.ranker
     assert isinstance(ranker, FakeRanker)
     assert max(ranker.batches) <= 12
-    assert 'rayrec_bulk_lines_total{replica="r1",status="200"} 2000' in replica.described()[1]
+    assert sample(replica.described()[1], "rayrec_bulk_lines_total", status="200") == 2000
+
+
+@pytest.mark.parametrize("name", ["look_up", "on_answer"])
+def test_a_fault_of_ours_never_leaves_a_batch_without_its_end(
+    make: Callable[..., Replica], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """One before the lines are read, or one when the first is answered; the next batch is as ever."""
+    replica = make()
+    target = replica.user_events if name == "look_up" else bulk.Window
+    original, faults = getattr(target, name), iter([True])
+
+    def fail_once(*arguments: Any) -> Any:
+        if next(faults, False):
+            raise ZeroDivisionError("a fault of ours")
+        return original(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, name, fail_once)
+        answered = batch(replica, lines(RANK, RANK))
+    assert next(faults, None) is None
+    assert 1 <= sum(answer.get("status", 200) == 500 for answer in answered) <= 2
+    assert [len(answer["items"]) for answer in batch(replica, lines(RANK, RANK))] == [3, 3]
 
 
 def test_the_documentation_tells_of_it(make: Callable[..., Replica]) -> None:

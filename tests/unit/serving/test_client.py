@@ -17,7 +17,7 @@ from app.client import RETRIES, AsyncClient, Client
 from app.errors import MachineError, RequestError
 from app.events import Event
 from app.recipe import Serve
-from tests.fakes import fake_ingress, transport
+from tests.fakes import fake_replica, transport
 
 Reply = Callable[[httpx.Request], httpx.Response]
 ANSWER = {"model": "m", "version": "1", "items": [{"item": "a", "score": 1.5}]}
@@ -188,7 +188,7 @@ def test_a_batch_that_ends_early_is_an_error(run: Callable[..., Any]) -> None:
 
 
 def test_every_call_against_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    replica = fake_ingress(monkeypatch, tmp_path, Serve(), key="sesame")
+    replica = fake_replica(monkeypatch, tmp_path, Serve(), key="sesame")
 
     async def run() -> None:
         async with AsyncClient("http://test", "sesame", transport=transport(replica)) as client:

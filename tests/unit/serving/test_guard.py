@@ -12,14 +12,14 @@ import pytest
 
 from app.recipe import Serve
 from app.serving.http import guard
-from tests.fakes import fake_ingress, transport
+from tests.fakes import fake_replica, transport
 
 ORIGIN = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
 
 
 @pytest.fixture
 def http(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> httpx.AsyncClient:
-    replica = fake_ingress(monkeypatch, tmp_path, Serve(max_body_bytes=1000))
+    replica = fake_replica(monkeypatch, tmp_path, Serve(max_body_bytes=1000))
     return httpx.AsyncClient(transport=transport(replica), base_url="http://test")
 
 

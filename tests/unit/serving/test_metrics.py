@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from app.errors import RequestError
 from app.serving.http.problems import Finding, Problem, ProblemDocument, from_decoding, from_ranker
-from app.serving.metrics import SIZES, Histogram, Metrics, Served, together
+from app.serving.metrics import SIZES, Histogram, Metrics, Served, merge
 from app.serving.versions.stats import VersionStats
+from tests.fakes import sample
 
 SAMPLE = re.compile(
     r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\["\\n])*"(,[a-z]+="(?:[^"\\\n]|\\["\\n])*")*\})? [0-9.e+-]+'
@@ -23,10 +24,10 @@ def test_buckets_count_what_lies_at_or_below_their_bound(values: list[float]) ->
     histogram = Histogram(SIZES)
     for value in values:
         histogram.observe(value)
-    found = {line.split('"')[1]: int(line.split()[-1]) for line in histogram.lines("h", {}) if "le=" in line}
+    buckets = dict(histogram.buckets())
     for bound in SIZES:
-        assert found[str(bound)] == sum(value <= bound for value in values)
-    assert found["+Inf"] == len(values)
+        assert buckets[str(bound)] == sum(value <= bound for value in values)
+    assert buckets["+Inf"] == len(values)
 
 
 @given(st.text(), st.text())
@@ -34,9 +35,10 @@ def test_every_line_is_a_comment_or_a_sample_whatever_the_model_is_called(name: 
     metrics, served = Metrics("r1"), [Served(name, version, 0.5, VersionStats())]
     metrics.answered("/v1/rank", 200, 0.01)
     text = metrics.render(3, served)
-    assert together([text]) == text
+    assert merge([text]) == text
     for line in text.split("\n"):
         assert not line or line.startswith(("# HELP ", "# TYPE ")) or SAMPLE.fullmatch(line), line
+    assert sample(text, "rayrec_version_share", model=name, version=version) == 0.5
 
 
 def test_one_scrape_shows_all_replicas_each_family_in_one_piece() -> None:
@@ -45,12 +47,12 @@ def test_one_scrape_shows_all_replicas_each_family_in_one_piece() -> None:
         metrics = Metrics(replica)
         metrics.answered("/v1/rank", 200, 0.01)
         texts.append(metrics.render(0, [Served("m", "v1", 1.0, VersionStats())]))
-    lines = together(texts).splitlines()
+    lines = merge(texts).splitlines()
     assert len(lines) == len(set(lines))
     families = [line.split()[2] for line in lines if line.startswith("# TYPE")]
     assert len(families) == len(set(families))
-    place = lines.index("# TYPE rayrec_requests_total counter")
-    assert [line.split('"')[1] for line in lines[place + 1 : place + 3]] == ["r1", "r2"]
+    start = 1 + lines.index("# TYPE rayrec_requests_total counter")
+    assert [line.split('"')[1] for line in lines[start : start + 2]] == ["r1", "r2"]
 
 
 @given(

@@ -18,22 +18,22 @@ Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter, "Echo"], Awaitable[
 
 
 class Echo:
-    """A desk that answers with what it was sent, at once or when told."""
+    """A handler that answers with what it was sent, at once or, where it has `replies`, by the test."""
 
-    paths = (b"/v1/rank",)
-    streams = (b"/v1/stream",)
+    hot_paths = (b"/v1/rank",)
+    streamed_paths = (b"/v1/stream",)
 
     def __init__(self) -> None:
-        self.taken: list[tuple[str, bytes, str]] = []
-        self.held: list[protocol.Reply] | None = None
+        self.calls: list[tuple[str, bytes, str]] = []
+        self.replies: list[protocol.Reply] | None = None
 
-    def admits(self, headers: protocol.Headers) -> bool:
+    def has_key(self, headers: protocol.Headers) -> bool:
         return headers.get(b"x-api-key") != b"wrong"
 
-    def take(self, path: str, body: bytes, request_id: str, reply: protocol.Reply) -> None:
-        self.taken.append((path, body, request_id))
-        if self.held is not None:
-            self.held.append(reply)
+    def handle(self, path: str, body: bytes, request_id: str, reply: protocol.Reply) -> None:
+        self.calls.append((path, body, request_id))
+        if self.replies is not None:
+            self.replies.append(reply)
         else:
             reply(200, b"hot " + body, {"content-type": "application/json"})
 
@@ -51,9 +51,9 @@ async def usual(scope: Any, receive: Any, send: Any) -> None:
 
 
 @asynccontextmanager
-async def serving(patch: pytest.MonkeyPatch, desk: Echo) -> AsyncIterator[tuple[uvicorn.Server, int]]:
+async def serving(patch: pytest.MonkeyPatch, handler: Echo) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")
-    protocol.install(desk, max_body_bytes=1000)
+    protocol.install(handler, max_body_bytes=1000)
     config = uvicorn.Config(usual, port=0, lifespan="off", log_config=None)
     server = uvicorn.Server(config)
     server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]
@@ -67,16 +67,16 @@ async def serving(patch: pytest.MonkeyPatch, desk: Echo) -> AsyncIterator[tuple[
         await running
 
 
-def talk(patch: pytest.MonkeyPatch, said: Talk) -> Echo:
+def talk(patch: pytest.MonkeyPatch, converse: Talk) -> Echo:
     """Run a conversation on one connection."""
 
     async def run() -> Echo:
-        desk = Echo()
-        async with serving(patch, desk) as (_, port):
+        handler = Echo()
+        async with serving(patch, handler) as (_, port):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            await asyncio.wait_for(said(reader, writer, desk), 10)
+            await asyncio.wait_for(converse(reader, writer, handler), 10)
             writer.close()
-        return desk
+        return handler
 
     return asyncio.run(run())
 
@@ -91,37 +91,37 @@ def hot(body: bytes, *further: bytes) -> bytes:
     return HOT + b"".join(further) + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
-def test_a_plain_call_goes_to_the_desk_and_keeps_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
-        for place in range(3):
-            writer.write(hot(b"call %d" % place, b"X-Request-ID: id-%d\r\n" % place))
+def test_a_plain_call_goes_to_the_handler_and_keeps_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
+        for number in range(3):
+            writer.write(hot(b"call %d" % number, b"X-Request-ID: id-%d\r\n" % number))
             head, body = await answer(reader)
             assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-            assert b"x-request-id: id-%d\r\n" % place in head
-            assert body == b"hot call %d" % place
+            assert b"x-request-id: id-%d\r\n" % number in head
+            assert body == b"hot call %d" % number
 
-    desk = talk(monkeypatch, said)
-    assert desk.taken == [("/v1/rank", b"call %d" % place, f"id-{place}") for place in range(3)]
+    handler = talk(monkeypatch, converse)
+    assert handler.calls == [("/v1/rank", b"call %d" % number, f"id-{number}") for number in range(3)]
 
 
 def test_a_body_in_pieces_arrives_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         for byte in hot(b"slowly"):
             writer.write(bytes([byte]))
             await writer.drain()
         assert (await answer(reader))[1] == b"hot slowly"
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 def test_a_call_without_an_id_is_given_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         writer.write(hot(b"a"))
         head, _ = await answer(reader)
-        assert f"x-request-id: {desk.taken[0][2]}".encode() in head
-        assert len(desk.taken[0][2]) == 16
+        assert f"x-request-id: {handler.calls[0][2]}".encode() in head
+        assert len(handler.calls[0][2]) == 16
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 @pytest.mark.parametrize(
@@ -141,56 +141,56 @@ def test_a_call_without_an_id_is_given_one(monkeypatch: pytest.MonkeyPatch) -> N
 def test_anything_else_goes_the_usual_way_and_hot_calls_work_after_it(
     monkeypatch: pytest.MonkeyPatch, request_: bytes
 ) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         writer.write(request_)
         assert (await answer(reader))[1].startswith(b"usual ")
-        assert desk.taken == []
+        assert handler.calls == []
         writer.write(hot(b"after"))
         assert (await answer(reader))[1] == b"hot after"
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 def test_close_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         writer.write(hot(b"last", b"Connection: close\r\n"))
         head, body = await answer(reader)
         assert b"connection: close" in head
         assert body == b"hot last"
         assert await reader.read() == b""
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 def test_a_request_sent_before_the_answer_is_never_mixed_up_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
-        desk.held = []
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
+        handler.replies = []
         writer.write(hot(b"first") + hot(b"second"))
-        while not desk.held:
+        while not handler.replies:
             await asyncio.sleep(0)
-        desk.held[0](200, b"of the first", {})
+        handler.replies[0](200, b"of the first", {})
         head, body = await answer(reader)
         assert body == b"of the first"
         assert b"connection: close" in head, "the second is to be sent again"
         assert await reader.read() == b""
 
-    desk = talk(monkeypatch, said)
-    assert [body for _, body, _ in desk.taken] == [b"first"]
+    handler = talk(monkeypatch, converse)
+    assert [body for _, body, _ in handler.calls] == [b"first"]
 
 
 def test_draining_answers_what_was_taken_and_then_closes(monkeypatch: pytest.MonkeyPatch) -> None:
     async def run() -> None:
-        desk = Echo()
-        desk.held = []
-        async with serving(monkeypatch, desk) as (server, port):
+        handler = Echo()
+        handler.replies = []
+        async with serving(monkeypatch, handler) as (server, port):
             idle = await asyncio.open_connection("127.0.0.1", port)
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(hot(b"owed"))
-            while not desk.held:
+            while not handler.replies:
                 await asyncio.sleep(0)
             server.should_exit = True
             assert await idle[0].read() == b"", "an idle connection is closed at once"
-            desk.held[0](200, b"paid", {})
+            handler.replies[0](200, b"paid", {})
             head, body = await answer(reader)
             assert body == b"paid"
             assert b"connection: close" in head
@@ -198,17 +198,17 @@ def test_draining_answers_what_was_taken_and_then_closes(monkeypatch: pytest.Mon
     asyncio.run(asyncio.wait_for(run(), 10))
 
 
-def test_an_answer_to_one_who_left_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
-        desk.held = []
+def test_an_answer_to_a_caller_that_left_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
+        handler.replies = []
         writer.write(hot(b"gone"))
-        while not desk.held:
+        while not handler.replies:
             await asyncio.sleep(0)
         writer.transport.abort()
         await asyncio.sleep(0.05)  # for the server to notice; either way the reply must not raise
-        desk.held[0](200, b"for nobody", {})
+        handler.replies[0](200, b"for nobody", {})
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 def test_serve_neither_ends_a_stream_nor_reads_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,19 +217,19 @@ def test_serve_neither_ends_a_stream_nor_reads_ahead(monkeypatch: pytest.MonkeyP
 
     async def noting(scope: Any, receive: Any, send: Any) -> None:
         scopes.append(dict(scope["headers"]))
-        await usual_one(scope, receive, send)
+        await usual_application(scope, receive, send)
 
-    usual_one = usual
+    usual_application = usual
     monkeypatch.setitem(globals(), "usual", noting)
 
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         for path in (b"/v1/stream?a", b"/v1/other"):
             own = b"X-Request-Timeout-Seconds: 7\r\nX-Request-Disconnect-Disabled: \xff\r\n"
             own += b"Serve_Multiplexed_Model_Id: \xff\r\nX-Request-ID: \xff\r\nContent-Length: 1\r\n\r\nx"
             writer.write(HOT.replace(b"/v1/rank", path) + own)
             assert (await answer(reader))[1] == b"usual POST x"
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
     names = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled")
     assert [[scope.get(name) for name in names] for scope in scopes] == [[b"0", b"?1"], [None, None]]
     assert not {b"serve_multiplexed_model_id", b"x-request-id"} & {name for scope in scopes for name in scope}
@@ -238,23 +238,23 @@ def test_serve_neither_ends_a_stream_nor_reads_ahead(monkeypatch: pytest.MonkeyP
 def test_a_body_that_never_ends_is_refused_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "BODY_S", 0.05)
 
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         writer.write(HOT + b"Content-Length: 100\r\n\r\nsome of it")
         head, body = await answer(reader)
         assert head.startswith(b"HTTP/1.1 408 ")
         assert b"connection: close" in head
         assert b"took too long" in body
         assert await reader.read() == b""
-        assert desk.taken == []
+        assert handler.calls == []
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 @pytest.mark.parametrize("before", [b"", hot(b"good"), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"])
 def test_what_is_not_http_gets_a_problem_document_and_the_connection_closed(
     monkeypatch: pytest.MonkeyPatch, before: bytes
 ) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
         if before:
             writer.write(before)
             await answer(reader)
@@ -265,18 +265,18 @@ def test_what_is_not_http_gets_a_problem_document_and_the_connection_closed(
         assert json.loads(body)["status"] == 400
         assert await reader.read() == b""
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)
 
 
 def test_nonsense_after_a_call_does_not_cost_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def said(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, desk: Echo) -> None:
-        desk.held = []
+    async def converse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, handler: Echo) -> None:
+        handler.replies = []
         writer.write(hot(b"first") + b"\x00\x01\r\n\r\n")
-        while not desk.held:
+        while not handler.replies:
             await asyncio.sleep(0)
-        desk.held[0](200, b"of the first", {})
+        handler.replies[0](200, b"of the first", {})
         head, body = await answer(reader)
         assert (head.split(b" ")[1], body) == (b"200", b"of the first")
         assert await reader.read() == b""
 
-    talk(monkeypatch, said)
+    talk(monkeypatch, converse)

@@ -12,12 +12,15 @@ import httpx
 import pytest
 
 from app.artifact import publish
+from app.bundle.request.requests import RankRequest
 from app.errors import ArtifactError, RecipeError
 from app.recipe import Serve
-from app.serving import replica as ingress
+from app.serving import replica as module
+from app.serving.http.calls import RANK as RANK_CALL
 from app.serving.replica import Replica
 from app.serving.scoring import registry
-from tests.fakes import FakeRanker, fake_ingress, transport
+from app.serving.scoring.scoring import Call
+from tests.fakes import FakeRanker, fake_replica, sample, transport
 
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
 MIB = 1 << 20
@@ -62,8 +65,8 @@ def talk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundles: dict[str, str
 
     async def run(said: Talk) -> None:
         settings = Serve(models=bundles, models_mb=2.0, request_timeout_s=5)
-        replica = fake_ingress(monkeypatch, tmp_path, settings)
-        monkeypatch.setattr(ingress.Ranker, "open", opener)
+        replica = fake_replica(monkeypatch, tmp_path, settings)
+        monkeypatch.setattr(module.Ranker, "open", opener)
         async with Client(transport=transport(replica), base_url="http://test") as client:
             await said(replica, client, opener)
 
@@ -87,8 +90,8 @@ def test_a_model_is_loaded_with_its_first_call(talk: Callable[[Talk], None]) -> 
         similar = await client.post("/v1/models/news/similar", json={"item": "a"})
         assert similar.json()["model"] == "news"
         text = (await client.get("/metrics")).text
-        assert 'rayrec_model_info{replica="r1",model="news",version="v1"} 1' in text
-        assert 'route="/v1/models/news/rank",status="200"} 2' in text
+        assert sample(text, "rayrec_model_info", model="news", version="v1") == 1
+        assert sample(text, "rayrec_requests_total", route="/v1/models/news/rank", status="200") == 2
 
     talk(said)
 
@@ -101,7 +104,7 @@ def test_the_main_model_has_its_own_name_too(talk: Callable[[Talk], None]) -> No
         assert similar.json()["model"] == "fake"
         assert (await client.get("/v2/models/fake/ready")).json()["ready"] is True
         assert opener.opened == []
-        assert {b"/v1/models/fake/rank", b"/v1/models/news/rank"} <= set(replica.paths)  # by the wire
+        assert {b"/v1/models/fake/rank", b"/v1/models/news/rank"} <= set(replica.hot_paths)
 
     talk(said)
 
@@ -119,7 +122,7 @@ def test_calls_wait_for_one_load_and_the_main_model_does_not(talk: Callable[[Tal
     async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         calls = [asyncio.create_task(rank(client, "news")) for _ in range(5)]
-        while len(replica.models.named["news"].waiting) < 5:
+        while len(replica.models.models["news"].waiting) < 5:
             await asyncio.sleep(0)
         assert (await client.get("/v2/models/news")).json()["state"] == "loading"
         assert (await client.post("/v1/rank", json=RANK)).json()["model"] == "fake"
@@ -134,11 +137,9 @@ def test_a_call_that_waits_for_too_long_is_told_to_come_again(talk: Callable[[Ta
     async def said(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         found: list[int] = []
-        call = ingress.Call(
-            "/v1/models/news/rank", "id", lambda status, *_: found.append(status), lambda *_: None
-        )
-        replica.models.take(call, ingress.RankRequest("u1", ["a"]))
-        replica.models._late(replica.models.named["news"], call)  # its timer runs out
+        call = Call("/v1/models/news/rank", "id", lambda status, *_: found.append(status), lambda *_: None)
+        replica.models.start("news", RANK_CALL, call, RankRequest("u1", ["a"]))
+        replica.models._time_out(replica.models.models["news"], call)  # its timer runs out
         opener.gate.set()
         assert (await rank(client, "news")).json()["model"] == "news"
         assert found == [503]
@@ -187,13 +188,53 @@ def test_a_damaged_one_is_named_rests_and_is_tried_again(talk: Callable[[Talk], 
         opener.damaged = {"news"}
         for _ in range(2):
             refused = await rank(client, "news")
-            assert (refused.status_code, int(refused.headers["retry-after"])) == (503, int(registry.REST_S))
+            assert (refused.status_code, int(refused.headers["retry-after"])) == (503, int(registry.RETRY_S))
             assert "model news cannot be loaded: the file is missing" in refused.json()["detail"]
         assert (await client.get("/v2/models/news/ready")).status_code == 503
         assert opener.opened == ["news"]
         assert (await rank(client, "films")).status_code == 200
-        opener.damaged, replica.models.named["news"].rests_until = set(), 0.0
+        opener.damaged, replica.models.models["news"].retry_at = set(), 0.0
         assert (await rank(client, "news")).json()["model"] == "news"
+
+    talk(said)
+
+
+def test_a_load_that_is_cancelled_answers_the_calls_that_wait(talk: Callable[[Talk], None]) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+        opener.gate.clear()
+        model = replica.models.models["news"]
+        waiting = [asyncio.create_task(rank(client, "news")) for _ in range(3)]
+        while len(model.waiting) < 3:
+            await asyncio.sleep(0)
+        assert model.loading is not None
+        model.loading.cancel()
+        answers = [await call for call in waiting]
+        opener.gate.set()
+        assert {answer.status_code for answer in answers} == {503}
+        assert model.state == "refused"
+        model.retry_at = 0.0
+        assert (await rank(client, "news")).json()["model"] == "news"
+
+    talk(said)
+
+
+def test_one_who_cannot_be_answered_does_not_stop_those_that_wait_behind(
+    talk: Callable[[Talk], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+        def gone(*_: Any) -> None:
+            raise OSError("the caller is gone")
+
+        opener.gate.clear()
+        opener.damaged = {"news"}
+        lost = Call("/v1/models/news/rank", "lost", gone, lambda *_: None)
+        replica.models.start("news", RANK_CALL, lost, RankRequest("u1", ["a"]))
+        waiting = asyncio.create_task(rank(client, "news"))
+        while len(replica.models.models["news"].waiting) < 2:
+            await asyncio.sleep(0)
+        opener.gate.set()
+        assert (await waiting).status_code == 503
+        assert "lost could not be answered" in caplog.text
 
     talk(said)
 

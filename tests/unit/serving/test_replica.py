@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,14 @@ import pytest
 from app.errors import MachineError
 from app.recipe import Serve
 from app.serving.replica import Replica
-from app.serving.scoring import bulk
-from tests.fakes import fake_ingress, transport
+from tests.fakes import fake_replica, sample, transport
 
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}
 
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replica:
-    return fake_ingress(monkeypatch, tmp_path, Serve(max_body_bytes=20_000))
+    return fake_replica(monkeypatch, tmp_path, Serve(max_body_bytes=20_000))
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -233,7 +233,7 @@ def test_a_fault_of_ours_shows_the_request_id_and_nothing_else(
 
 
 def test_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    replica = fake_ingress(monkeypatch, tmp_path, Serve(), key="sesame")
+    replica = fake_replica(monkeypatch, tmp_path, Serve(), key="sesame")
     refused = post(replica, "/v1/rank", RANK)
     assert "API key" in problem(refused, 401)["detail"]
     assert refused.headers["www-authenticate"] == "Bearer"
@@ -258,18 +258,18 @@ def test_metrics_count_answers_cold_starts_and_events(replica: Replica) -> None:
     post(replica, "/v1/rank", b"?")
     post(replica, "/v1/nothing", RANK)
     post(replica, "/v1/feedback", {"events": [{"user": "u", "item": "i"}] * 2})
-    lines = call(replica, "GET", "/metrics").text.splitlines()
-    for line in (
-        'rayrec_requests_total{replica="r1",route="/v1/rank",status="200"} 1',
-        'rayrec_requests_total{replica="r1",route="/v1/rank",status="400"} 1',
-        'rayrec_requests_total{replica="r1",route="other",status="404"} 1',
-        'rayrec_cold_starts_total{replica="r1"} 1',
-        'rayrec_events_total{replica="r1"} 2',
-        'rayrec_request_seconds_count{replica="r1",route="/v1/rank"} 2',
-        'rayrec_batch_size_bucket{replica="r1",route="/v1/rank",le="1.0"} 1',
-        'rayrec_model_info{replica="r1",model="fake",version="v1"} 1',
+    text = call(replica, "GET", "/metrics").text
+    for value, name, labels in (
+        (1, "rayrec_requests_total", {"route": "/v1/rank", "status": "200"}),
+        (1, "rayrec_requests_total", {"route": "/v1/rank", "status": "400"}),
+        (1, "rayrec_requests_total", {"route": "other", "status": "404"}),
+        (1, "rayrec_cold_starts_total", {}),
+        (2, "rayrec_events_total", {}),
+        (2, "rayrec_request_seconds_count", {"route": "/v1/rank"}),
+        (1, "rayrec_batch_size_bucket", {"route": "/v1/rank", "le": "1.0"}),
+        (1, "rayrec_model_info", {"model": "fake", "version": "v1"}),
     ):
-        assert line in lines
+        assert sample(text, name, replica="r1", **labels) == value
 
 
 def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(replica: Replica) -> None:
@@ -284,7 +284,7 @@ def test_requests_at_once_are_scored_together_and_a_bad_one_spoils_no_other(repl
 def slow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Replica]:
     """A replica that holds one request at most, and whose store waits until the test ends."""
     settings = Serve(max_ongoing_requests=1, max_queued_requests=1, request_timeout_s=0.2)
-    replica, release = fake_ingress(monkeypatch, tmp_path, settings), threading.Event()
+    replica, release = fake_replica(monkeypatch, tmp_path, settings), threading.Event()
     monkeypatch.setattr(replica.store, "append", lambda events: release.wait(5))
     threading.Timer(1.0, release.set).start()
     yield replica
@@ -299,10 +299,10 @@ def test_over_capacity_is_a_429_at_once_and_late_is_a_503(slow: Replica) -> None
         problem(answer, answer.status_code)
         assert answer.headers["retry-after"] == "1"
     assert call(slow, "GET", "/v2/health/live").status_code == 200
-    assert slow.held == 2  # what waits for the disk still takes its place
+    assert slow.in_flight == 2  # what waits for the disk still counts
     slow.writer.close()
     call(slow, "GET", "/v2/health/live")
-    assert slow.held == 0
+    assert slow.in_flight == 0
 
 
 def test_pages_need_nothing_from_elsewhere(replica: Replica) -> None:
@@ -318,9 +318,8 @@ def test_pages_need_nothing_from_elsewhere(replica: Replica) -> None:
 def test_openapi_describes_every_call(replica: Replica) -> None:
     document = call(replica, "GET", "/openapi.json").json()
     assert document["openapi"].startswith("3.1")
-    served = {path.replace("/fake", "/{name}") for path in [*replica.decoders, *replica.routes.pages]}
-    served = served - {"/", "/docs", "/openapi.json"} | {bulk.PATH, "/v1/items/{id}"}
-    assert set(document["paths"]) == served
+    served = {path.replace("/fake", "/{name}") for path in replica.routes.routes} | {"/v1/items/{id}"}
+    assert set(document["paths"]) == served - {"/", "/docs", "/openapi.json"}
     schemas = document["components"]["schemas"]
     assert schemas["RankRequest"]["required"] == ["user", "items"]
     assert schemas["RankRequest"]["additionalProperties"] is False
@@ -359,3 +358,59 @@ def test_a_store_that_fails_costs_the_stored_events_and_not_the_answer(
     document = problem(post(replica, "/v1/feedback", {"events": [event]}), 503)
     assert "disk is gone" not in document["detail"]
     assert "rayrec_degraded_total" in call(replica, "GET", "/metrics").text
+
+
+def _once(method: Callable[..., Any]) -> Callable[..., Any]:
+    """The method, which fails when it is first called."""
+    calls = itertools.count()
+
+    def fail_first(*arguments: Any, **named: Any) -> Any:
+        if next(calls) == 0:
+            raise ZeroDivisionError("a fault of ours")
+        return method(*arguments, **named)
+
+    return fail_first
+
+
+RECOMMEND = {"user": "u1", "k": 2}
+
+
+@pytest.mark.parametrize(("path", "body"), [("/v1/rank", RANK), ("/v1/recommend", RECOMMEND)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda replica: (replica.user_events, "look_up"),  # before a batch is read
+        lambda replica: (replica.metrics.stages["features"], "observe"),  # when it is read
+        lambda replica: (replica.metrics.stages["score"], "observe"),  # when it was scored
+    ],
+)
+def test_a_fault_beside_the_scoring_fails_its_batch_and_the_next_one_is_answered(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any], fault: Any
+) -> None:
+    target, name = fault(replica)
+    monkeypatch.setattr(target, name, _once(getattr(target, name)))
+    request = {"method": "POST", "url": path, "json": body}
+    equal, other = request, {**request, "json": {**body, "user": "u2"}}
+    assert [answer.status_code for answer in together(replica, request, equal, other)] == [500] * 3
+    assert [answer.status_code for answer in together(replica, request, other)] == [200] * 2
+    assert replica.in_flight == 0
+
+
+def test_a_fault_after_the_answers_went_out_costs_none_of_them(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = replica.traffic_split
+    monkeypatch.setattr(split, "record_answer", _once(split.record_answer))
+    requests = [{"method": "POST", "url": "/v1/rank", "json": {**RANK, "user": f"u{n}"}} for n in range(3)]
+    for _ in range(2):
+        assert [answer.status_code for answer in together(replica, *requests)] == [200] * 3
+    assert replica.metrics.requests == {("/v1/rank", 200): 6}  # each counted once
+
+
+def test_a_call_that_cannot_be_counted_is_answered_all_the_same(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replica.load, "add", _once(replica.load.add))
+    for _ in range(2):
+        assert post(replica, "/v1/rank", RANK).status_code == 200
+    assert replica.in_flight == 0

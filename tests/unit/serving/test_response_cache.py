@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,12 @@ from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.metrics import Metrics
-from app.serving.scoring.response_cache import ResponseCache
+from app.serving.scoring.response_cache import OVERHEAD, ResponseCache
 from app.serving.scoring.scoring import CACHED, UNINFORMED, Call, Scoring
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.traffic_split import TrafficSplit, Variant
 from tests.bundles import NOW, bundle_of, random_model
-from tests.fakes import FakeRanker, fake_ingress, transport
+from tests.fakes import FakeRanker, fake_replica, sample, transport
 from tests.tiny import tiny_dataset
 
 PATH = "/v1/recommend"
@@ -37,36 +37,41 @@ ROOM = 1 << 20
 
 
 class MemoryStore:
-    """Users' events in memory, and who has new ones."""
+    """Users' events in memory, and which users have new ones."""
+
+    local = True
 
     def __init__(self) -> None:
         self.events: defaultdict[str, list[HistoryEvent]] = defaultdict(list)
-        self.changed: list[str] = []
+        self.changed: list[tuple[str, str]] = []
         self.broken = False
 
     def add(self, user: str, item: str) -> None:
         self.events[user].append(HistoryEvent(item, "view", float(NOW)))
-        self.changed.append(user)
+        self.changed.append((user, item))
+
+    def seen(self, user: str) -> Iterator[list[str]]:
+        yield [event.item for event in self.events[user]]
 
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
         return self.events[user][-limit:]
 
-    def changes(self, mark: int | None) -> tuple[int, list[str]]:
+    def changes(self, mark: int | None) -> tuple[int, list[tuple[str, str]]]:
         if self.broken:
             raise MachineError("gone", where="store", remedy="bring it back")
         return len(self.changed), self.changed[mark or 0 :]
 
 
-class CallHandler:
+class Recommendations:
     """A replica's scoring of recommendations, in this process, over a store in memory."""
 
     def __init__(self, ranker: Any, *, limit: int = ROOM, executor: ThreadPoolExecutor | None = None) -> None:
         self.store, self.clock, self.metrics = MemoryStore(), 0.0, Metrics("r1")
-        self.variants = TrafficSplit(Variant(ranker, "d1"), Shadow(1000))
-        self.known = ResponseCache(limit, 10.0, lambda: self.clock)
-        self.recent = UserEventCache(self.store)  # type: ignore[arg-type]
+        self.traffic_split = TrafficSplit(Variant(ranker, "d1"), Shadow(1000))
+        self.cache = ResponseCache(limit, 10.0, lambda: self.clock)
+        self.user_events = UserEventCache(self.store)  # type: ignore[arg-type]
         self.scoring = Scoring(
-            self.variants, self.recent, self.metrics, PATH, 10_000, executor, known=self.known
+            self.traffic_split, self.user_events, self.metrics, PATH, 10_000, executor, cache=self.cache
         )
 
     def call(self, body: bytes, name: str, answers: dict[str, tuple[int, bytes]]) -> None:
@@ -81,13 +86,13 @@ class CallHandler:
         answers: dict[str, tuple[int, bytes]] = {}
 
         async def run() -> None:
-            for place, body in enumerate(bodies):
-                self.call(body if isinstance(body, bytes) else msgspec.json.encode(body), str(place), answers)
+            for index, body in enumerate(bodies):
+                self.call(body if isinstance(body, bytes) else msgspec.json.encode(body), str(index), answers)
             while len(answers) < len(bodies):
                 await asyncio.sleep(0)
 
         asyncio.run(asyncio.wait_for(run(), 10))
-        return [answers[str(place)] for place in range(len(bodies))]
+        return [answers[str(index)] for index in range(len(bodies))]
 
     def answers(self, *bodies: dict[str, Any]) -> list[Answer]:
         return [msgspec.json.decode(content, type=Answer) for _, content in self.ask(*bodies)]
@@ -97,47 +102,49 @@ class CallHandler:
 
 
 @given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 900), st.integers(0, 3)), max_size=40))
-def test_the_limit_in_bytes_holds_and_the_bytes_are_those_of_what_is_kept(
+def test_the_limit_in_bytes_holds_and_what_is_cached_is_counted(
     steps: list[tuple[int, int, int]],
 ) -> None:
-    known = ResponseCache(3000, 10.0)
+    cache = ResponseCache(3000, 10.0)
     for name, size, events in steps:
-        known.keep(b"%d" % name, "d", 0, [HistoryEvent("a")] * events, b"x" * size)
-        assert known.bytes == sum(kept.size for kept in known._kept.values()) <= 3000
+        cache.put(b"%d" % name, "d", 0, [HistoryEvent("a")] * events, b"x" * size)
+        contents = [cache.stale(b"%d" % other, "d") for other in range(9)]
+        least = sum(OVERHEAD + len(content) for content in contents if content is not None)
+        assert least <= cache.entries.bytes <= 3000
 
 
 def test_what_was_not_asked_for_longest_goes_first() -> None:
-    known, events = ResponseCache(1300, 10.0), list[HistoryEvent]()
+    cache, events = ResponseCache(1300, 10.0), list[HistoryEvent]()
     for name in (b"a", b"b", b"c"):
-        known.keep(name, "d", 0, events, b"")
-    assert known.find(b"a", "d", 0, events)
-    known.keep(b"d", "d", 0, events, b"")
-    assert [bool(known.find(name, "d", 0, events)) for name in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
-    assert (known.hits, known.misses) == (4, 1)
+        cache.put(name, "d", 0, events, b"")
+    assert cache.get(b"a", "d", 0, events)
+    cache.put(b"d", "d", 0, events, b"")
+    assert [bool(cache.get(name, "d", 0, events)) for name in (b"a", b"b", b"c", b"d")] == [1, 0, 1, 1]
+    assert (cache.entries.hits, cache.entries.misses) == (4, 1)
 
 
-def test_what_is_larger_than_the_limit_is_not_kept_nor_what_it_was_to_replace() -> None:
-    known, events = ResponseCache(1000, 10.0), list[HistoryEvent]()
-    known.keep(b"a", "d", 0, events, b"")
-    known.keep(b"a", "d", 0, events, b"x" * 1000)
-    assert (known.find(b"a", "d", 0, events), known.bytes) == (None, 0)
+def test_what_is_larger_than_the_limit_is_not_cached_nor_what_it_was_to_replace() -> None:
+    cache, events = ResponseCache(1000, 10.0), list[HistoryEvent]()
+    cache.put(b"a", "d", 0, events, b"")
+    cache.put(b"a", "d", 0, events, b"x" * 1000)
+    assert (cache.get(b"a", "d", 0, events), cache.entries.bytes) == (None, 0)
     none = ResponseCache(0, 10.0)
-    none.keep(b"a", "d", 0, events, b"")
-    assert none.bytes == 0
+    none.put(b"a", "d", 0, events, b"")
+    assert none.entries.bytes == 0
 
 
 def test_an_answer_is_of_its_version_of_these_events_and_of_its_time() -> None:
     clock, events = [0.0], list[HistoryEvent]()
-    known = ResponseCache(ROOM, 10.0, lambda: clock[0])
-    known.keep(b"a", "d1", 0, events, b"answer", cold=True)
-    kept = known.find(b"a", "d1", 0, events)
-    assert kept is not None and (kept.content, kept.cold) == (b"answer", True)
-    assert known.find(b"a", "d2", 0, events) is None
-    assert known.find(b"a", "d1", 1, events) is None  # of a changed catalogue
-    assert known.find(b"a", "d1", 0, []) is None  # equal, and yet read from the store anew
+    cache = ResponseCache(ROOM, 10.0, lambda: clock[0])
+    cache.put(b"a", "d1", 0, events, b"answer", cold=True)
+    cached = cache.get(b"a", "d1", 0, events)
+    assert cached is not None and (cached.content, cached.cold) == (b"answer", True)
+    assert cache.get(b"a", "d2", 0, events) is None
+    assert cache.get(b"a", "d1", 1, events) is None  # of a changed catalogue
+    assert cache.get(b"a", "d1", 0, []) is None  # equal, and yet read from the store anew
     clock[0] = 10.0
-    assert known.find(b"a", "d1", 0, events) is None
-    assert (known.stale(b"a", "d1"), known.stale(b"a", "d2")) == (b"answer", None)
+    assert cache.get(b"a", "d1", 0, events) is None
+    assert (cache.stale(b"a", "d1"), cache.stale(b"a", "d2")) == (b"answer", None)
 
 
 # --- never stale -------------------------------------------------------------------------
@@ -171,60 +178,61 @@ class Named(FakeRanker):
 @given(st.lists(STEPS, max_size=30), st.sampled_from([0, 1500, ROOM]))
 def test_a_fresh_event_version_or_item_never_meets_an_older_answer(steps: list[Any], limit: int) -> None:
     versions = {name: Variant(Named(name), f"digest of {name}") for name in "xy"}  # type: ignore[arg-type]
-    desk = CallHandler(Named("x"), limit=limit)
-    desk.variants.main = versions["x"]
+    service = Recommendations(Named("x"), limit=limit)
+    service.traffic_split.main = versions["x"]
     for kind, *what in steps:
         if kind == "event":
-            desk.store.add(*what)
+            service.store.add(*what)
         elif kind == "version":
-            desk.variants.main = versions[what[0]]
+            service.traffic_split.main = versions[what[0]]
         elif kind == "item":
-            desk.variants.main.ranker.catalogue_version += 1
+            service.traffic_split.main.ranker.catalogue_version += 1
         elif kind == "wait":
-            desk.clock += what[0]
+            service.clock += what[0]
         else:
             request = RecommendRequest(what[0], k=what[1])
-            (answer,) = desk.answers({"user": what[0], "k": what[1]})
-            main = desk.variants.main
+            (answer,) = service.answers({"user": what[0], "k": what[1]})
+            main = service.traffic_split.main
             oracle = Named(main.label, main.ranker.catalogue_version)
-            assert [answer] == oracle.answer([oracle.read(request, desk.store.events[what[0]])])
+            assert [answer] == oracle.answer([oracle.read(request, service.store.events[what[0]])])
 
 
 def test_without_change_an_answer_is_given_again_for_so_long() -> None:
     ranker = FakeRanker()
-    desk = CallHandler(ranker)
-    first = desk.ask({"user": "new"})
-    desk.store.add("other", "a")
-    assert desk.ask({"user": "new"}) == first
+    service = Recommendations(ranker)
+    first = service.ask({"user": "new"})
+    service.store.add("other", "a")
+    assert service.ask({"user": "new"}) == first
     assert len(ranker.batches) == 1
-    assert (desk.known.hits, desk.metrics.cold_starts) == (1, 2)
-    desk.clock = 10.0
-    assert desk.ask({"user": "new"}) == first
+    assert (service.cache.entries.hits, service.metrics.cold_starts) == (1, 2)
+    service.clock = 10.0
+    assert service.ask({"user": "new"}) == first
     assert len(ranker.batches) == 2
 
 
 def test_what_is_asked_for_counts_and_not_how_it_is_written() -> None:
     ranker = FakeRanker()
-    desk = CallHandler(ranker)
-    desk.ask(b'{"user": "u", "k": 2}', b'{"k":2,"user":"u","exclude":[]}', b'{ "user": "\\u0075", "k": 2 }')
-    assert (ranker.batches, desk.metrics.joined) == ([1], 2)
-    desk.ask(b'{"k":2,"exclude":[],"user":"u"}', b'{"k":3,"user":"u"}', b'{"k":2,"user":"v"}')
+    service = Recommendations(ranker)
+    bodies = b'{"user": "u", "k": 2}', b'{"k":2,"user":"u","exclude":[]}', b'{ "user": "\\u0075", "k": 2 }'
+    service.ask(*bodies)
+    assert (ranker.batches, service.metrics.joined) == ([1], 2)
+    service.ask(b'{"k":2,"exclude":[],"user":"u"}', b'{"k":3,"user":"u"}', b'{"k":2,"user":"v"}')
     assert ranker.batches == [1, 2]
 
 
-def test_what_was_answered_without_the_store_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_answered_without_the_store_is_not_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
     monkeypatch.setattr("app.serving.feedback.user_events.time.monotonic", lambda: clock[0])
-    desk = CallHandler(FakeRanker())
-    desk.store.add("u", "a")
-    (whole,) = desk.answers({"user": "u"})
-    desk.store.broken = True
-    (without,) = desk.answers({"user": "u"})
+    service = Recommendations(FakeRanker())
+    service.store.add("u", "a")
+    (whole,) = service.answers({"user": "u"})
+    service.store.broken = True
+    (without,) = service.answers({"user": "u"})
     assert without.degraded == UNINFORMED and without.items != whole.items
-    desk.store.broken = False
+    service.store.broken = False
     clock[0] += 10.0
-    assert desk.answers({"user": "u"}) == [whole]
-    assert desk.metrics.degraded == {UNINFORMED: 1}
+    assert service.answers({"user": "u"}) == [whole]
+    assert service.metrics.degraded == {UNINFORMED: 1}
 
 
 # --- scored once -------------------------------------------------------------------------
@@ -245,12 +253,12 @@ class Gated(FakeRanker):
 
 def test_equal_calls_of_a_tick_are_scored_once_and_all_are_answered() -> None:
     ranker = FakeRanker()
-    desk = CallHandler(ranker)
-    found = desk.ask(*[{"user": "u"}, {"user": "v"}, {"user": "u"}] * 3)
+    service = Recommendations(ranker)
+    answers = service.ask(*[{"user": "u"}, {"user": "v"}, {"user": "u"}] * 3)
     assert ranker.batches == [2]
-    assert [status for status, _ in found] == [200] * 9
-    assert found[:3] * 3 == found
-    assert desk.metrics.joined == 7
+    assert [status for status, _ in answers] == [200] * 9
+    assert answers[:3] * 3 == answers
+    assert service.metrics.joined == 7
 
 
 def asked_while_scored(ranker: Gated, later: Sequence[str], event: str = "") -> dict[str, tuple[int, bytes]]:
@@ -258,18 +266,18 @@ def asked_while_scored(ranker: Gated, later: Sequence[str], event: str = "") -> 
     answers = dict[str, tuple[int, bytes]]()
 
     async def run() -> None:
-        desk.call(b'{"user":"u"}', "first", answers)
+        service.call(b'{"user":"u"}', "first", answers)
         await asyncio.to_thread(ranker.begun.wait, 10)
         if event:
-            desk.store.add("u", event)
+            service.store.add("u", event)
         for name in later:
-            desk.call(b'{"user":"u"}', name, answers)
+            service.call(b'{"user":"u"}', name, answers)
         ranker.may.set()
         while len(answers) < 1 + len(later):
             await asyncio.sleep(0)
 
     with ThreadPoolExecutor(1) as thread:
-        desk = CallHandler(ranker, executor=thread)
+        service = Recommendations(ranker, executor=thread)
         asyncio.run(asyncio.wait_for(run(), 10))
     return answers
 
@@ -289,24 +297,57 @@ def test_an_event_that_comes_while_a_call_is_scored_is_seen_by_the_next() -> Non
     ).replace(b'"version":"v1",', b"")
 
 
-def test_a_failure_is_told_to_each_under_its_own_id_and_not_kept() -> None:
+def test_a_failure_is_answered_to_each_call_under_its_own_id_and_not_cached() -> None:
     ranker = FakeRanker()
-    desk = CallHandler(ranker)
-    found = desk.ask({"user": "boom"}, {"user": "boom"})
-    assert [status for status, _ in found] == [500, 500]
-    documents = [json.loads(content) for _, content in found]
+    service = Recommendations(ranker)
+    answers = service.ask({"user": "boom"}, {"user": "boom"})
+    assert [status for status, _ in answers] == [500, 500]
+    documents = [json.loads(content) for _, content in answers]
     assert [document.pop("request_id") for document in documents] == ["0", "1"]
     assert documents[0] == documents[1]
     assert ranker.batches == [1]
-    desk.ask({"user": "boom"})
-    assert (len(ranker.batches), desk.known.bytes) == (2, 0)
+    service.ask({"user": "boom"})
+    assert (len(ranker.batches), service.cache.entries.bytes) == (2, 0)
+
+
+@pytest.mark.parametrize("method", ["get", "stale", "put"])
+def test_a_fault_of_the_cache_costs_no_answer_of_another_call(
+    monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """The call that met the fault may fail; one that is equal to it never gets another's answer."""
+    service = Recommendations(Budgeted())
+    original = getattr(service.cache, method)
+    faults = iter([True])
+
+    def fail_once(*arguments: Any, **named: Any) -> Any:
+        if next(faults, False):
+            raise ZeroDivisionError("a fault of ours")
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(service.cache, method, fail_once)
+    first, other, equal = service.ask({"user": "new", "k": 1}, {"user": "u", "k": 3}, {"user": "new", "k": 1})
+    assert next(faults, None) is None, "the fault happened"
+    assert first[0] == (200 if method == "put" else 500)
+    assert len(msgspec.json.decode(other[1], type=Answer).items) == 3
+    answer = msgspec.json.decode(equal[1], type=Answer)
+    assert (len(answer.items), answer.cold_start) == (1, True)
+    assert [status for status, _ in service.ask({"user": "u", "k": 3})] == [200]
+
+
+class Budgeted(FakeRanker):
+    """A fake model whose requests have a deadline, so that older answers are looked for."""
+
+    def read(self, *arguments: Any) -> Any:
+        request = super().read(*arguments)
+        request.deadline = 1e9
+        return request
 
 
 def test_a_caller_that_goes_away_does_not_end_the_others(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    replica, ranker = fake_ingress(monkeypatch, tmp_path, Serve()), Gated()
-    monkeypatch.setattr(replica.variants.main, "ranker", ranker)
+    replica, ranker = fake_replica(monkeypatch, tmp_path, Serve()), Gated()
+    monkeypatch.setattr(replica.traffic_split.main, "ranker", ranker)
     import httpx
 
     async def run() -> int:
@@ -327,7 +368,7 @@ def test_a_caller_that_goes_away_does_not_end_the_others(
 
 
 class Slow:
-    """Stands for a bundle's pace: `step` is all that there is time for."""
+    """Stands for a bundle's latency budget: there is time for `step_` alone."""
 
     step_ = FULL
 
@@ -348,47 +389,47 @@ def ranker(tmp_path_factory: pytest.TempPathFactory) -> Ranker:
 def test_without_time_the_last_answer_comes_before_the_popular_items(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, desk = Slow(), CallHandler(ranker)
-    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    budget, service = Slow(), Recommendations(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", budget)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "context": {"timestamp": NOW}}
-    (whole,) = desk.answers(asked)
+    (whole,) = service.answers(asked)
     assert not whole.degraded
     met = whole.items[2].item
-    desk.store.add("u3", met)
+    service.store.add("u3", met)
     for step, label in ((FEWER, FEWER), (POPULAR, CACHED)):
-        pace.step_ = step
-        (answer,) = desk.answers(asked)
+        budget.step_ = step
+        (answer,) = service.answers(asked)
         assert answer.degraded == label
         assert met not in [one.item for one in answer.items]
     assert answer.items == [one for one in whole.items if one.item != met]
-    (other,) = desk.answers({**asked, "k": 7})  # never answered
+    (other,) = service.answers({**asked, "k": 7})  # never answered
     assert other.degraded == POPULAR
-    assert desk.metrics.degraded == {FEWER: 1, CACHED: 1, POPULAR: 1}
-    pace.step_ = FULL
-    (again,) = desk.answers(asked)  # none of these was kept
+    assert service.metrics.degraded == {FEWER: 1, CACHED: 1, POPULAR: 1}
+    budget.step_ = FULL
+    (again,) = service.answers(asked)  # none of these was kept
     assert not again.degraded and met not in [one.item for one in again.items]
 
 
 def test_what_was_seen_comes_again_where_the_request_allows_it(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace, desk = Slow(), CallHandler(ranker)
-    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    budget, service = Slow(), Recommendations(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", budget)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "exclude_seen": False, "context": {"timestamp": NOW}}
-    (whole,) = desk.answers(asked)
-    desk.store.add("u3", whole.items[0].item)
-    pace.step_ = POPULAR
-    (answer,) = desk.answers(asked)
+    (whole,) = service.answers(asked)
+    service.store.add("u3", whole.items[0].item)
+    budget.step_ = POPULAR
+    (answer,) = service.answers(asked)
     assert (answer.degraded, answer.items) == (CACHED, whole.items)
 
 
 def test_another_versions_answer_does_not_come(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
-    pace, desk = Slow(), CallHandler(ranker)
-    monkeypatch.setattr(ranker._recommender, "_pace", pace)
+    budget, service = Slow(), Recommendations(ranker)
+    monkeypatch.setattr(ranker._recommender, "_pace", budget)
     asked = {"user": "u3", "budget_ms": 50.0}
-    desk.answers(asked)
-    desk.variants.main, pace.step_ = Variant(ranker, "d2"), POPULAR
-    (answer,) = desk.answers(asked)
+    service.answers(asked)
+    service.traffic_split.main, budget.step_ = Variant(ranker, "d2"), POPULAR
+    (answer,) = service.answers(asked)
     assert answer.degraded == POPULAR
 
 
@@ -400,7 +441,7 @@ def test_one_scrape_tells_of_stages_caches_queues_and_joined_calls(
 ) -> None:
     import httpx
 
-    replica = fake_ingress(monkeypatch, tmp_path, Serve())
+    replica = fake_replica(monkeypatch, tmp_path, Serve())
 
     async def run() -> str:
         async with httpx.AsyncClient(transport=transport(replica), base_url="http://test") as client:
@@ -409,36 +450,36 @@ def test_one_scrape_tells_of_stages_caches_queues_and_joined_calls(
             await client.post("/v1/rank", json={"user": "u", "items": ["a"]})
             return (await client.get("/metrics")).text
 
-    lines = asyncio.run(asyncio.wait_for(run(), 10)).splitlines()
-    for line in (
-        'rayrec_joined_total{replica="r1"} 2',
-        'rayrec_cache_hits_total{replica="r1",cache="recommendations"} 3.0',
-        'rayrec_cache_misses_total{replica="r1",cache="recommendations"} 1.0',
-        'rayrec_cache_misses_total{replica="r1",cache="events"} 1.0',
-        'rayrec_queued{replica="r1",route="/v1/recommend"} 0',
-        'rayrec_batch_size_bucket{replica="r1",route="/v1/recommend",le="1.0"} 1',
-        'rayrec_stage_seconds_count{replica="r1",stage="retrieval"} 1',
-        'rayrec_stage_seconds_sum{replica="r1",stage="retrieval"} 0.25',
-        'rayrec_stage_seconds_count{replica="r1",stage="score"} 2',
-        'rayrec_stage_seconds_count{replica="r1",stage="encode"} 2',
-        'rayrec_stage_seconds_count{replica="r1",stage="parse"} 3',
-        'rayrec_stage_seconds_count{replica="r1",stage="features"} 3',
+    text = asyncio.run(asyncio.wait_for(run(), 10))
+    for value, name, labels in (
+        (2, "rayrec_joined_total", {}),
+        (3, "rayrec_cache_hits_total", {"cache": "recommendations"}),
+        (1, "rayrec_cache_misses_total", {"cache": "recommendations"}),
+        (1, "rayrec_cache_misses_total", {"cache": "events"}),
+        (0, "rayrec_queued", {"route": "/v1/recommend"}),
+        (1, "rayrec_batch_size_bucket", {"route": "/v1/recommend", "le": "1.0"}),
+        (1, "rayrec_stage_seconds_count", {"stage": "retrieval"}),
+        (0.25, "rayrec_stage_seconds_sum", {"stage": "retrieval"}),
+        (2, "rayrec_stage_seconds_count", {"stage": "score"}),
+        (2, "rayrec_stage_seconds_count", {"stage": "encode"}),
+        (3, "rayrec_stage_seconds_count", {"stage": "parse"}),
+        (3, "rayrec_stage_seconds_count", {"stage": "features"}),
     ):
-        assert line in lines, line
-    kept = next(line for line in lines if line.startswith("rayrec_cache_bytes") and "recommendations" in line)
-    assert float(kept.split()[-1]) == replica.scoring[PATH].known.bytes > 0  # type: ignore[union-attr]
+        assert sample(text, name, replica="r1", **labels) == value, name
+    cached = sample(text, "rayrec_cache_bytes", cache="recommendations")
+    assert cached == replica.scoring[PATH].cache.entries.bytes > 0  # type: ignore[union-attr]
 
 
 def test_equal_rankings_of_a_tick_are_scored_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     ranker = FakeRanker()
-    desk = CallHandler(ranker)
-    scoring = Scoring(desk.variants, desk.recent, desk.metrics, "/v1/rank", 1000)
+    service = Recommendations(ranker)
+    scoring = Scoring(service.traffic_split, service.user_events, service.metrics, "/v1/rank", 1000)
     statuses: list[int] = []
 
     async def run() -> None:
-        for place in range(4):
+        for number in range(4):
             body = b'{"user":"u","items":["a"]}'
-            call = Call("/v1/rank", str(place), lambda *a: statuses.append(a[0]), lambda *_: None, body)
+            call = Call("/v1/rank", str(number), lambda *a: statuses.append(a[0]), lambda *_: None, body)
             scoring.add(call, RankRequest("u", ["a"]))
         while len(statuses) < 4:
             await asyncio.sleep(0)

@@ -1,36 +1,27 @@
-"""What a replica does with several versions: who meets which, loading, refusing, comparing."""
+"""What a replica does with several versions: assigning users, answering, comparing."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import shutil
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.bundle.request.requests import RankRequest, RecommendRequest
-from app.bundle.runtime import Ranker
 from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving.replica import Replica
-from app.serving.rollout.controller import version_of
-from app.serving.rollout.replica_agent import ReplicaAgent, warm
-from app.serving.rollout.state import DesiredState, Version
-from app.serving.rollout.state_dir import StateDir
 from app.serving.versions import shadow
 from app.serving.versions.shadow import Shadow, compare
 from app.serving.versions.stats import Comparison
-from app.serving.versions.traffic_split import TrafficSplit, Variant, place_of
-from tests.bundles import bundle_of, random_model
-from tests.fakes import FakeRanker, fake_ingress
-from tests.tiny import tiny_dataset
+from app.serving.versions.traffic_split import TrafficSplit, Variant, position_of
+from tests.fakes import FakeRanker, fake_replica
 
 ITEMS = ["a", "bb", "ccc"]
 
@@ -60,63 +51,63 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 @given(TEXT, TEXT)
-def test_a_place_is_from_0_to_1_and_always_the_same(user: str, salt: str) -> None:
-    assert 0 <= place_of(salt, user) < 1
-    assert place_of(salt, user) == place_of(salt, user)
+def test_a_position_is_from_0_to_1_and_always_the_same(user: str, salt: str) -> None:
+    assert 0 <= position_of(salt, user) < 1
+    assert position_of(salt, user) == position_of(salt, user)
 
 
 def test_shares_hold_users_stay_when_a_share_grows_and_another_salt_draws_anew() -> None:
     old, new = variant("old"), variant("new")
-    variants = TrafficSplit(old, Shadow(20))
+    split = TrafficSplit(old, Shadow(20))
     users = [f"u{n}" for n in range(20_000)]
-    assert {variants.of(user) for user in users[:9]} == {old}
+    assert {split.assign(user) for user in users[:9]} == {old}
 
-    def record_exposure(share: float, salt: str) -> set[str]:
-        variants.share(old, [(share, new)], salt)
-        assert variants.share_of(new.digest) == pytest.approx(share)
-        assert variants.share_of(old.digest) == pytest.approx(1 - share)
-        return {user for user in users if variants.of(user) is new}
+    def users_of_new(weight: float, salt: str) -> set[str]:
+        split.set_weights(old, [(weight, new)], salt)
+        assert split.weight_of(new.digest) == pytest.approx(weight)
+        assert split.weight_of(old.digest) == pytest.approx(1 - weight)
+        return {user for user in users if split.assign(user) is new}
 
-    few, many, others = record_exposure(0.05, "s"), record_exposure(0.5, "s"), record_exposure(0.05, "t")
+    few, many, others = users_of_new(0.05, "s"), users_of_new(0.5, "s"), users_of_new(0.05, "t")
     assert 900 < len(few) < 1100  # 1,000, standard deviation 31
     assert 9_700 < len(many) < 10_300
     assert few < many
     assert len(few & others) < 120  # by chance 50
-    variants.share(new, [], "s")
-    assert {variants.of(user) for user in users[:9]} == {new}
+    split.set_weights(new, [], "s")
+    assert {split.assign(user) for user in users[:9]} == {new}
 
 
-def asked(replica: Replica, *bodies: dict[str, Any], path: str = "/v1/rank") -> list[tuple[int, Any]]:
-    """Answers in order, all sent in one tick."""
-    found: dict[int, tuple[int, Any]] = {}
+def ask(replica: Replica, *bodies: dict[str, Any], path: str = "/v1/rank") -> list[tuple[int, Any]]:
+    """Status and content of the answers in order, all sent in one tick."""
+    answers: dict[int, tuple[int, Any]] = {}
 
     async def send() -> None:
         ended = asyncio.Event()
-        for place, body in enumerate(bodies):
+        for index, body in enumerate(bodies):
 
-            def reply(status: int, content: bytes, headers: Any, place: int = place) -> None:
-                found[place] = status, json.loads(content)
-                if len(found) == len(bodies):
+            def reply(status: int, content: bytes, headers: Any, index: int = index) -> None:
+                answers[index] = status, json.loads(content)
+                if len(answers) == len(bodies):
                     ended.set()
 
-            replica.take(path, json.dumps(body).encode(), f"r{place}", reply)
+            replica.handle(path, json.dumps(body).encode(), f"r{index}", reply)
         await asyncio.wait_for(ended.wait(), 5)
 
     asyncio.run(send())
-    return [found[place] for place in range(len(bodies))]
+    return [answers[index] for index in range(len(bodies))]
 
 
 @pytest.fixture
 def replica(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Replica:
-    return fake_ingress(monkeypatch, tmp_path, Serve())
+    return fake_replica(monkeypatch, tmp_path, Serve())
 
 
-def test_a_batch_is_scored_by_the_version_that_each_user_meets(replica: Replica) -> None:
+def test_a_batch_is_scored_by_the_version_of_each_user(replica: Replica) -> None:
     old, new = variant("old"), variant("new")
-    replica.variants.share(old, [(0.5, new)], "s")
-    answers = asked(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(20)))
+    replica.traffic_split.set_weights(old, [(0.5, new)], "s")
+    answers = ask(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(20)))
     versions = [answer["version"] for _, answer in answers]
-    assert versions == [replica.variants.of(f"u{n}").label for n in range(20)]
+    assert versions == [replica.traffic_split.assign(f"u{n}").label for n in range(20)]
     assert set(versions) == {"old", "new"}
     assert (old.stats.requests, new.stats.requests) == (versions.count("old"), versions.count("new"))
     assert old.stats.scores.mean == 3.0  # the length of "ccc"
@@ -126,23 +117,23 @@ def test_a_version_that_fails_fails_for_its_users_alone_and_is_counted(
     replica: Replica, caplog: pytest.LogCaptureFixture
 ) -> None:
     old, bad = variant("old"), variant("bad", broken=True)
-    replica.variants.share(old, [(0.5, bad)], "s")
+    replica.traffic_split.set_weights(old, [(0.5, bad)], "s")
     users = [f"u{n}" for n in range(20)]
-    answers = asked(replica, *({"user": user, "items": ITEMS} for user in users))
+    answers = ask(replica, *({"user": user, "items": ITEMS} for user in users))
     for user, (status, _) in zip(users, answers, strict=True):
-        assert status == (500 if replica.variants.of(user) is bad else 200)
+        assert status == (500 if replica.traffic_split.assign(user) is bad else 200)
     assert (old.stats.errors, bad.stats.errors) == (0, bad.stats.requests)
     assert bad.stats.requests > 0
     assert "failed" in caplog.text
 
 
-def test_feedback_is_stored_with_the_version_that_the_user_meets(replica: Replica) -> None:
-    replica.variants.share(variant("old"), [(0.5, variant("new"))], "s")
+def test_feedback_is_stored_with_the_version_of_its_user(replica: Replica) -> None:
+    replica.traffic_split.set_weights(variant("old"), [(0.5, variant("new"))], "s")
     events = [{"user": f"u{n}", "item": "a"} for n in range(9)] + [{"user": "u", "item": "a", "variant": "x"}]
-    [(status, _)] = asked(replica, {"events": events}, path="/v1/feedback")
+    [(status, _)] = ask(replica, {"events": events}, path="/v1/feedback")
     assert status == 202
     rows = replica.store._reader.execute("SELECT user, variant FROM events").fetchall()  # type: ignore[attr-defined]
-    expected = {(f"u{n}", replica.variants.of(f"u{n}").label) for n in range(9)}
+    expected = {(f"u{n}", replica.traffic_split.assign(f"u{n}").label) for n in range(9)}
     assert set(rows) == expected | {("u", "x")}
     assert {label for _, label in expected} == {"old", "new"}
 
@@ -154,9 +145,9 @@ def test_a_trial_version_scores_a_sample_of_what_the_main_one_answered(
     dice = cycle([0.049, *[0.05] * 19])
     monkeypatch.setattr(shadow, "random", SimpleNamespace(random=lambda: next(dice)))
     new = variant("new")
-    replica.variants.trial = new
-    asked(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(60)))
-    replica.variants.shadow._thread.shutdown()
+    replica.traffic_split.trial = new
+    ask(replica, *({"user": f"u{n}", "items": ITEMS} for n in range(60)))
+    replica.traffic_split.shadow._thread.shutdown()
     assert new.compared.count == 3  # whose dice are below 1/20
     assert new.compared.agreement == pytest.approx(new.compared.judged)
     assert new.stats.requests == 0
@@ -220,105 +211,3 @@ def test_where_the_main_version_tells_nothing_apart_nothing_is_judged() -> None:
     into = Comparison()
     compare(FakeRanker(), FakeRanker(), into, RankRequest("u", ["a", "b"]))  # type: ignore[arg-type]
     assert (into.count, into.judged) == (1, 0)
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("variants")
-    dataset = tiny_dataset(folder / "dataset", users=30, items=40, events=600)
-    for seed, name in enumerate("ab"):
-        bundle_of(random_model("mlp", dataset, seed), dataset, folder / name)
-    return {name: folder / name for name in "ab"}
-
-
-def watched(board: StateDir, bundles: dict[str, Path]) -> tuple[ReplicaAgent, Version, Version]:
-    first, second = (version_of(bundles[name]) for name in "ab")
-    board.publish(DesiredState([Version(first.label, first.bundle, first.digest, 1.0)]))
-    return ReplicaAgent(board, "r1", "unused", Ranker.open, 20), first, second
-
-
-async def until(watch: ReplicaAgent, digest: str, state: str) -> None:
-    async with asyncio.timeout(10):
-        while True:
-            watch.look()
-            version = watch.snapshot(0, "").versions.get(digest)
-            if version is not None and version.state == state:
-                return
-            await asyncio.sleep(0.01)
-
-
-def test_a_version_is_loaded_beside_the_running_one_shifted_to_and_dropped(
-    tmp_path: Path, bundles: dict[str, Path]
-) -> None:
-    board = StateDir(tmp_path)
-    watch, first, second = watched(board, bundles)
-
-    async def follow() -> None:
-        main = watch.variants.main
-        one = Version(first.label, first.bundle, first.digest, 0.5)
-        two = Version(second.label, second.bundle, second.digest, 0.5)
-        board.publish(DesiredState([one, two], "canary", "s"))
-        watch.look()
-        assert not watch.variants.shared  # it is not loaded: all stays as it was
-        await until(watch, second.digest, "ready")
-        watch.look()
-        assert watch.variants.shared
-        assert watch.variants.main is main
-        assert watch.variants.trial is not None
-        compared = watch.variants.trial.compared
-        assert (compared.count, compared.errors) == (24, 0)  # made-up requests, for want of live ones
-        assert abs(compared.agreement / compared.judged) < 0.5  # another model altogether
-        board.publish(DesiredState([Version(second.label, second.bundle, second.digest, 1.0)]))
-        watch.look()
-        assert watch.variants.main.digest == second.digest
-        assert set(watch.snapshot(0, "").versions) == {second.digest}
-
-    asyncio.run(follow())
-
-
-def test_a_damaged_version_is_refused_and_the_running_one_goes_on(
-    tmp_path: Path, bundles: dict[str, Path]
-) -> None:
-    board = StateDir(tmp_path)
-    watch, first, second = watched(board, bundles)
-    damaged = tmp_path / "damaged"
-    shutil.copytree(bundles["b"], damaged)
-    model = damaged / "model.onnx"
-    content = bytearray(model.read_bytes())
-    content[len(content) // 2] ^= 1
-    model.write_bytes(content)
-
-    async def follow() -> None:
-        running = Version(first.label, first.bundle, first.digest, 1.0)
-        board.publish(DesiredState([running, Version(second.label, str(damaged), second.digest)], "loading"))
-        await until(watch, second.digest, "refused")
-        assert "model.onnx" in watch.snapshot(0, "").versions[second.digest].error
-        request = RankRequest("u1", ["i1", "i2"])
-        assert len(watch.variants.main.ranker.rank([request])[0].items) == 2
-        assert watch.variants.main.digest == first.digest
-
-    asyncio.run(follow())
-
-
-def test_another_bundle_at_the_announced_place_is_refused(tmp_path: Path, bundles: dict[str, Path]) -> None:
-    board = StateDir(tmp_path)
-    watch, first, second = watched(board, bundles)
-
-    async def follow() -> None:
-        running = Version(first.label, first.bundle, first.digest, 1.0)
-        board.publish(DesiredState([running, Version(second.label, first.bundle, second.digest)], "loading"))
-        await until(watch, second.digest, "refused")
-
-    asyncio.run(follow())
-
-
-def test_a_version_that_fails_when_warmed_is_refused() -> None:
-    variants = TrafficSplit(variant("old"), Shadow(20))
-    with pytest.raises(ZeroDivisionError):
-        warm(variants, variant("bad", broken=True))
-    live = RankRequest("u1", ["a", "bb"], history=[])
-    variants.recent.append(live)
-    new = variant("new")
-    warm(variants, new)
-    assert new.compared.count == 4  # the live one, and one for each known user
-    assert np.isclose(new.compared.agreement, new.compared.judged)
