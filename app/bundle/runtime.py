@@ -19,7 +19,7 @@ from msgspec import UNSET
 from app.artifact import Artifact, open_artifact
 from app.bundle.format.histories import Histories
 from app.bundle.format.ids import Ids
-from app.bundle.format.layout import Array, load_array, read_info
+from app.bundle.format.layout import Array, load_array, load_trained, read_info
 from app.bundle.new_items import NewItems
 from app.bundle.ranking.explain import explain
 from app.bundle.ranking.scorer import BatchScorer
@@ -81,6 +81,8 @@ class Ranker:
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
         self.items.remember()
+        self._users_trained = load_trained(path / "users", len(self.users))
+        self._items_trained = load_trained(path / "items", len(self.items))
         self._popularity = load_array(path / "popularity.npy")
         self._scores = BatchScorer(path, self.info, threads, user_vectors)
         histories, scores_history = Histories.open(path / "history"), self._scores.take_history
@@ -141,7 +143,11 @@ class Ranker:
         return "training" if self.trained_on(name) else self.new_items.basis
 
     def trained_on(self, name: str) -> bool:
-        """Whether training knew an item."""
+        """Whether the weights were trained on an event of an item."""
+        return bool(self._items_trained[self.items.find(name)])
+
+    def knows_item(self, name: str) -> bool:
+        """Whether an item has a row in the bundle, trained or not."""
         return 0 < self.items.find(name) < self.info.items
 
     def put_items(self, items: Mapping[str, Mapping[str, Value]]) -> int:
@@ -173,6 +179,10 @@ class Ranker:
         self._recommender = recommender.with_new_items(
             self._scores, self.new_items.patch(), self.new_items.fresh()
         )
+        untrained = np.zeros(
+            len(self.new_items.rows["item"]) + self.info.items - len(self._items_trained), bool
+        )
+        self._items_trained = np.concatenate([self._items_trained, untrained])
         for name, row in rows.items():  # last: whoever finds an id finds its row
             if row >= len(self.items):
                 self.items.add(name)
@@ -285,14 +295,13 @@ class Ranker:
     def _ranked(self, question: PreparedRequest, scores: Array) -> Answer:
         request, items, asked = question.request, question.items, question.asked
         assert isinstance(request, RankRequest)
-        known = np.count_nonzero(asked.rows) == len(asked.rows)
-        if not known:  # one row, though not bit for bit one score: that depends on its place in the batch
+        warm = bool(self._items_trained[asked.rows].all())
+        if not warm and not asked.rows.all():
+            # All have one row, though not bit for bit one score: that depends on the position in the batch.
             scores[asked.rows == 0] = scores[asked.rows == 0][0]
-        elif len(self._scores.added):
-            known = int(asked.rows.max()) < self.info.items
         order = np.argsort(-scores, kind="stable")[: request.k]
         names, values = map(items.__getitem__, order.tolist()), scores[order].tolist()
-        cold = asked.user == 0 or not known
+        cold = not (warm and self._users_trained[asked.user])
         if not request.explain:
             return Answer(self.name, self.version, list(map(Scored, names, values)), cold)
         effects = explain(self._scores, asked, asked.rows[order])
@@ -302,7 +311,7 @@ class Ranker:
     def _recommend(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
         found = self._recommender.find([RecommendQuery(q.request, q.asked, q.deadline) for q in questions])  # type: ignore[arg-type]
         return [
-            self._answer(one.rows, one.scores, question.asked.user == 0, one.degraded)
+            self._answer(one.rows, one.scores, not self._users_trained[question.asked.user], one.degraded)
             for question, one in zip(questions, found, strict=True)
         ]
 
@@ -323,7 +332,7 @@ class Ranker:
     def _similar(self, request: SimilarRequest) -> Answer:
         row = self.items.find(request.item)
         found = self._recommender.similar(row, request.k)
-        return self._answer(found.rows, found.scores, row == 0)
+        return self._answer(found.rows, found.scores, not self._items_trained[row])
 
     def _answer(self, rows: Array, scores: Array, cold: bool, degraded: str = "") -> Answer:
         pairs = zip(rows.tolist(), scores.tolist(), strict=True)

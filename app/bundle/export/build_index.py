@@ -24,28 +24,42 @@ LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512,
 PROPOSE = {"ivf_sq8": 2, "ivf_pq": 4, "hnsw": 2}
 
 
-def kind_of(wanted: str, items: int, *, retrieves: bool, model: str) -> str:
+def kind_of(setting: str, items: int, *, retrieves: bool, model: str) -> str:
     """Which index a bundle gets: "exact", or a kind of faiss; "" where a model has no user vector.
+
+    Args:
+        setting: export.index.
+        items: rows, row 0 counted.
+        retrieves: whether a score is the inner product of user state and item row.
+        model: its name.
 
     Raises:
         RecipeError: an index is wanted that the model cannot use.
     """
     if not retrieves:
-        if wanted not in ("auto", "exact"):
+        if setting not in ("auto", "exact"):
             raise RecipeError(f"{model} has no user vector", where="export.index", remedy='leave it "auto"')
         return ""
-    if wanted != "auto":
-        return wanted
+    if setting != "auto":
+        return setting
     return "exact" if items <= EXACT_ITEMS else "ivf_sq8"
 
 
-def build(kind: str, rows: Rows, states: Array, target: float, path: Path) -> tuple[IndexInfo, float]:
+def build(
+    kind: str,
+    rows: Rows,
+    states: Array,
+    eligible: Sequence[EligibleItems],
+    target: float,
+    path: Path,
+) -> tuple[IndexInfo, float]:
     """Write the index at `path`, tuned to find `target` of the best 20.
 
     Args:
         kind: of IndexInfo.
         rows: of the items.
         states: (B, Q) user states; every other one tunes, the rest measure.
+        eligible: the items that may be found for each state.
         target: share of the exact best 20.
         path: of the file; its folder is made.
 
@@ -55,15 +69,13 @@ def build(kind: str, rows: Rows, states: Array, target: float, path: Path) -> tu
     faiss = import_faiss("export.index")
     faiss.omp_set_num_threads(1 if len(rows) < EXACT_ITEMS else os.cpu_count() or 1)
     path.parent.mkdir()
-    made = _made(faiss, kind, rows)
-    faiss.write_index(made, str(path))
-    del made
-    tuning, held_out = (_Trial(states[part::2], rows) for part in (0, 1))
+    faiss.write_index(_train(faiss, kind, rows), str(path))
+    tuning, held_out = (_Trial(states[part::2], rows, eligible[part::2]) for part in (0, 1))
     info = _tune(kind, rows, tuning, target, path)
     return info, held_out.recall(Approximate(path, info, rows, 1))
 
 
-def _made(faiss: Any, kind: str, rows: Rows) -> Any:
+def _train(faiss: Any, kind: str, rows: Rows) -> Any:
     count, width, metric = len(rows), rows.width, faiss.METRIC_INNER_PRODUCT
     lists = max(1, min(int(4 * math.sqrt(count)), count // PER_LIST))
     code = f"PQ{_pieces(width)}x8" if kind == "ivf_pq" else "SQ8"
@@ -96,19 +108,21 @@ def _tune(kind: str, rows: Rows, tuning: _Trial, target: float, path: Path) -> I
 class _Trial:
     """User states and the items that exact search finds for them."""
 
-    def __init__(self, states: Array, rows: Rows) -> None:
-        self.states, self.allowed = states, [EligibleItems(len(rows), np.zeros(1, np.int64))] * len(states)
-        self.truth = self._found(Exact(Blocks(rows)))
+    def __init__(self, states: Array, rows: Rows, eligible: Sequence[EligibleItems]) -> None:
+        self.states, self.eligible = states, eligible
+        self.truth = self._search(Exact(Blocks(rows)))
 
     def recall(self, index: Index) -> float:
-        return recall(self._found(index), self.truth)
+        return recall(self._search(index), self.truth)
 
-    def _found(self, index: Index) -> list[Array]:
+    def _search(self, index: Index) -> list[Array]:
         step = 256
         return [
             top(pool)
             for start in range(0, len(self.states), step)
-            for pool in index.search(self.states[start : start + step], K, self.allowed[start : start + step])
+            for pool in index.search(
+                self.states[start : start + step], K, self.eligible[start : start + step]
+            )
         ]
 
 
@@ -117,7 +131,7 @@ def top(pool: ScoredCandidates) -> Array:
     return pool.rows[np.argsort(-pool.scores, kind="stable")[:K]]
 
 
-def recall(found: Sequence[Array], truth: Sequence[Array]) -> float:
-    """Mean share of the true rows that were found."""
-    pairs = zip(found, truth, strict=True)
-    return float(np.mean([len(np.intersect1d(a, b)) / max(1, len(b)) for a, b in pairs]))
+def recall(answers: Sequence[Array], truth: Sequence[Array]) -> float:
+    """Mean share of the true rows that the answers hold, of those with true rows; 1 without any."""
+    shares = [len(np.intersect1d(a, b)) / len(b) for a, b in zip(answers, truth, strict=True) if len(b)]
+    return float(np.mean(shares)) if shares else 1.0

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
+from app.bundle.export.from_dataset import last_time
 from app.bundle.format.layout import Info
 from app.data.dataset import Dataset
 
 LIMITS = """\
 - An id that training did not see is ranked as an unknown one (`cold_start: true`).
 - It knows what was in the log up to {end}; the further the present is from it, the more the
-  figures below may differ from what you see.
+  figures above may differ from what you see.
 - People chose from what they were shown; what was never shown cannot look good.
 - It holds ids of users and what they last did: treat it as personal data.
 - Scores are logits of a ranking, comparable within a request; they are no promise of a probability."""
@@ -25,8 +28,16 @@ def card(
     figures: Mapping[str, Any],
     sizes: Mapping[str, Any],
 ) -> str:
-    """The card as Markdown."""
-    data = dataset.artifact.figures
+    """The card as Markdown.
+
+    Args:
+        info: of the bundle.
+        dataset: whose events its histories hold.
+        hyperparameters: of the model.
+        figures: of the report; "refit" says how the weights were trained once more, where they were.
+        sizes: precisions of rows and dense part, and how recommendations find items.
+    """
+    data, end = dataset.artifact.figures, _date(last_time(dataset))
     settings = ", ".join(f"{k} = {v!r}" for k, v in sorted(hyperparameters.items())) or "defaults"
     return "\n".join(
         [
@@ -40,15 +51,19 @@ def card(
             f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
             f"Event types: {', '.join(info.events[1:])}. A history has up to {info.history} events.",
             "",
+            _weights(dataset, figures.get("refit")),
+            f"Histories, seen items, popularity and candidates hold all {_events(dataset):,} events, "
+            f"up to {end}.",
+            "",
             "## Figures",
             "",
             *_table(figures),
             "",
-            _found(sizes),
+            _first_stage(sizes),
             "",
             "## Limits",
             "",
-            LIMITS.format(end=_date(dataset.schema.end_time)),
+            LIMITS.format(end=end),
             "",
             "## How it was made",
             "",
@@ -60,7 +75,29 @@ def card(
     )
 
 
-def _found(sizes: Mapping[str, Any]) -> str:
+def _events(dataset: Dataset) -> int:
+    """Events on items that have a row."""
+    return sum(int(np.count_nonzero(part.item)) for part in dataset.parts)
+
+
+def _weights(dataset: Dataset, refit: Mapping[str, Any] | None) -> str:
+    """What the weights have seen."""
+    if refit is None:
+        held_out = " and none of the parts held out" if len(dataset.parts) > 1 else ""
+        return f"The weights have seen the {len(dataset.train):,} events of the training part{held_out}."
+    if not refit["epochs"]:
+        how = "the model was fitted again"
+    elif refit["chosen_by"]:
+        how = f"for the {refit['epochs']} epochs that were best on validation by {refit['chosen_by']}"
+    else:
+        how = f"for all {refit['epochs']} epochs, because validation chose none"
+    return (
+        f"The weights were trained once more on all {refit['events']:,} events, {how}; the figures below are "
+        "of the weights before that, which had seen the training part alone."
+    )
+
+
+def _first_stage(sizes: Mapping[str, Any]) -> str:
     """How recommendations find items, and what they miss."""
     share = f"which find {sizes.get('recall@20', 1.0):.1%} of the exact best 20"
     kind = sizes.get("kind", "all")

@@ -12,16 +12,18 @@ import numpy as np
 from app.artifact import Artifact, Draft, open_artifact, publish
 from app.bundle.export.card import card
 from app.bundle.export.first_stage import write_retrieval
-from app.bundle.export.from_dataset import write_features, write_histories, write_ids, write_popularity
+from app.bundle.export.from_dataset import popularity_of, write_features, write_histories, write_ids
 from app.bundle.export.item_graph import write_item_graph
 from app.bundle.export.onnx import OPSET, write_graphs
 from app.bundle.export.static_rows import static_rows
-from app.bundle.format.layout import ROWS, Info
+from app.bundle.format.layout import ROWS, Array, Info, compact
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
 from app.tables.rows import Rows, row_bytes, write_rows
 from app.terminal.console import progress
+
+STAGE_VERSION = 2  # raise it when the same checkpoint and settings come to give another bundle
 
 
 class Trained(Protocol):
@@ -40,6 +42,11 @@ class Trained(Protocol):
     @property
     def model(self) -> Model:
         """In evaluation mode, on the CPU."""
+        ...
+
+    @property
+    def trained(self) -> dict[str, Array]:
+        """For "user" and "item" a bool an id: whether the weights were trained on an event of it."""
         ...
 
     @property
@@ -63,7 +70,7 @@ def export(
 
     Args:
         recipe: its [export] names the bundle, its [compress] sets the dense precision.
-        dataset: what the checkpoint was trained on.
+        dataset: whose training part the checkpoint was trained on; the bundle knows all parts.
         checkpoint: rows as they are where it is compressed, else float32.
         settings, parents: of the manifest.
         figures: of the report: quality of this checkpoint, and of the baselines.
@@ -76,18 +83,21 @@ def export(
     Raises:
         RayRecError: the exported graph does not compute what the model does.
     """
-    with progress("export"), publish(out, "bundle", settings, parents) as draft:
+    with progress("export"), publish(out, "bundle", settings, parents, STAGE_VERSION) as draft:
         info = _info(recipe, dataset, checkpoint.name)
         (draft.path / "bundle.json").write_bytes(msgspec.json.encode(info))
         rows = _write_rows(recipe, checkpoint, draft.path / "rows")
         int8 = recipe.compress.dense == "int8"
         dense = write_graphs(checkpoint.model, rows, draft.path, int8=int8)
         dense["dense_float32_bytes"] += write_item_graph(checkpoint.model, draft.path)
-        write_ids(dataset, draft.path)
-        write_popularity(dataset, draft.path)
-        write_features(recipe, dataset, draft.path)
+        write_ids(dataset, checkpoint.trained, draft.path)
+        popularity = popularity_of(dataset)
+        np.save(draft.path / "popularity.npy", compact(popularity))
+        write_features(dataset, draft.path)
         write_histories(dataset, draft.path / "history")
-        found = write_retrieval(recipe, dataset, checkpoint.model, info, draft.path) if retrieval else {}
+        found = {}
+        if retrieval:
+            found = write_retrieval(recipe, dataset, checkpoint.model, info, popularity, draft.path)
         sizes = {"rows": rows["item"].precision, "dense": recipe.compress.dense}
         text = card(info, dataset, checkpoint.hyperparameters, figures, sizes | found)
         (draft.path / "card.md").write_text(text)
@@ -98,7 +108,7 @@ def export(
 
 def _info(recipe: Recipe, dataset: Dataset, model: str) -> Info:
     schema = dataset.schema
-    kinds = np.bincount(np.asarray(dataset.train.event), minlength=2)
+    kinds = np.sum([np.bincount(part.event, minlength=len(schema.events)) for part in dataset.parts], 0)
     return Info(
         name=recipe.export.name or recipe.name,
         version=recipe.export.version,
@@ -107,7 +117,7 @@ def _info(recipe: Recipe, dataset: Dataset, model: str) -> Info:
         items=schema.items,
         history=schema.history,
         events=schema.events,
-        default_event=int(kinds[1:].argmax()) + 1,
+        default_event=int(np.argmax(kinds[1:])) + 1,
         context=list(schema.context),
         opset=OPSET,
     )
@@ -118,8 +128,7 @@ def _write_rows(recipe: Recipe, checkpoint: Trained, folder: Path) -> dict[str, 
         for name, rows in checkpoint.rows.items():
             rows.copy_to(folder, name)
     else:
-        trained = recipe.train.id_dropout > 0 or not checkpoint.model.learns
-        for name, values in static_rows(checkpoint.model, unknown_is_trained=trained).items():
+        for name, values in static_rows(checkpoint.model).items():
             write_rows(folder, name, values, "float32")
     return {name: Rows.open(folder, name) for name in ROWS}
 

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from app.bundle.export.build_index import K, build, kind_of, recall, top
+from app.bundle.export.from_dataset import last_time
 from app.bundle.export.item_columns import write_candidates, write_columns
 from app.bundle.format.histories import Histories
 from app.bundle.format.item_columns import Columns
@@ -32,71 +33,87 @@ SCORED, FEWEST = 1 << 22, 20  # scores that measuring the candidates takes, but 
 
 
 def write_retrieval(
-    recipe: Recipe, dataset: Dataset, model: Model, info: Info, folder: Path
+    recipe: Recipe, dataset: Dataset, model: Model, info: Info, popularity: Array, folder: Path
 ) -> dict[str, Any]:
     """Write all that the first stage of a bundle needs, beside the files that `folder` has.
 
+    Args:
+        recipe: its [export].
+        dataset: of the model.
+        model: that is exported.
+        info: of the bundle.
+        popularity: (items,) events of each item.
+        folder: of the bundle, with rows, graphs and histories.
+
     Returns:
         kind: "exact", "all" or "sources", or of the faiss index; and where items can be missed
-        recall@20, the share of the exact best 20 found, of users' states at the end of training.
+        recall@20: the share of the exact best 20 found, of items that users have not met yet.
     """
-    export, scores = recipe.export, BatchScorer(folder, info, os.cpu_count() or 1)
-    kind = kind_of(export.index, info.items, retrieves=scores.retrieves, model=info.model)
+    export, scorer = recipe.export, BatchScorer(folder, info, os.cpu_count() or 1)
+    kind = kind_of(export.index, info.items, retrieves=scorer.retrieves, model=info.model)
     bounded = not kind and info.items - 1 > export.candidates
     retrieval = Retrieval(
         candidates=export.candidates,
         vectors=model.quantisable,
-        segment=write_columns(recipe, dataset, folder / "columns"),
+        segment=write_columns(recipe, dataset, popularity, folder / "columns"),
     )
-    write_candidates(dataset, folder / "candidates", consumed=bounded)
+    write_candidates(dataset, popularity, folder / "candidates", consumed=bounded)
     figures: dict[str, Any] = {"kind": kind or ("sources" if bounded else "all")}
-    asked = _asked(dataset, Histories.open(folder / "history"), recipe.seed)
+    requests = sample_requests(dataset, Histories.open(folder / "history"), recipe.seed)
     if kind not in ("", "exact"):
-        chunks = [asked[start : start + 256] for start in range(0, len(asked), 256)]
-        states = np.concatenate([scores.states(chunk) for chunk in chunks])
+        chunks = [requests[start : start + 256] for start in range(0, len(requests), 256)]
+        states = np.concatenate([scorer.states(chunk) for chunk in chunks])
+        eligible = [EligibleItems(info.items, request.rows) for request in requests]
         path = folder / "index" / "faiss.index"
-        index, found = build(kind, scores.stored["item"], states, export.recall, path)
+        index, share = build(kind, scorer.stored["item"], states, eligible, export.recall, path)
         retrieval = msgspec.structs.replace(retrieval, index=index)
-        figures |= {"recall@20": found, "reach": index.reach, "bytes": index.bytes}
+        figures |= {"recall@20": share, "reach": index.reach, "bytes": index.bytes}
     elif bounded:
-        figures |= {"recall@20": _recall(asked, scores, retrieval, folder), "candidates": export.candidates}
-    _tell(figures, export.recall)
+        share = _recall(requests, scorer, retrieval, popularity, folder)
+        figures |= {"recall@20": share, "candidates": export.candidates}
+    _warn(figures, export.recall)
     (folder / "retrieval.json").write_bytes(msgspec.json.encode(retrieval))
     return figures
 
 
-def _asked(dataset: Dataset, histories: Histories, seed: int) -> list[EncodedRequest]:
-    """Requests of some known users just after training."""
+def sample_requests(dataset: Dataset, histories: Histories, seed: int) -> list[EncodedRequest]:
+    """Recommendations for some known users after the last event, without what they have met.
+
+    As `exclude_seen` asks for by default. Items that a user met would also flatter what is measured,
+    because candidates that the same people met are found by these very events.
+    """
     known = np.arange(1, dataset.schema.users)
     drawn = np.random.default_rng(seed).choice(known, min(USERS, len(known)), replace=False)
-    now = dataset.schema.end_time
-    return [
-        EncodedRequest(int(user), now, histories.of(int(user)), np.zeros(1, np.int64))
-        for user in np.sort(drawn)
-    ]
+    now = last_time(dataset)
+    requests = []
+    for user in np.sort(drawn).tolist():
+        history = histories.of(user)
+        met = np.unique(np.concatenate([[0], history.item, histories.older(user)])).astype(np.int64)
+        requests.append(EncodedRequest(user, now, history, met))
+    return requests
 
 
-def _recall(asked: list[EncodedRequest], scores: BatchScorer, retrieval: Retrieval, folder: Path) -> float:
+def _recall(
+    requests: list[EncodedRequest], scorer: BatchScorer, retrieval: Retrieval, popularity: Array, folder: Path
+) -> float:
     """Of the best 20 of all items, the share that the candidates of each request hold."""
-    asked = asked[: max(FEWEST, min(200, SCORED // scores.info.items))]
-    columns = Columns.open(folder / "columns", scores.info.items)
+    requests = requests[: max(FEWEST, min(200, SCORED // scorer.info.items))]
+    columns = Columns.open(folder / "columns", scorer.info.items)
     segment = columns.texts(retrieval.segment, "segment") if retrieval.segment else None
-    sources = CandidateGenerators.open(folder / "candidates", scores.info.items, segment)
-    popularity = np.load(folder / "popularity.npy", mmap_mode="r")
-    allowed, request = EligibleItems(scores.info.items, np.zeros(1, np.int64)), RecommendRequest("", k=K)
-    plans = [Plan(request, one, allowed, Rules()) for one in asked]
-    tops: list[list[Array]] = [
-        [
-            top(pool)
-            for pool in TwoStageRanker(scores, popularity, None, sources, candidates).pools(plans, FULL)
-        ]
-        for candidates in (retrieval.candidates, 0)
+    generators = CandidateGenerators.open(folder / "candidates", scorer.info.items, segment)
+    plans = [
+        Plan(RecommendRequest("", k=K), request, EligibleItems(scorer.info.items, request.rows), Rules())
+        for request in requests
     ]
-    return recall(*tops)
+    best: list[list[Array]] = []
+    for candidates in (retrieval.candidates, 0):
+        stages = TwoStageRanker(scorer, popularity, None, generators, candidates)
+        best.append([top(pool) for pool in stages.pools(plans, FULL)])
+    return recall(*best)
 
 
-def _tell(figures: dict[str, Any], target: float) -> None:
-    found = figures.get("recall@20", 1.0)
-    if found < target:
-        more = "export.candidates" if figures["kind"] == "sources" else "export.index"
-        say(f"Recommendations find {found:.0%} of the best 20 items; a larger {more} finds more")
+def _warn(figures: dict[str, Any], target: float) -> None:
+    share = figures.get("recall@20", 1.0)
+    if share < target:
+        larger = "export.candidates" if figures["kind"] == "sources" else "export.index"
+        say(f"Recommendations find {share:.0%} of the best 20 items; a larger {larger} finds more")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,30 +16,36 @@ from app.models.item_knn import neighbours, sets_of
 from app.recipe import Recipe
 from app.tables.strings import Strings
 
-MOST_TEXTS = 100_000  # distinct values of a column that is taken unasked
+MOST_TEXTS = 100_000  # distinct values of a column that the recipe does not name
 LONGEST = 64  # characters of its texts on average
 FRESH = 1000  # rows for exploration
 NEIGHBOURS, SHRINKAGE = 50, 10.0
 NEVER = np.iinfo(np.int64).max
 
 
-def write_columns(recipe: Recipe, dataset: Dataset, folder: Path) -> str:
+def write_columns(recipe: Recipe, dataset: Dataset, popularity: Array, folder: Path) -> str:
     """Write columns/; returns the one that makes segments of users, "" where there is none.
+
+    Args:
+        recipe: its export.columns and item features.
+        dataset: has the columns.
+        popularity: (items,) events of each item, by which items of equal values are ordered.
+        folder: to write.
 
     Raises:
         RecipeError: export.columns names a column that the items do not have.
     """
     path = dataset.path / "columns" / "items.parquet"
-    found = list(pl.read_parquet_schema(path)) if path.exists() else []
-    asked = recipe.export.columns
-    if unknown := [name for name in asked if name not in found]:
-        remedy = f"the items have {', '.join(found) or 'no columns: name a file of attributes'}"
+    present = list(pl.read_parquet_schema(path)) if path.exists() else []
+    chosen = recipe.export.columns
+    if unknown := [name for name in chosen if name not in present]:
+        remedy = f"the items have {', '.join(present) or 'no columns: name a file of attributes'}"
         raise RecipeError(f"no column {unknown[0]!r}", where="export.columns", remedy=remedy)
     prose = {feature.column for feature in recipe.features.item if feature.cells == "text"}
     written: list[tuple[str, str]] = []
-    for name in asked or [name for name in found if name not in prose]:
+    for name in chosen or [name for name in present if name not in prose]:
         column = pl.read_parquet(path, columns=[name])[name]
-        kind = _write(column, dataset.popularity, folder / str(len(written)), unasked=not asked)
+        kind = _write(column, popularity, folder / str(len(written)), chosen=bool(chosen))
         if kind:
             written.append((name, kind))
     folder.mkdir(exist_ok=True)
@@ -50,7 +55,7 @@ def write_columns(recipe: Recipe, dataset: Dataset, folder: Path) -> str:
     return next((name for name in categories if name in texts), "")
 
 
-def _write(column: pl.Series, popularity: Array, folder: Path, *, unasked: bool) -> str:
+def _write(column: pl.Series, popularity: Array, folder: Path, *, chosen: bool) -> str:
     """Write a column; returns its kind, "" where it is left out."""
     text = text_of(column)
     numbers = number_of(column)
@@ -59,7 +64,7 @@ def _write(column: pl.Series, popularity: Array, folder: Path, *, unasked: bool)
         return "number"
     distinct = text.drop_nulls().unique().sort()
     long = float(text.str.len_chars().mean() or 0) > LONGEST  # type: ignore[arg-type]
-    if unasked and (len(distinct) > MOST_TEXTS or long):
+    if not chosen and (len(distinct) > MOST_TEXTS or long):
         return ""
     _write_texts(text, distinct, popularity, folder)
     return "text"
@@ -74,8 +79,8 @@ def _write_numbers(values: Array, popularity: Array, folder: Path) -> None:
 
 
 def _write_texts(text: pl.Series, distinct: pl.Series, popularity: Array, folder: Path) -> None:
-    places = pl.DataFrame({"text": distinct}).with_row_index("code", offset=1)
-    joined = text.to_frame("text").join(places, on="text", how="left", maintain_order="left")
+    coded = pl.DataFrame({"text": distinct}).with_row_index("code", offset=1)
+    joined = text.to_frame("text").join(coded, on="text", how="left", maintain_order="left")
     codes = joined["code"].fill_null(0).to_numpy().astype(np.int64)
     rows = np.flatnonzero(codes)
     rows = rows[np.lexsort((-popularity[rows], codes[rows]))]
@@ -85,34 +90,34 @@ def _write_texts(text: pl.Series, distinct: pl.Series, popularity: Array, folder
     np.save(folder / "starts.npy", compact(np.searchsorted(codes[rows], np.arange(1, len(distinct) + 2))))
 
 
-def write_candidates(dataset: Dataset, folder: Path, *, consumed: bool) -> None:
-    """Write candidates/; with the items `consumed` together where they are needed."""
+def write_candidates(dataset: Dataset, popularity: Array, folder: Path, *, consumed: bool) -> None:
+    """Write candidates/ from every event kept.
+
+    Args:
+        dataset: has the events.
+        popularity: (items,) events of each item.
+        folder: to write.
+        consumed: whether items that the same people met are needed.
+    """
     folder.mkdir()
-    popularity = dataset.popularity
     np.save(folder / "popular.npy", compact(1 + np.argsort(-popularity[1:], kind="stable")))
     np.save(folder / "fresh.npy", compact(_fresh(dataset)))
     if consumed:
-        found, similarity = neighbours(sets_of(dataset), min(NEIGHBOURS, dataset.schema.items - 1), SHRINKAGE)
-        np.save(folder / "neighbour.npy", found.astype(np.min_scalar_type(dataset.schema.items)))
+        sets = sets_of(dataset, *dataset.parts)
+        rows, similarity = neighbours(sets, min(NEIGHBOURS, dataset.schema.items - 1), SHRINKAGE)
+        np.save(folder / "neighbour.npy", rows.astype(np.min_scalar_type(dataset.schema.items)))
         np.save(folder / "similarity.npy", similarity.astype(np.float16))
 
 
 def _fresh(dataset: Dataset) -> Array:
     """Half of them those first met last, the latest first; then those met least."""
-    met, latest = np.full(dataset.schema.items, NEVER), _parts(dataset)
+    first_met = np.full(dataset.schema.items, NEVER)
     counts = np.zeros(dataset.schema.items, np.int64)
-    for item, time in latest:
-        np.minimum.at(met, item, time)
-        counts += np.bincount(item, minlength=len(counts))
-    known = np.flatnonzero(met[1:] < NEVER) + 1
-    fresh = known[np.argsort(-met[known], kind="stable")][: FRESH // 2]
+    for part in dataset.parts:
+        np.minimum.at(first_met, part.item, part.time)
+        counts += np.bincount(part.item, minlength=len(counts))
+    known = np.flatnonzero(first_met[1:] < NEVER) + 1
+    fresh = known[np.argsort(-first_met[known], kind="stable")][: FRESH // 2]
     others = np.setdiff1d(np.arange(1, len(counts)), fresh)
     rare = others[np.argsort(counts[others], kind="stable")][: FRESH - len(fresh)]
     return np.concatenate([fresh, rare])
-
-
-def _parts(dataset: Dataset) -> Sequence[tuple[Array, Array]]:
-    """Items and times of the events before the test part."""
-    return [
-        (np.asarray(part.item), np.asarray(part.time)) for part in (dataset.train, dataset.valid) if len(part)
-    ]

@@ -9,14 +9,15 @@ bundle/
   item.onnx           content features of a new item -> its rows "item" and "history" side by
                       side (1, R + Dh); only where they depend on the content
   rows/               Rows named user, history, item: what can be evaluated in advance
-  users/ items/       Ids: strings, row 0 is "" (unknown), and their sorted hashes
+  users/ items/       Ids: strings, row 0 is "" (unknown), and their sorted hashes; trained.npy
+                      bool: whether the weights were trained on an event of the id
   history/            Histories: the last events of known users
   retrieval.json      Retrieval below: how candidates are found
   columns/            Columns of the items, for filters and caps
-  candidates/         Sources: popular, fresh and, for larger catalogues, co-consumed items
+  candidates/         CandidateGenerators: popular, fresh and, for larger catalogues, co-consumed items
   index/faiss.index   only where a faiss index finds the nearest items
-  popularity.npy      (items,) positive training events of each item
-  features.json       the recipe's [features]; features/: what was fitted of them
+  popularity.npy      (items,) events of each item that are to be predicted
+  features/           what was fitted of the recipe's [features]
   card.md             what data, what figures, what limits
 """
 
@@ -34,6 +35,7 @@ from app.errors import ArtifactError
 Array = npt.NDArray[Any]
 ROWS = ("user", "history", "item")
 ITEM_GRAPH = "item.onnx"
+TRAINED = "trained.npy"
 # The inputs of model.onnx; those that a model does not use are left out of its graph.
 INPUTS = ("user", "history", "history_mask", "history_event", "history_age", "context", "items")
 
@@ -107,6 +109,21 @@ def load_array(path: Path) -> Array:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:
         raise damaged(path, str(error)) from None
+
+
+def load_trained(folder: Path, count: int) -> Array:
+    """(count,) bool: which ids of `users` or `items` the weights were trained on.
+
+    A bundle of an older version does not say so; all but row 0 count as trained then.
+
+    Raises:
+        ArtifactError: damaged, or not of these ids.
+    """
+    path = folder / TRAINED
+    trained = load_array(path) if path.exists() else np.arange(count) > 0
+    if len(trained) != count or trained.dtype != bool:
+        raise damaged(path, f"{len(trained)} values of type {trained.dtype} for {count} ids")
+    return trained
 
 
 def damaged(path: Path, why: str) -> ArtifactError:

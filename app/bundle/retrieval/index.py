@@ -21,6 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from app.bundle.format.layout import Array, IndexInfo, damaged
+from app.bundle.retrieval.item_filter import Match
 from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.errors import MachineError
 from app.tables.rows import Rows
@@ -29,6 +30,7 @@ BLOCK = 1 << 15  # items scored in one go
 MATRIX_BYTES = 128 << 20  # item rows up to this size are kept as floats: decoding int8 doubles a search
 GATHERED = 1 << 16  # rows that are gathered in one go
 WIDEST = 16  # times that a search reaches further behind a filter
+LEFT_OUT = 1000  # items that a user has met which a search looks beyond
 
 
 class Index(Protocol):
@@ -154,27 +156,35 @@ class Approximate:
     ) -> list[ScoredCandidates]:
         """See Index."""
         alike = defaultdict(list)  # one call for those that differ little
-        for place, one in enumerate(allowed):
-            wanted = count * self.info.propose + min(len(one.left_out), count * 8)
-            alike[id(one.match), (wanted - 1).bit_length()].append(place)
-        found: list[ScoredCandidates | None] = [None] * len(allowed)
-        for (_, exponent), places in alike.items():
+        for i, eligible in enumerate(allowed):
+            proposals = count * self.info.propose + min(len(eligible.left_out), LEFT_OUT)
+            alike[id(eligible.match), (proposals - 1).bit_length()].append(i)
+        pools: list[ScoredCandidates | None] = [None] * len(allowed)
+        for (_, exponent), positions in alike.items():
             step = max(1, GATHERED >> exponent)
-            for start in range(0, len(places), step):
-                chunk = places[start : start + step]
-                some = [allowed[p] for p in chunk]
-                for place, pool in zip(
-                    chunk, self._some(states[chunk], 1 << exponent, some, effort), strict=True
+            for start in range(0, len(positions), step):
+                chunk = positions[start : start + step]
+                some = [allowed[i] for i in chunk]
+                reach = self._reach(some, effort)
+                for i, pool in zip(
+                    chunk, self._search(states[chunk], 1 << exponent, some, reach), strict=True
                 ):
-                    found[place] = pool
-        return found  # type: ignore[return-value]
+                    pools[i] = pool
+        return pools  # type: ignore[return-value]
 
-    def _some(
-        self, states: Array, proposals: int, allowed: Sequence[EligibleItems], effort: float
+    def _reach(self, allowed: Sequence[EligibleItems], effort: float) -> float:
+        """How far a search goes: further behind a narrow filter, and where the nearest items are left out."""
+        match, left_out = allowed[0].match, min(LEFT_OUT, max(len(a.left_out) for a in allowed))
+        share = 1.0 if match is None else max(match.count / len(self.rows), 1 / WIDEST)
+        lists = 0 if self.info.kind == "hnsw" else 2 * left_out * self._index.nlist // len(self.rows)
+        return (self.info.reach * effort + lists) / share
+
+    def _search(
+        self, states: Array, proposals: int, allowed: Sequence[EligibleItems], reach: float
     ) -> list[ScoredCandidates]:
         """Pools of states that share a filter."""
         self._faiss.omp_set_num_threads(self._threads)  # a setting of the calling thread
-        options = self._options(allowed[0], proposals, effort)
+        options = self._options(allowed[0].match, proposals, max(1, math.ceil(reach)))
         _, rows = self._index.search(
             np.ascontiguousarray(states), min(proposals, len(self.rows)), params=options
         )
@@ -182,23 +192,20 @@ class Approximate:
         vectors = self.rows.gather(np.maximum(rows, 0))
         scores = np.matmul(vectors, states[:, :, None])[..., 0]
         pools = []
-        for one, items, values in zip(allowed, rows, scores, strict=True):
-            kept = (items >= 0) & one.keeps(items)
+        for eligible, items, values in zip(allowed, rows, scores, strict=True):
+            kept = (items >= 0) & eligible.keeps(items)
             pools.append(ScoredCandidates(items[kept], values[kept]))
         return pools
 
-    def _options(self, allowed: EligibleItems, proposals: int, effort: float) -> Any:
-        """faiss's own parameters: a narrower filter needs a wider search."""
-        faiss, match = self._faiss, allowed.match
-        share = 1.0 if match is None else max(match.count / len(self.rows), 1 / WIDEST)
-        reach = max(1, math.ceil(self.info.reach * effort / share))
-        chosen = {}
+    def _options(self, match: Match | None, proposals: int, reach: int) -> Any:
+        """faiss's own parameters of a search."""
+        faiss, selected = self._faiss, {}
         if match is not None:
             bits = np.packbits(match.mask, bitorder="little")
-            chosen["sel"] = faiss.IDSelectorBitmap(bits)
+            selected["sel"] = faiss.IDSelectorBitmap(bits)
         if self.info.kind == "hnsw":
-            return faiss.SearchParametersHNSW(efSearch=max(reach, proposals), **chosen)
-        return faiss.SearchParametersIVF(nprobe=min(reach, self._index.nlist), **chosen)
+            return faiss.SearchParametersHNSW(efSearch=max(reach, proposals), **selected)
+        return faiss.SearchParametersIVF(nprobe=min(reach, self._index.nlist), **selected)
 
 
 def import_faiss(where: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app.bundle.export.from_dataset import popularity_of
 from app.bundle.export.item_columns import write_candidates
 from app.bundle.format.item_columns import Texts
 from app.bundle.format.layout import load_array
@@ -109,25 +110,25 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def test_what_export_writes(dataset: Dataset, tmp_path: Path) -> None:
-    write_candidates(dataset, tmp_path / "candidates", consumed=True)
+    write_candidates(dataset, popularity_of(dataset), tmp_path / "candidates", consumed=True)
     arrays = {n: load_array(tmp_path / f"candidates/{n}.npy") for n in ("popular", "fresh", "neighbour")}
-    counts = dataset.popularity
+    counts = popularity_of(dataset)
     assert arrays["popular"].tolist() == sorted(range(1, 41), key=lambda row: (-counts[row], row))
     met: dict[int, int] = {}
-    for part in (dataset.train, dataset.valid):
+    for part in dataset.parts:
         for item, time in zip(part.item.tolist(), part.time.tolist(), strict=True):
             met[item] = min(met.get(item, time), time)
     latest = sorted(met, key=lambda item: (-met[item], item))
     assert arrays["fresh"][: len(met)].tolist() == latest
     assert sorted(arrays["fresh"].tolist()) == list(range(1, 41))
-    expected, _ = neighbours(sets_of(dataset), 40, 10.0)
+    expected, _ = neighbours(sets_of(dataset, *dataset.parts), 40, 10.0)
     assert arrays["neighbour"].tolist() == expected.tolist()
     assert CandidateGenerators.open(tmp_path / "candidates", 41, None).explored.dtype.itemsize == 1, "narrow"
 
 
 @pytest.mark.parametrize("name", ["popular", "neighbour"])
 def test_arrays_that_do_not_fit_are_refused(dataset: Dataset, tmp_path: Path, name: str) -> None:
-    write_candidates(dataset, tmp_path / "candidates", consumed=True)
+    write_candidates(dataset, popularity_of(dataset), tmp_path / "candidates", consumed=True)
     file = tmp_path / "candidates" / f"{name}.npy"
     np.save(file, np.load(file)[:-1])
     with pytest.raises(ArtifactError, match="do not fit"):

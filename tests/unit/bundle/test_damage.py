@@ -79,8 +79,8 @@ def test_a_changed_byte_of_the_manifest_is_found_unless_it_means_the_same(bundle
 @pytest.mark.parametrize("verify", [True, False])
 def test_a_truncated_file_is_named(bundle: Path, verify: bool) -> None:
     for file in files_of(bundle):
-        if not verify and file.name in ("card.md", "features.json", "manifest.json"):
-            continue  # the runtime does not read the first two; the manifest is always verified
+        if not verify and file.name in ("card.md", "manifest.json"):
+            continue  # the runtime does not read the card; the manifest is always verified
         whole = file.read_bytes()
         if not whole:
             continue

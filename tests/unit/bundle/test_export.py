@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from app.data.dataset import Dataset, Part
 from app.errors import DataError, RayRecError, UserError
 from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.models.build import content_of, inputs_of, tables_of
-from app.recipe import parse
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 
@@ -96,11 +94,11 @@ def test_a_model_whose_scores_are_not_finite_is_refused(dataset: Dataset, tmp_pa
         bundle_of(model, dataset, tmp_path / "bundle")
 
 
-def test_every_history_is_what_the_evaluation_shows(dataset: Dataset, tmp_path: Path) -> None:
+def test_every_history_is_the_last_events_of_all_parts(dataset: Dataset, tmp_path: Path) -> None:
     write_histories(dataset, tmp_path / "history")
     histories = Histories.open(tmp_path / "history")
     users = np.arange(1, dataset.schema.users)
-    item, event, time = dataset.recent(users, dataset.train, dataset.valid)
+    item, event, time = dataset.recent(users, *dataset.parts)
     for place, user in enumerate(users):
         found, present = histories.of(user), item[place] > 0
         assert found.item.tolist() == item[place][present].tolist()
@@ -114,7 +112,7 @@ def test_recent_and_older_items_are_all_that_a_user_met(dataset: Dataset, tmp_pa
     histories = Histories.open(tmp_path / "history")
     long = 0
     for user in range(1, dataset.schema.users):
-        parts = (dataset.train, dataset.valid)
+        parts = dataset.parts
         met = {int(i) for p in parts for i in p.item[p.indptr[user] : p.indptr[user + 1]]}
         older, recent = set(histories.older(user).tolist()), set(histories.of(user).item.tolist())
         assert older | recent == met and not older & recent
@@ -174,9 +172,7 @@ def test_fitted_features_go_along_without_their_values(dataset: Dataset, tmp_pat
     fitted.mkdir(exist_ok=True)
     (fitted / "state.json").write_text("[]")
     np.save(fitted / "0.edges.npy", np.arange(3))
-    recipe = parse({"features": {"item": [{"column": "price"}]}}, "test")
-    write_features(recipe, dataset, tmp_path)
-    assert json.loads((tmp_path / "features.json").read_text())["item"][0]["column"] == "price"
+    write_features(dataset, tmp_path)
     copied = {p.relative_to(tmp_path).as_posix() for p in (tmp_path / "features").rglob("*") if p.is_file()}
     assert copied == {"features/item/state.json", "features/item/0.edges.npy"}
 

@@ -57,7 +57,7 @@ def built(
     tmp_path_factory: pytest.TempPathFactory,  # type: ignore[type-arg]
 ) -> tuple[Path, IndexInfo, float]:
     path = tmp_path_factory.mktemp(request.param) / "index" / "faiss.index"
-    return path, *build(request.param, rows, states, 0.95, path)
+    return path, *build(request.param, rows, states, [everything(ITEMS)] * len(states), 0.95, path)
 
 
 @given(
@@ -116,6 +116,20 @@ def test_what_is_left_out_never_comes(
     met = everything(ITEMS, *top(first).tolist())
     (second,) = index.search(states[:1], 20, [met])
     assert not np.isin(second.rows, met.left_out).any() and len(second.rows) >= 20
+
+
+def test_a_user_who_met_the_nearest_items_gets_those_behind_them(
+    built: tuple[Path, IndexInfo, float],
+    rows: Rows,
+    states: np.ndarray,  # type: ignore[type-arg]
+) -> None:
+    path, info, _ = built
+    exact = Exact(Blocks(rows))
+    nearest = exact.search(states[:50], 400, [everything(ITEMS)] * 50)
+    allowed = [everything(ITEMS, *pool.rows.tolist()) for pool in nearest]
+    truth = [top(pool) for pool in exact.search(states[:50], K, allowed)]
+    answers = [top(pool) for pool in Approximate(path, info, rows, 1).search(states[:50], K, allowed)]
+    assert recall(answers, truth) > 0.8
 
 
 @pytest.mark.parametrize("share", [0.5, 0.1])

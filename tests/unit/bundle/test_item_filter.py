@@ -40,7 +40,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def columns(dataset: Dataset) -> Columns:
-    write_columns(Recipe(), dataset, dataset.path / "written")
+    write_columns(Recipe(), dataset, dataset.popularity, dataset.path / "written")
     return Columns.open(dataset.path / "written", ITEMS + 1)
 
 
@@ -174,27 +174,27 @@ def test_caps_need_a_column_of_texts(columns: Columns) -> None:
 def test_long_texts_are_left_out_unless_asked_for(dataset: Dataset, tmp_path: Path) -> None:
     describe_items(dataset, blurb=[None, *(f"{row} " * 60 for row in range(ITEMS))], **VALUES)
     try:
-        write_columns(Recipe(), dataset, tmp_path / "unasked")
+        write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "unasked")
         assert "blurb" not in Columns.open(tmp_path / "unasked", ITEMS + 1).names
         asked = parse({"export": {"columns": ["blurb"]}}, "test")
-        write_columns(asked, dataset, tmp_path / "asked")
+        write_columns(asked, dataset, dataset.popularity, tmp_path / "asked")
         assert Columns.open(tmp_path / "asked", ITEMS + 1).names == ["blurb"]
     finally:
         describe_items(dataset, **VALUES)
     with pytest.raises(RecipeError, match="the items have price"):
-        write_columns(asked, dataset, tmp_path / "absent")
+        write_columns(asked, dataset, dataset.popularity, tmp_path / "absent")
 
 
 def test_the_first_category_feature_makes_segments(dataset: Dataset, tmp_path: Path) -> None:
     features = [{"column": "price"}, {"kind": "category", "column": "category"}]
     recipe = parse({"features": {"item": features}}, "test")
-    assert write_columns(recipe, dataset, tmp_path / "a") == "category"
-    assert write_columns(Recipe(), dataset, tmp_path / "b") == ""
+    assert write_columns(recipe, dataset, dataset.popularity, tmp_path / "a") == "category"
+    assert write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "b") == ""
 
 
 @pytest.mark.parametrize("name", ["0/rows.npy", "0/values.npy", "2/codes.npy", "2/starts.npy"])
 def test_arrays_that_do_not_fit_together_are_refused(dataset: Dataset, tmp_path: Path, name: str) -> None:
-    write_columns(Recipe(), dataset, tmp_path / "columns")
+    write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "columns")
     file = tmp_path / "columns" / name
     np.save(file, np.load(file)[:-1])
     with pytest.raises(ArtifactError, match="do not fit"):

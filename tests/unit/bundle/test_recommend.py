@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.artifact import publish
+from app.bundle.export.from_dataset import popularity_of
 from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Answer, Boost, Context, RankRequest, RecommendRequest, SimilarRequest
 from app.bundle.retrieval.latency_budget import FEWER, FORGET, FULL, POPULAR, LatencyBudget
@@ -164,7 +165,7 @@ def seen(dataset: Dataset, user: str) -> set[int]:
     if user == "stranger":
         return set()
     row = int(user[1:])
-    parts = (dataset.train, dataset.valid)
+    parts = dataset.parts
     return {int(i) for part in parts for i in part.item[part.indptr[row] : part.indptr[row + 1]]}
 
 
@@ -266,7 +267,8 @@ def test_similar_items_are_those_with_the_highest_cosine(ranker: Ranker) -> None
 def test_without_time_the_popular_come_and_it_is_said(ranker: Ranker, dataset: Dataset) -> None:
     answer = ask(ranker, budget_ms=1e-6, exclude=["i1"], filter="price < 50", caps={"category": 2})
     assert answer.degraded == "popular" and len(answer.items) == 6
-    popular = sorted(range(2, 50), key=lambda row: (-dataset.popularity[row], row))
+    counts = popularity_of(dataset)
+    popular = sorted(range(2, 50), key=lambda row: (-counts[row], row))
     expected = [row for place, row in enumerate(popular) if seldom(popular[:place], row)]
     assert rows(answer) == expected[:6]
     assert [one.score for one in answer.items] == sorted((one.score for one in answer.items), reverse=True)

@@ -107,8 +107,9 @@ def recommended(
 
 
 def met_in_log(dataset: Dataset, user: int) -> set[str]:
-    parts = (dataset.train, dataset.valid)
-    return {f"i{item}" for part in parts for item in part.item[part.indptr[user] : part.indptr[user + 1]]}
+    return {
+        f"i{item}" for part in dataset.parts for item in part.item[part.indptr[user] : part.indptr[user + 1]]
+    }
 
 
 def everything() -> set[str]:
