@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
 _EXPORTS = {
-    "load_recipe": ("app.recipe", "load"),
+    "load_recipe": ("app.recipe_toml", "load"),
     "Recipe": ("app.recipe", "Recipe"),
     "prepare": ("app.pipeline", "prepare"),
     "train": ("app.pipeline", "train"),

@@ -7,12 +7,9 @@ at odds raise a RecipeError that names the key, the value and the remedy.
 from __future__ import annotations
 
 import difflib
-import os
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -33,9 +30,8 @@ from app.features.kinds import DEFAULT, feature_class, kind_names, settings_of
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+_UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")  # pydantic's types of error
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]  # stands in a path
-
-STORE = "store:"  # in front of the folder of a feedback log, among the events
 
 
 class Section(BaseModel):
@@ -397,50 +393,25 @@ class Recipe(Section):
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with dotted keys changed, e.g. {"train.epochs": 3}."""
-        return parse(_merge(self.model_dump(mode="json", exclude_unset=True), changes), "override")
+        return parse(self.model_dump(mode="json", exclude_unset=True), "override", changes)
 
 
-def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
-    """Read a recipe file; `overrides` are "section.key=value" with TOML values.
+def parse(content: Mapping[str, Any], where: str, changes: Mapping[str, Any] | None = None) -> Recipe:
+    """Validate plain data as a recipe.
 
-    Relative input paths count from the recipe's folder; $NAME is taken from the environment.
+    Args:
+        content: tables by name.
+        where: the source of the content, for errors.
+        changes: dotted keys that override the content, e.g. {"train.epochs": 3}.
 
     Raises:
         RecipeError: names the key, the value and the remedy.
     """
-    path = Path(path)
-    try:
-        content = tomllib.loads(path.read_bytes().decode())
-    except FileNotFoundError:
-        raise RecipeError("no such file", where=str(path), remedy="`rayrec init DIR` writes one") from None
-    except IsADirectoryError:
-        raise RecipeError(
-            "is a folder, not a recipe", where=str(path), remedy="name the .toml file"
-        ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"not valid TOML: {error}", where=str(path), remedy="mend that line") from None
-    changes = dict(parse_override(text) for text in overrides)
-    recipe = parse(_merge(content, changes), str(path))
-    return _resolve(recipe, path.resolve().parent)
-
-
-def parse(content: Mapping[str, Any], where: str) -> Recipe:
-    """Validate plain data as a recipe; `where` names its source in errors."""
+    content = _merge(content, changes or {})
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise _translate(error, where, content) from None
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """Split "train.epochs=3" into key and typed value; a bare word counts as text."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"{text!r} is no override", where="--set", remedy="write section.key=value")
-    try:
-        return key.strip(), tomllib.loads(f"v = {value}")["v"]
-    except tomllib.TOMLDecodeError:
-        return key.strip(), value
 
 
 def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -459,36 +430,12 @@ def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def _resolve(recipe: Recipe, folder: Path) -> Recipe:
-    def absolute(name: str) -> str:
-        expanded = os.path.expandvars(name)
-        if "$" in expanded:
-            raise RecipeError(
-                f"{name!r} names an environment variable that is not set", where="data", remedy="export it"
-            )
-        if expanded.startswith(STORE):
-            return f"{STORE}{folder / expanded.removeprefix(STORE)}"
-        return expanded if "://" in expanded else str(folder / expanded)
-
-    def attributes(source: AttributeFile | None) -> AttributeFile | None:
-        return source and source.model_copy(update={"files": [absolute(f) for f in source.files]})
-
-    data = recipe.data.model_copy(
-        update={
-            "events": [absolute(f) for f in recipe.data.events],
-            "items": attributes(recipe.data.items),
-            "users": attributes(recipe.data.users),
-        }
-    )
-    split = recipe.split.model_copy(update={"test_events": [absolute(f) for f in recipe.split.test_events]})
-    return recipe.model_copy(update={"data": data, "split": split})
-
-
 def _translate(error: ValidationError, where: str, content: Mapping[str, Any]) -> RecipeError:
-    first = error.errors()[0]
+    unknown = [e for e in error.errors() if e["type"] in _UNKNOWN_KEY]
+    first = (unknown or error.errors())[0]  # a misspelt key explains a missing one
     key = ".".join(str(part) for part in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    if first["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if unknown:
         known = _keys(first["loc"][:-1], content)
         close = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         remedy = f"did you mean {close[0]!r}?" if close else "remove it; `rayrec init` lists all keys"
@@ -504,9 +451,8 @@ def _keys(path: tuple[int | str, ...], content: Any) -> list[str]:
     for part in path:
         content = content[part]
         field = section.model_fields.get(str(part))
-        annotation = field.annotation if field else None
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            section = annotation
+        types = [field.annotation, *get_args(field.annotation)] if field else []
+        section = next((t for t in types if isinstance(t, type) and issubclass(t, BaseModel)), section)
     if section is Features and len(path) > 1:
         return ["kind", *(field.name for field in fields(feature_class(content.get("kind", DEFAULT))))]
     return list(section.model_fields)

@@ -1,19 +1,85 @@
-"""Writes a recipe as TOML with every key and its meaning, for `rayrec init` and the result of a search."""
+"""Recipes as TOML: reads a file with its overrides, and writes one with every key and its meaning."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from app.errors import RecipeError
 from app.features.base import Feature
 from app.features.kinds import feature_class, kind_names, settings_of
-from app.recipe import Features, Recipe, Section
+from app.recipe import AttributeFile, Features, Recipe, Section, parse
+
+STORE = "store:"  # in front of the folder of a feedback log, among the events
+
+
+def load(path: Path | str, overrides: Iterable[str] = ()) -> Recipe:
+    """Read a recipe file; `overrides` are "section.key=value" with TOML values.
+
+    Relative input paths count from the recipe's folder; $NAME is taken from the environment.
+
+    Raises:
+        RecipeError: names the key, the value and the remedy.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_bytes().decode())
+    except FileNotFoundError:
+        raise RecipeError("no such file", where=str(path), remedy="`rayrec init DIR` writes one") from None
+    except IsADirectoryError:
+        raise RecipeError(
+            "is a folder, not a recipe", where=str(path), remedy="name the .toml file"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"not valid TOML: {error}", where=str(path), remedy="mend that line") from None
+    changes = dict(parse_override(text) for text in overrides)
+    recipe = parse(content, str(path), changes)
+    return _resolve(recipe, path.resolve().parent)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split "train.epochs=3" into key and typed value; a bare word counts as text."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"{text!r} is no override", where="--set", remedy="write section.key=value")
+    try:
+        return key.strip(), tomllib.loads(f"v = {value}")["v"]
+    except tomllib.TOMLDecodeError:
+        return key.strip(), value
+
+
+def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+    def absolute(name: str) -> str:
+        expanded = os.path.expandvars(name)
+        if "$" in expanded:
+            raise RecipeError(
+                f"{name!r} names an environment variable that is not set", where="data", remedy="export it"
+            )
+        if expanded.startswith(STORE):
+            return f"{STORE}{folder / expanded.removeprefix(STORE)}"
+        return expanded if "://" in expanded else str(folder / expanded)
+
+    def attributes(source: AttributeFile | None) -> AttributeFile | None:
+        return source and source.model_copy(update={"files": [absolute(f) for f in source.files]})
+
+    data = recipe.data.model_copy(
+        update={
+            "events": [absolute(f) for f in recipe.data.events],
+            "items": attributes(recipe.data.items),
+            "users": attributes(recipe.data.users),
+        }
+    )
+    split = recipe.split.model_copy(update={"test_events": [absolute(f) for f in recipe.split.test_events]})
+    return recipe.model_copy(update={"data": data, "split": split})
 
 
 def to_toml(recipe: Recipe) -> str:

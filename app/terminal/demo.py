@@ -18,7 +18,8 @@ from app.evaluation.evaluate import evaluate
 from app.evaluation.scorer import ModelScorer
 from app.events import Event
 from app.ray.session import shared_session
-from app.recipe import Recipe, load
+from app.recipe import Recipe
+from app.recipe_toml import load
 from app.serving.service import running
 from app.terminal import console, summary
 from app.terminal.console import say

@@ -16,8 +16,8 @@ from app.errors import ArtifactError, RecipeError
 from app.features import kinds
 from app.features.base import Feature
 from app.features.columns import FittedColumns, fit_columns
-from app.recipe import Recipe, load, parse
-from app.recipe_toml import to_toml
+from app.recipe import Recipe, parse
+from app.recipe_toml import load, to_toml
 
 SPECS: dict[str, dict[str, Any]] = {
     **{f"{kind}-defaults": {"kind": kind} for kind in kinds.kind_names()},

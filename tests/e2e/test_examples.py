@@ -12,8 +12,8 @@ import pytest
 
 from app.data.demo_shop.generate import generate
 from app.models.discovery import model_config
-from app.recipe import Recipe, load
-from app.recipe_toml import to_toml
+from app.recipe import Recipe
+from app.recipe_toml import load, to_toml
 from tests.conftest import REPOSITORY
 
 EXAMPLES = REPOSITORY / "examples"

@@ -22,7 +22,8 @@ from app.artifact import open_artifact
 from app.data.demo_shop.generate import generate
 from app.errors import DataError, MachineError, RecipeError
 from app.files import locked
-from app.recipe import Recipe, load
+from app.recipe import Recipe
+from app.recipe_toml import load
 from tests.conftest import REPOSITORY
 from tuning.search import tune
 from tuning.trial import SearchDirs, run_trial

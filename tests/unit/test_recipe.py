@@ -16,8 +16,8 @@ from pydantic.fields import FieldInfo
 
 from app.errors import RecipeError
 from app.features.kinds import feature_class, kind_names, kind_of
-from app.recipe import AttributeFile, Outlier, Recipe, load, parse, parse_override
-from app.recipe_toml import to_toml
+from app.recipe import AttributeFile, Outlier, Recipe, parse
+from app.recipe_toml import load, parse_override, to_toml
 
 
 def write(folder: Path, text: str) -> Path:
@@ -76,6 +76,9 @@ def test_a_recipe_with_everything_round_trips() -> None:
         ("[train]\nepochs = 'three'", r"train\.epochs = 'three'"),
         ("[train]\nepochs = 0", r"train\.epochs = 0"),
         ("[train]\nlearning_rate = nan", r"train\.learning_rate"),
+        ("[data.items]\nfiles = ['a.csv']\nidd = 'i'", r"unknown key 'data\.items\.idd'.*did you mean 'id'"),
+        ("[[data.outliers]]\ncolum = 'x'", r"outliers\.0\.colum'.*did you mean 'column'"),
+        ("[[data.outliers]]\ncolumn = 'x'\ntreshold = 2", r"0\.treshold'.*did you mean 'threshold'"),
         ("[split]\nmethod = 'magic'", r"split\.method = 'magic'.*leave_last"),
         ("[serve]\nport = 99999", r"serve\.port = 99999"),
         ("[serve]\nmin_replicas = 3\nmax_replicas = 2", r"min_replicas 3 exceeds max_replicas 2"),

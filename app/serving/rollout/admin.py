@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactError, MachineError, RecipeError
-from app.recipe import parse, parse_override
+from app.recipe import parse
+from app.recipe_toml import parse_override
 from app.serving.rollout.discovery import is_running
 from app.serving.rollout.state import Command, CommandResult, DesiredState, Service, Snapshot
 from app.serving.rollout.state_dir import StateDir

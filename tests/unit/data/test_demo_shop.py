@@ -18,7 +18,7 @@ from app.data.demo_shop.generate import Truth, generate
 from app.data.demo_shop.truth import START, Walks
 from app.data.stage import prepare
 from app.errors import DataError
-from app.recipe import load
+from app.recipe_toml import load
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.recipe import Recipe, load
+from app.recipe import Recipe
+from app.recipe_toml import load
 from tuning.budget import parse
 from tuning.front import Point, front, write_csv
 from tuning.report import write_results
