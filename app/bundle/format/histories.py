@@ -11,6 +11,7 @@ Integers are as narrow as their values allow.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,16 +39,22 @@ class Events:
         return Events(self.item[kept], self.event[kept], self.time[kept])
 
     def merge(self, later: Events) -> Events:
-        """Both by time; what is in both counts once (a log that was trained on holds feedback)."""
+        """Both by time; an event that is in both, of the same type, counts once.
+
+        A log that was trained on may hold feedback that is stored, too.
+        """
         both = Events(
             np.concatenate([self.item, later.item]),
             np.concatenate([self.event, later.event]),
             np.concatenate([self.time, later.time]),
         )
-        seen = set(zip(self.item.tolist(), self.time.tolist(), strict=True))
-        fresh = [pair not in seen for pair in zip(later.item.tolist(), later.time.tolist(), strict=True)]
-        both = both.where(np.array([True] * len(self) + fresh, bool))
+        known = set(self._keys())
+        new = [key not in known for key in later._keys()]
+        both = both.where(np.array([True] * len(self) + new, bool))
         return both.where(np.argsort(both.time, kind="stable"))
+
+    def _keys(self) -> Iterator[tuple[int, int, int]]:
+        return zip(self.item.tolist(), self.event.tolist(), self.time.tolist(), strict=True)
 
 
 class Histories:

@@ -145,6 +145,14 @@ def test_merging_keeps_time_order_and_drops_repeats() -> None:
     assert list(zip(merged.item, merged.time, strict=True)) == [(1, 10), (3, 15), (2, 20), (2, 30)]
 
 
+def test_merging_keeps_an_event_of_another_type_in_the_same_moment() -> None:
+    """A view and a purchase of an item within one second are two events."""
+    known = Events(*(np.array([value]) for value in (5, 1, 10)))
+    feedback = Events(*(np.array(values) for values in ([5, 5], [2, 1], [10, 10])))
+    merged = known.merge(feedback)
+    assert list(zip(merged.item, merged.event, merged.time, strict=True)) == [(5, 1, 10), (5, 2, 10)]
+
+
 def test_compressed_size_stands_beside_the_float32_size(dataset: Dataset, tmp_path: Path) -> None:
     model = random_model("mlp", dataset)
     full = bundle_of(model, dataset, tmp_path / "full").figures["bytes"]
