@@ -7,8 +7,10 @@ at odds raise a RecipeError that names the key, the value and the remedy.
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -171,12 +173,29 @@ class ModelSection(BaseModel):
     """Which model is trained, and its own hyperparameters, which the model's Config checks."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = Field("mlp", description="which model: the name of a file in app/models")
+    name: str = Field(
+        "mlp", description="which model: the name of a file in app/models; with `file` a name for the reports"
+    )
+    file: str = Field(
+        "", description="a Python file of your own that defines the model and is run; empty: `name` chooses"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_after_its_file(cls, content: Any) -> Any:
+        if isinstance(content, Mapping) and content.get("file") and "name" not in content:
+            return {**content, "name": Path(str(content["file"])).stem}
+        return content
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """All keys but the name."""
+        """All keys but `name` and `file`."""
         return dict(self.__pydantic_extra__ or {})
+
+    @property
+    def source(self) -> str:
+        """What defines the model: the path of the user's file, or the name of a file in app/models."""
+        return self.file or self.name
 
 
 class Train(Section):
@@ -334,6 +353,12 @@ class Serve(Section):
     store: str = Field(
         "", description="folder of the feedback log, or redis://HOST:PORT/0; empty: beside the bundle"
     )
+    keep_days: float = Field(
+        0.0,
+        ge=0,
+        description="days after which stored events are removed, and with them that a user has seen their "
+        "items; export or train on them before; 0: never",
+    )
     max_new_items: Count = Field(
         10_000, description="most items that may be added or changed between two trainings"
     )
@@ -362,7 +387,7 @@ class Serve(Section):
 
 
 class Tune(Section):
-    """How settings are searched."""
+    """How hyperparameters and compression are searched together."""
 
     trials: Positive = Field(20, description="finished trials at which the search ends")
     parallel: Count = Field(0, description="trials that run at a time; 0: one for each core")
@@ -388,8 +413,17 @@ class Recipe(Section):
     tune: Tune = Tune()
 
     def part(self, *sections: str) -> dict[str, Any]:
-        """The named sections as plain data, for a manifest and its cache key."""
-        return {"seed": self.seed, **{s: getattr(self, s).model_dump(mode="json") for s in sections}}
+        """The named sections as plain data, for a manifest and its cache key.
+
+        In place of the path of a model's file stands the SHA-256 of its content.
+
+        Raises:
+            RecipeError: the file of the model cannot be read.
+        """
+        plain = {"seed": self.seed, **{s: getattr(self, s).model_dump(mode="json") for s in sections}}
+        if "model" in plain and (file := plain["model"].pop("file")):
+            plain["model"]["file"] = _sha256(Path(file))
+        return plain
 
     def override(self, changes: Mapping[str, Any]) -> Recipe:
         """A copy with dotted keys changed, e.g. {"train.epochs": 3}."""
@@ -412,6 +446,15 @@ def parse(content: Mapping[str, Any], where: str, changes: Mapping[str, Any] | N
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise _translate(error, where, content) from None
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecipeError(
+            f"the file cannot be read ({error.strerror})", where=str(path), remedy="correct model.file"
+        ) from None
 
 
 def _merge(content: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class Proposer:
         """Whether the hyperparameters agree with each other, as far as the model's Config tells."""
         try:
             changed = self.recipe.override(settings).model
-            model_config(changed.name, changed.hyperparameters)
+            model_config(changed.source, changed.hyperparameters)
         except RecipeError:
             return False
         return True

@@ -54,7 +54,7 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
     """
     out = out.absolute()
     limits = budgets.parse(budget, recipe.train.metric)
-    model_config(recipe.model.name, recipe.model.hyperparameters)
+    model_config(recipe.model.source, recipe.model.hyperparameters)
     with _alone(out), shared_session():
         dataset = pipeline.prepare(recipe, out)
         _refuse_empty(dataset)

@@ -30,8 +30,8 @@ def suggest(trial: BaseTrial, recipe: Recipe) -> Settings:
     Raises:
         RecipeError: the recipe's model or a hyperparameter of it is unknown.
     """
-    kind = model_class(recipe.model.name)
-    config = model_config(recipe.model.name, recipe.model.hyperparameters)
+    kind = model_class(recipe.model.source)
+    config = model_config(recipe.model.source, recipe.model.hyperparameters)
     settings = _model(trial, kind, config)
     if kind.learns:
         loss = settings.get("model.loss", config.loss)
@@ -41,7 +41,7 @@ def suggest(trial: BaseTrial, recipe: Recipe) -> Settings:
 
 def own(recipe: Recipe) -> Settings:
     """The recipe's own settings, under every name that `suggest` may ask for."""
-    config = model_config(recipe.model.name, recipe.model.hyperparameters)
+    config = model_config(recipe.model.source, recipe.model.hyperparameters)
     sections: dict[str, Any] = {"model": config, "train": recipe.train, "compress": recipe.compress}
     return {
         f"{name}.{key}": getattr(section, key)

@@ -42,7 +42,7 @@ class SearchDirs:
 
     @property
     def dataset(self) -> Path:
-        """The prepared data set."""
+        """The data set that all trials train on."""
         return self.out / "dataset"
 
     def checkpoint(self, key: str) -> Path:

@@ -26,7 +26,7 @@ class FittedColumns:
 
     @property
     def dense_width(self) -> int:
-        """F: floats a row."""
+        """F, the number of floats in a row."""
         return sum(_width(f, s) for f, s in zip(self.features, self.states, strict=True))
 
     @property

@@ -78,7 +78,7 @@ def _flat(result: Mapping[str, Any], prefix: str) -> Rows:
 
 
 def of_service(status: Mapping[str, Any]) -> Rows:
-    """Rows for `rayrec status`."""
+    """Rows for `rayrec status`: the service, its replicas, and a row for each version."""
     silent = f", {status['silent']} silent" if status["silent"] else ""
     replicas = f"{status['replicas']} (wanted: {status['wanted']}){silent}, {status['ongoing']} calls ongoing"
     rows = [
@@ -100,7 +100,7 @@ def _version(version: Mapping[str, Any]) -> str:
 
 
 def of_experiment(report: Mapping[str, Any]) -> Rows:
-    """Rows for `rayrec experiment`."""
+    """Rows for `rayrec experiment`: a row for each version, and how they differ."""
     if "arms" not in report:
         return of_stage(report)
     rows = [

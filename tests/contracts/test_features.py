@@ -125,8 +125,8 @@ def test_any_cells_give_finite_numbers_and_rows_in_range(
     assert whole[1].shape == (len(query), len(fitted.categories)) and whole[1].dtype == np.int32
     assert np.isfinite(whole[0]).all()
     assert ((whole[1] >= 0) & (whole[1] < np.array(fitted.categories, int))).all()
-    one = fitted.transform(column(query[:1]))
-    assert same(one, (whole[0][:1], whole[1][:1]))
+    first = fitted.transform(column(query[:1]))
+    assert same(first, (whole[0][:1], whole[1][:1]))
 
 
 @each_kind
@@ -144,10 +144,12 @@ def test_saved_and_loaded_gives_the_same(name: str, tmp_path: Path) -> None:
 def test_statistics_come_from_training_rows_only(name: str, tmp_path: Path) -> None:
     seen = ["red", "blue red", 1, 2.5, None, "red"]
     train = [True] * len(seen) + [False, False]
-    fit(name, [*seen, "green", 1e6], train).save(tmp_path, "one")
-    fit(name, [*seen, "other words", -5], train).save(tmp_path, "two")
-    one, two = ({p.name: p.read_bytes() for p in (tmp_path / n).iterdir()} for n in ("one", "two"))
-    assert one == two
+    fit(name, [*seen, "green", 1e6], train).save(tmp_path, "first")
+    fit(name, [*seen, "other words", -5], train).save(tmp_path, "second")
+    first, second = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("first", "second")
+    )
+    assert first == second
 
 
 @each_kind

@@ -23,10 +23,10 @@ from app.tables.strings import Strings
 def test_strings_round_trip(tmp_path_factory: pytest.TempPathFactory, values: list[str]) -> None:
     folder = tmp_path_factory.mktemp("strings")
     Strings.save(folder, values)
-    found = Strings.load(folder)
-    assert list(found) == values
-    assert len(found) == len(values)
-    assert [found[i] for i in range(len(found))] == values
+    loaded = Strings.load(folder)
+    assert list(loaded) == values
+    assert len(loaded) == len(values)
+    assert [loaded[i] for i in range(len(loaded))] == values
 
 
 def test_times() -> None:

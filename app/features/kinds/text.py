@@ -86,7 +86,7 @@ class Text(Feature):
         return normalize(counts, copy=False)
 
     def _counts(self, column: Array) -> Any:
-        """(N, buckets) sparse float64."""
+        """How often each bucket occurs in each text: (N, buckets), sparse, float64."""
         from sklearn.feature_extraction.text import HashingVectorizer
 
         vectoriser = HashingVectorizer(

@@ -127,8 +127,8 @@ def test_buckets_are_those_of_murmurhash3_with_seed_0() -> None:
 def test_ngrams_tell_orders_apart() -> None:
     single, double = Text("c", buckets=4096), Text("c", buckets=4096, ngrams=2)
     query = cells("red shoe", "shoe red")
-    one, two = (f.transform(query, f.fit(query)) for f in (single, double))
-    assert (one[0] == one[1]).all() and (two[0] != two[1]).any()
+    words, pairs = (f.transform(query, f.fit(query)) for f in (single, double))
+    assert (words[0] == words[1]).all() and (pairs[0] != pairs[1]).any()
 
 
 def test_tfidf_is_scikit_learns_on_the_training_part() -> None:
