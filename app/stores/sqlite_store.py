@@ -156,7 +156,8 @@ class SqliteStore:
         with self._write() as connection:
             claimed = connection.execute(
                 "INSERT INTO meta VALUES ('claimed', ?) "
-                "ON CONFLICT (name) DO UPDATE SET value = excluded.value WHERE value <= ?",
+                "ON CONFLICT (name) DO UPDATE SET value = excluded.value "
+                "WHERE value NOT BETWEEN ? AND excluded.value",  # later than now: the clock was set back
                 (now, now - seconds),
             )
             return claimed.rowcount > 0
