@@ -204,7 +204,7 @@ class Dataset:
         Returns:
             item, event, time, each (B, L), the most recent last, 0 where there is none.
         """
-        part = part or self.train
+        part = self.train if part is None else part
         rows = ends[:, 1:] - np.arange(length or self.schema.history, 0, -1)
         absent = rows < ends[:, :1]
         if not len(part):
