@@ -38,8 +38,8 @@ class Traffic:
         connections: int = 4,
         pause_s: float = 0.005,
     ) -> None:
-        place = urlsplit(url)
-        self.host, self.port = str(place.hostname), int(place.port or 80)
+        address = urlsplit(url)
+        self.host, self.port = str(address.hostname), int(address.port or 80)
         self.users, self.items = itertools.cycle(users), list(items)
         self.connections, self.pause_s = connections, pause_s
         self.answers: Counter[str] = Counter()
@@ -70,26 +70,26 @@ class Traffic:
         await asyncio.gather(*(self._connection() for _ in range(self.connections)))
 
     async def _connection(self) -> None:
-        line = _Line(self.host, self.port)
+        connection = _Connection(self.host, self.port)
         while not self._ended:
             start, request = time.perf_counter(), self._request()
-            if not await self._sent(line, request):
+            if not await self._sent(connection, request):
                 self.failed += 1
-                self.lost += not await self._sent(line, request)
+                self.lost += not await self._sent(connection, request)
             self.slowest_s = max(self.slowest_s, time.perf_counter() - start)
             await asyncio.sleep(self.pause_s)
-        line.close()
+        connection.close()
 
-    async def _sent(self, line: _Line, request: bytes) -> bool:
+    async def _sent(self, connection: _Connection, request: bytes) -> bool:
         """Whether a request was answered well."""
         try:
             async with asyncio.timeout(30):
-                status, body = await line.ask(request)
+                status, body = await connection.ask(request)
             if status != 200:
                 raise OSError(f"{status} {body[:200]!r}")
             self.answers[json.loads(body)["version"]] += 1
         except (OSError, EOFError, TimeoutError) as error:
-            line.close()
+            connection.close()
             if len(self.failures) < FAILURES:
                 self.failures.append(f"{type(error).__name__}: {error}")
             return False
@@ -102,7 +102,7 @@ class Traffic:
         return head.encode() + body
 
 
-class _Line:
+class _Connection:
     """A keep-alive connection, opened when it is needed."""
 
     def __init__(self, host: str, port: int) -> None:
@@ -128,7 +128,7 @@ class _Line:
 
 
 class _Response:
-    """What a parser is told of one answer."""
+    """One answer, as the parser reports its parts."""
 
     def __init__(self) -> None:
         self.body, self.complete, self.stays = b"", False, True

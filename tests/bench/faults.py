@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 import psutil
 
-from tests.bench import faults_change, faults_kill, faults_load, faults_parts, fuzz
+from tests.bench import faults_change, faults_kill, faults_load, faults_parts, faults_seen, fuzz
 
 OUT = Path("runs/bench")
 
@@ -28,9 +28,9 @@ def measure(short: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     bars: list[dict[str, Any]] = []
     figures: dict[str, Any] = {"short": short}
 
-    def add(name: str, found: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
-        bars.extend(found[0])
-        figures[name] = found[1]
+    def add(name: str, part: tuple[list[dict[str, Any]], dict[str, Any]]) -> None:
+        bars.extend(part[0])
+        figures[name] = part[1]
 
     with faults_change.serving() as site:
         add("change", faults_change.change(site, 1000 if short else 10_000))
@@ -42,12 +42,13 @@ def measure(short: bool) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         add("overload", faults_load.overload(Path(folder, "overload"), 3 if short else 30))
         add("feedback", faults_kill.feedback(Path(folder, "overload", "bundle"), 1 if short else 20))
         add("parts", faults_parts.parts(Path(folder, "overload", "bundle"), short))
+        add("seen", faults_seen.seen(Path(folder, "seen"), 1200 if short else 10_000))
         add("tables", faults_load.tables(Path(folder), 0.05 if short else 1.0))
     return bars, figures
 
 
 def result_of(name: str, bars: list[dict[str, Any]], figures: dict[str, Any]) -> dict[str, Any]:
-    """What is written."""
+    """A result of bars and figures, as it is written."""
     memory = round(psutil.virtual_memory().total / 2**30, 1)
     return {
         "name": name,

@@ -115,7 +115,7 @@ def damage(site: Site, mutations: int) -> tuple[Bars, dict[str, Any]]:
         shutil.rmtree(copy)
         if count % 100 == 99:
             say(f"{refused} of {count + 1} damaged bundles refused")
-    served = [one["version"] for one in status(site.service)["versions"] if one["share"]]
+    served = [v["version"] for v in status(site.service)["versions"] if v["share"]]
     lost = site.traffic.failed - failed
     return [
         bar("damaged_refused", refused, at_least=mutations),

@@ -37,17 +37,17 @@ FEEDERS, START_S = 4, 60.0
 def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, Any]]:
     """Kill one of two replicas, several times, under at least so many requests in all."""
     admin.scale(site.service, 2)
-    board = StateDir(Path(site.service.store))
-    _until(lambda: len(_working(board)) == 2, 60)
+    state_dir = StateDir(Path(site.service.store))
+    _until(lambda: len(_working(state_dir)) == 2, 60)
     sent, failed, lost = site.traffic.total, site.traffic.failed, site.traffic.lost
     seconds = []
     for count in range(kills):
         site.traffic.until(sent + requests * count // kills)
-        victim = _working(board)[0]
+        victim = _working(state_dir)[0]
         start = time.monotonic()
         os.kill(victim.pid, signal.SIGKILL)
         _until(lambda: not processes.run_mark(victim.pid), 10)  # noqa: B023  it is used at once
-        _until(lambda: len([one for one in _working(board) if one.replica != victim.replica]) == 2, 120)  # noqa: B023
+        _until(lambda: len([s for s in _working(state_dir) if s.replica != victim.replica]) == 2, 120)  # noqa: B023
         seconds.append(round(time.monotonic() - start, 1))
         say(f"replica {count + 1} of {kills} killed: two work again after {seconds[-1]} s")
     site.traffic.until(sent + requests)
@@ -61,12 +61,13 @@ def replica(site: Site, requests: int, kills: int = 3) -> tuple[Bars, dict[str, 
     ], {"requests": sent, "failed": failed, "seconds": seconds, "failures": site.traffic.failures}
 
 
-def _working(board: StateDir) -> list[Snapshot]:
+def _working(state_dir: StateDir) -> list[Snapshot]:
     """Replicas that live and answered requests just now."""
     return [
-        one
-        for one in board.snapshots()
-        if processes.run_mark(one.pid) and any(state.recent.requests for state in one.versions.values())
+        snapshot
+        for snapshot in state_dir.snapshots()
+        if processes.run_mark(snapshot.pid)
+        and any(state.recent.requests for state in snapshot.versions.values())
     ]
 
 
@@ -113,7 +114,7 @@ def feedback(bundle: Path, rounds: int) -> tuple[Bars, dict[str, Any]]:
 
 @contextmanager
 def service(bundle: Path, store: Path) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """`rayrec serve` as a user starts it, once it answers; whatever was killed before is its own affair."""
+    """`rayrec serve` as a user starts it, once it answers; it ends what a killed one left behind."""
     port = free_port()
     command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port)]
     command += ["--set", f"serve.store={json.dumps(str(store))}"]

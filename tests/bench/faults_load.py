@@ -1,4 +1,4 @@
-"""Too much: three times what a service can answer, and tables that must not be held twice."""
+"""Too much: three times what a service can answer, and tables that must not be in memory twice."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
         filled: list[int] = []  # once queues and caches are full
         timer = threading.Timer(seconds / 3, lambda: filled.append(private(pid)))
         timer.start()
-        found = _arrived(target, TIMES * capacity, seconds)
+        answers = _arrived(target, TIMES * capacity, seconds)
         growth = private(pid) / filled[0]
         after = _arrived(target, capacity / 2, min(1.5 * NORMAL_S, 2 * seconds))
-    statuses = Counter(one.status for one in found)
+    statuses = Counter(answer.status for answer in answers)
     say(f"at {TIMES} x capacity: {dict(statuses)}")
-    in_time = sum(one.status == 200 and one.seconds <= IN_TIME_S for one in found) / seconds
-    refused = [one.seconds * 1e3 for one in found if one.status == 429] or [0.0]
+    in_time = sum(answer.status == 200 and answer.seconds <= IN_TIME_S for answer in answers) / seconds
+    refused = [answer.seconds * 1e3 for answer in answers if answer.status == 429] or [0.0]
     strange = sum(count for status, count in statuses.items() if status not in (200, 429))
     p99, normal = float(np.percentile(refused, 99)), _normal_after(calm, after)
     bars = [
@@ -65,10 +65,10 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
     ]
     figures = {
         "capacity": round(capacity, 1),
-        "arrivals": len(found),
+        "arrivals": len(answers),
         "statuses": dict(statuses),
-        "answered_ms": _percentiles([one for one in found if one.status == 200]),
-        "refused_ms": _percentiles([one for one in found if one.status == 429]),
+        "answered_ms": _percentiles([answer for answer in answers if answer.status == 200]),
+        "refused_ms": _percentiles([answer for answer in answers if answer.status == 429]),
         "calm_ms": _percentiles(calm),
         "after_ms": _percentiles(after),
         "p95_ms_by_second": {
@@ -82,19 +82,19 @@ def overload(folder: Path, seconds: float) -> tuple[Bars, dict[str, Any]]:
 def tables(folder: Path, gib: float) -> tuple[Bars, dict[str, Any]]:
     """Private memory of two replicas whose item rows take so much, over that of one with next to none."""
     rows = round(gib * GIB) // (257 * 4)  # 256 values and a bias
-    found = {}
+    memory = {}
     for name, items in (("empty", 60), ("large", rows)):
         dataset = tiny_dataset(folder / f"{name}-data", users=USERS, items=items, events=4000, content=False)
         model = build_model("mlp", {"width": 8, "hidden": [256, 16], "heads": 0}, dataset)
         bundle_of(model.eval(), dataset, folder / name, name="mlp")
-        found[name] = _touched(folder / name, items)
-        say(f"{name}: replicas of {', '.join(f'{value / 2**20:,.0f}' for value in found[name])} MiB")
+        memory[name] = _touched(folder / name, items)
+        say(f"{name}: replicas of {', '.join(f'{value / 2**20:,.0f}' for value in memory[name])} MiB")
     size = sum(file.stat().st_size for file in (folder / "large" / "rows").rglob("*"))
-    added = (max(found["large"]) - min(found["empty"])) / size
+    added = (max(memory["large"]) - min(memory["empty"])) / size
     return [bar("tables_private_share", added, at_most=0.1)], {
         "rows_mib": round(size / 2**20),
         "private_mib": {
-            name: [round(value / 2**20, 1) for value in values] for name, values in found.items()
+            name: [round(value / 2**20, 1) for value in values] for name, values in memory.items()
         },
     }
 
@@ -119,8 +119,8 @@ def private(pid: int) -> int:
 
 
 def _replicas(bundle: Path, settings: Serve) -> list[int]:
-    board = StateDir(store_folder(bundle, settings))
-    return [one.pid for one in board.snapshots() if psutil.pid_exists(one.pid)]
+    state_dir = StateDir(store_folder(bundle, settings))
+    return [snapshot.pid for snapshot in state_dir.snapshots() if psutil.pid_exists(snapshot.pid)]
 
 
 def _target(folder: Path, port: int) -> Target:
@@ -144,19 +144,19 @@ def _normal_after(calm: Sequence[Answered], after: Sequence[Answered]) -> float:
     """
     usual = max(_p95s(calm))
     bad = [second for second, p95 in enumerate(_p95s(after)) if p95 > usual]
-    refused = [int(one.due) for one in after if one.status != 200]
+    refused = [int(answer.due) for answer in after if answer.status != 200]
     return float(max([-1, *bad, *refused]) + 1)
 
 
 def _p95s(answers: Sequence[Answered]) -> list[float]:
     """By second; the last one, which is not whole, is left out."""
-    last = int(max(one.due for one in answers))
+    last = int(max(answer.due for answer in answers))
     return [
-        float(np.percentile([one.seconds for one in answers if int(one.due) == second] or [0.0], 95))
+        float(np.percentile([answer.seconds for answer in answers if int(answer.due) == second] or [0.0], 95))
         for second in range(last)
     ]
 
 
 def _percentiles(answers: Sequence[Answered]) -> dict[str, float]:
-    seconds = [one.seconds for one in answers] or [0.0]
+    seconds = [answer.seconds for answer in answers] or [0.0]
     return {f"p{p}": round(float(np.percentile(seconds, p)) * 1e3, 1) for p in (50, 95, 99)}

@@ -20,7 +20,7 @@ from app.terminal.console import say
 from tests.bench.faults_change import Bars, bar
 from tests.bench.faults_kill import ready, service
 
-STEADY_S = 5.0  # of answers, after which it is said to go on
+STEADY_S = 5.0  # of answers, after which it goes on
 LIMIT_S = 30.0
 SHORT = ("gcs_server", "haproxy", "raylet")
 
@@ -67,7 +67,7 @@ def _goes_on(driver: subprocess.Popen[bytes], port: int) -> bool:
 
 def _by_kind(driver: subprocess.Popen[bytes]) -> dict[str, list[int]]:
     """Pids of a service's processes by the name of their program, or the title they gave themselves."""
-    found: dict[str, list[int]] = {}
+    pids: dict[str, list[int]] = {}
     for pid in processes.of_run(processes.run_mark(driver.pid)):
         with suppress(psutil.Error, IndexError):  # it ended meanwhile
             words = psutil.Process(pid).cmdline()
@@ -75,5 +75,5 @@ def _by_kind(driver: subprocess.Popen[bytes]) -> dict[str, list[int]]:
             script = next((word for word in words[1:] if word.endswith(".py")), "")
             name = script.rpartition("/")[2] if program.startswith("python") else program
             name = name.split(".")[0]  # an actor's title ends with what it does now
-            found.setdefault(name, []).append(pid)
-    return found
+            pids.setdefault(name, []).append(pid)
+    return pids

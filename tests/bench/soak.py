@@ -67,8 +67,8 @@ def capacity(port: int, folder: Path) -> float:
     wrk(target, 16, 3)
     rate = wrk(target, 16, 5)["requests_per_s"]
     while True:  # the mix costs more than rankings, and its sender shares the cores
-        found = answered(port, mixed(1), moments(rate, 5), CONNECTIONS)
-        if np.percentile([one.seconds for one in found], 95) < 0.1 and not _failed(found):
+        answers = answered(port, mixed(1), moments(rate, 5), CONNECTIONS)
+        if np.percentile([answer.seconds for answer in answers], 95) < 0.1 and not _failed(answers):
             return rate
         rate *= 0.85
 
@@ -95,41 +95,41 @@ def _turns(folder: Path, minutes: float, rate: float | None) -> tuple[float, lis
         rate = rate or capacity(settings.port, folder) / 2
         say(f"{rate:,.0f} requests/s")
         parts = [60.0] * int(minutes) if minutes >= 2 else [30 * minutes] * 2
-        return rate, [_turn(settings.port, rate, seconds, place) for place, seconds in enumerate(parts)]
+        return rate, [_turn(settings.port, rate, seconds, turn) for turn, seconds in enumerate(parts)]
 
 
-def _turn(port: int, rate: float, seconds: float, place: int) -> dict[str, Any]:
-    found = answered(port, mixed(place), moments(rate, seconds, place), CONNECTIONS)
-    p50, p99 = np.percentile([one.seconds for one in found], [50, 99]) * 1e3
+def _turn(port: int, rate: float, seconds: float, number: int) -> dict[str, Any]:
+    answers = answered(port, mixed(number), moments(rate, seconds, number), CONNECTIONS)
+    p50, p99 = np.percentile([answer.seconds for answer in answers], [50, 99]) * 1e3
     memory, caches = _memory(), caches_mib(f"http://127.0.0.1:{port}")
     turn = {
-        "requests": len(found),
-        "failed": _failed(found),
-        "statuses": dict(Counter(one.status for one in found)),
+        "requests": len(answers),
+        "failed": _failed(answers),
+        "statuses": dict(Counter(answer.status for answer in answers)),
         "p50_ms": round(float(p50), 2),
         "p99_ms": round(float(p99), 2),
-        "sent_late_ms": round(max(one.late for one in found) * 1e3, 1),
+        "sent_late_ms": round(max(answer.late for answer in answers) * 1e3, 1),
         "memory_mib": memory,
         "of_it_caches_mib": caches,
     }
-    say(f"part {place + 1}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {sum(memory.values()):,.1f} MiB")
+    say(f"part {number + 1}: p50 {p50:.1f} ms, p99 {p99:.1f} ms, {sum(memory.values()):,.1f} MiB")
     return turn
 
 
 def _failed(answers: list[Answered]) -> int:
-    return sum(one.status not in (200, 202) for one in answers)
+    return sum(answer.status not in (200, 202) for answer in answers)
 
 
 def _memory() -> dict[str, float]:
     """Private MiB of each process of the service, by name."""
-    found: dict[str, float] = {}
+    memory: dict[str, float] = {}
     for pid in processes.of_run(processes.run_mark()):
         try:
             name = psutil.Process(pid).cmdline()[0].rpartition("/")[2] or str(pid)
-            found[name] = round(found.get(name, 0.0) + private(pid) / 2**20, 1)
+            memory[name] = round(memory.get(name, 0.0) + private(pid) / 2**20, 1)
         except (psutil.Error, OSError, IndexError):
             continue  # it ended meanwhile
-    return found
+    return memory
 
 
 def main() -> None:

@@ -38,14 +38,14 @@ QUICK = Rollout(shadow_s=2, canary_s=1, canary_requests=20, canary_longest_s=5)
 class Site:
     folder: Path
     url: str
-    place: discovery.Service
+    service: discovery.Service
     traffic: Traffic
 
     def deploy(self, name: str, **options: Any) -> dict[str, Any]:
-        return admin.deploy(self.place, Command("deploy", str(self.folder / name), 30, **options))
+        return admin.deploy(self.service, Command("deploy", str(self.folder / name), 30, **options))
 
     def verb(self, *arguments: str) -> dict[str, Any]:
-        command = [*arguments, "--store", self.place.store, "--json"]
+        command = [*arguments, "--store", self.service.store, "--json"]
         result = CliRunner().invoke(app, command, catch_exceptions=False)
         assert result.exit_code == 0, result.output
         return dict(json.loads(result.stdout))
@@ -78,7 +78,7 @@ def nothing_fails(site: Site) -> Iterator[None]:
 
 
 def versions_now(site: Site) -> dict[str, float]:
-    return {one["version"]: one["share"] for one in site.verb("status")["versions"] if one["share"]}
+    return {v["version"]: v["share"] for v in site.verb("status")["versions"] if v["share"]}
 
 
 def test_damaged_bundles_are_refused(site: Site) -> None:
@@ -91,7 +91,7 @@ def test_damaged_bundles_are_refused(site: Site) -> None:
     assert versions_now(site) == before
 
 
-def test_a_wrong_and_a_slow_version_go_by_themselves(site: Site) -> None:
+def test_a_wrong_and_a_slow_version_are_rolled_back(site: Site) -> None:
     before = versions_now(site)
     with pytest.raises(ArtifactError, match="agrees with the old one"):
         site.deploy("wrong")
@@ -113,22 +113,22 @@ def test_a_good_version_takes_over_and_a_rollback_returns(site: Site) -> None:
     assert httpx.get(f"{site.url}/v2/health/ready").json()["version"] == old
 
 
-def test_an_experiment_tells_users_apart_and_counts_their_feedback(site: Site) -> None:
+def test_an_experiment_splits_the_users_and_counts_their_feedback(site: Site) -> None:
     [old] = versions_now(site)
     result = site.verb("deploy", str(site.folder / "good"), "--share", "50", "--keep")
     new = next(label for label in result["versions"] if label != old)
     with Client(site.url) as client:
-        met = {user: client.rank(RankRequest(user, ITEMS)).version for user in USERS}
-        assert met == {user: client.rank(RankRequest(user, ITEMS)).version for user in USERS}
-        assert set(met.values()) == {old, new}
-        buyers = [user for user in USERS if met[user] == new]
+        served = {user: client.rank(RankRequest(user, ITEMS)).version for user in USERS}
+        assert served == {user: client.rank(RankRequest(user, ITEMS)).version for user in USERS}
+        assert set(served.values()) == {old, new}
+        buyers = [user for user in USERS if served[user] == new]
         assert client.feedback([Event(user, "i1", "buy") for user in buyers]) == len(buyers)
-    found = site.verb("experiment", "--event", "buy")
-    while sum(one["users"] for one in found["arms"]) < len(USERS):  # replicas write once a second
-        found = site.verb("experiment", "--event", "buy")
-    rates = {one["variant"]: (one["outcomes"], one["rate"]) for one in found["arms"]}
+    report = site.verb("experiment", "--event", "buy")
+    while sum(arm["users"] for arm in report["arms"]) < len(USERS):  # replicas write once a second
+        report = site.verb("experiment", "--event", "buy")
+    rates = {arm["variant"]: (arm["outcomes"], arm["rate"]) for arm in report["arms"]}
     assert rates == {old: (0, 0.0), new: (len(buyers), 1.0)}
-    assert found["verdict"] == f"{new} is better"
+    assert report["verdict"] == f"{new} is better"
     assert site.verb("experiment", "--promote")["versions"] == {new: 1.0}
 
 
@@ -141,7 +141,7 @@ def test_replicas_come_and_go(site: Site) -> None:
 
 
 def test_fuzzed_requests_are_answered_and_others_do_not_suffer(site: Site) -> None:
-    bars, figures = fuzz(faults_change.Site(site.folder, site.place, site.traffic), 2000)
+    bars, figures = fuzz(faults_change.Site(site.folder, site.service, site.traffic), 2000)
     # Two thousand are too few to tell growth of memory from what is filled once.
     assert [bar["name"] for bar in bars if not bar["holds"] and "memory" not in bar["name"]] == [], figures
     assert set(figures["statuses"]["slow"]) >= {200, 404, 408, 413, 415}

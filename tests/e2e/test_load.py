@@ -1,6 +1,6 @@
-"""Load on a service, in short: three times what it can answer, and a mix of all calls at a steady rate.
+"""Load on a service, in short: three times what it can answer, all calls at a steady rate, many seen items.
 
-See tests/bench/faults_load.py and tests/bench/soak.py.
+See tests/bench/faults_load.py, soak.py and faults_seen.py.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.faults_load import overload
+from tests.bench.faults_seen import seen
 from tests.bench.soak import soak
 
 
@@ -20,8 +21,8 @@ def test_what_exceeds_the_capacity_is_refused_and_nothing_fails(ray_local: None,
     statuses = figures["statuses"]
     assert set(statuses) == {200, 429}  # it was too much, and was said to be
     assert statuses[200] > statuses[429] / 10
-    held = {bar["name"]: bar["holds"] for bar in bars}
-    assert held["overload_neither_answered_nor_refused_failed"]
+    holds = {bar["name"]: bar["holds"] for bar in bars}
+    assert holds["overload_neither_answered_nor_refused_failed"]
 
 
 def test_a_mix_of_all_calls_is_answered(ray_local: None) -> None:
@@ -31,3 +32,8 @@ def test_a_mix_of_all_calls_is_answered(ray_local: None) -> None:
         assert set(turn["statuses"]) == {200, 202}
         assert turn["memory_mib"] and turn["of_it_caches_mib"] > 0
     assert next(bar for bar in bars if bar["name"] == "soak_failed")["holds"]
+
+
+def test_nothing_that_a_user_met_is_recommended_again(ray_local: None, tmp_path: Path) -> None:
+    bars, figures = seen(tmp_path, 400)
+    assert [bar["name"] for bar in bars if not bar["holds"]] == [], figures["wrong"]

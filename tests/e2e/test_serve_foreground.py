@@ -32,17 +32,17 @@ def start(bundle: Path, port: int, *options: str) -> tuple[subprocess.Popen[str]
     # Of its own session, so that a Ctrl-C for its group does not reach the tests.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
-    said = []
+    printed = []
     for line in process.stderr:
-        said.append(line)
+        printed.append(line)
         if line.startswith("try: curl "):
             return process, run_mark(process.pid)
-    raise AssertionError("".join(said))
+    raise AssertionError("".join(printed))
 
 
 @dataclass
-class Place:
-    """Where all of the starts serve, one after the other, and their marks."""
+class Starts:
+    """The folder and the port that all starts share, one after the other, and their marks."""
 
     folder: Path
     port: int
@@ -55,53 +55,53 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def starts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Starts]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        found = Place(tmp_path_factory.mktemp("foreground"), int(probe.getsockname()[1]))
-    dataset = tiny_dataset(found.folder / "dataset", users=20, items=20, events=300)
-    bundle_of(random_model("mlp", dataset), dataset, found.folder / "bundle")
-    bundle_of(random_model("bilinear", dataset), dataset, found.folder / "news")
-    yield found
-    for mark in found.marks:
+        starts = Starts(tmp_path_factory.mktemp("foreground"), int(probe.getsockname()[1]))
+    dataset = tiny_dataset(starts.folder / "dataset", users=20, items=20, events=300)
+    bundle_of(random_model("mlp", dataset), dataset, starts.folder / "bundle")
+    bundle_of(random_model("bilinear", dataset), dataset, starts.folder / "news")
+    yield starts
+    for mark in starts.marks:
         for pid in of_run(mark):
             os.kill(pid, signal.SIGKILL)
 
 
-def test_after_kill_9_of_it_or_of_ray_it_starts_at_once(place: Place) -> None:
-    killed = place.start()
-    below = psutil.Process(killed.pid).children(recursive=True)
-    assert len(below) > 5
-    assert {one.pid for one in below} <= set(of_run(place.marks[-1]))  # whatever titles they gave themselves
+def test_after_kill_9_of_it_or_of_ray_it_starts_at_once(starts: Starts) -> None:
+    killed = starts.start()
+    children = {process.pid for process in psutil.Process(killed.pid).children(recursive=True)}
+    assert len(children) > 5
+    assert children <= set(of_run(starts.marks[-1]))  # whatever titles they gave themselves
     killed.kill()
     killed.communicate()
-    assert of_run(place.marks[-1])  # the fault happened: Ray or HAProxy outlived their driver
+    assert of_run(starts.marks[-1])  # the fault happened: Ray or HAProxy outlived their driver
 
-    robbed = place.start()
-    assert of_run(place.marks[-2]) == []
-    [raylet] = [one for one in psutil.Process(robbed.pid).children() if one.name() == "raylet"]
+    robbed = starts.start()
+    assert of_run(starts.marks[-2]) == []
+    [raylet] = [p for p in psutil.Process(robbed.pid).children() if p.name() == "raylet"]
     raylet.kill()
-    _, said = robbed.communicate(timeout=60)
-    assert (robbed.returncode, of_run(place.marks[-1])) == (2, [])
-    assert "raylet has died" in said and "Traceback" not in said
+    _, printed = robbed.communicate(timeout=60)
+    assert (robbed.returncode, of_run(starts.marks[-1])) == (2, [])
+    assert "raylet has died" in printed and "Traceback" not in printed
 
 
-def test_from_no_replica_with_a_second_model_until_ctrl_c(place: Place) -> None:
-    copies = place.folder / "copies"
-    further = ("--model", f"news={(place.folder / 'news').as_uri()}", "--set", f"serve.cache_dir={copies}")
+def test_from_no_replica_with_a_second_model_until_ctrl_c(starts: Starts) -> None:
+    copies = starts.folder / "copies"
+    further = ("--model", f"news={(starts.folder / 'news').as_uri()}", "--set", f"serve.cache_dir={copies}")
     # The question whether it is ready is the call that wakes it.
-    served = place.start("--cpus", "2", *further, "--set", "serve.min_replicas=0")
-    url = f"http://127.0.0.1:{place.port}/v1"
+    served = starts.start("--cpus", "2", *further, "--set", "serve.min_replicas=0")
+    url = f"http://127.0.0.1:{starts.port}/v1"
     answer = httpx.post(f"{url}/recommend", json={"user": "u1", "k": 3})
     assert len(answer.json()["items"]) == 3
     assert not copies.exists()
     answer = httpx.post(f"{url}/models/news/rank", json={"user": "u1", "items": ["i1", "i2"]})
-    assert answer.json()["version"] == Ranker.open(place.folder / "news").version
+    assert answer.json()["version"] == Ranker.open(starts.folder / "news").version
     assert copies.exists()
 
     os.killpg(served.pid, signal.SIGINT)  # as a terminal does
-    _, said = served.communicate(timeout=60)
+    _, printed = served.communicate(timeout=60)
     assert served.returncode == 130
-    assert "Traceback" not in said
-    assert of_run(place.marks[-1]) == []
-    check_port(Serve(port=place.port))
+    assert "Traceback" not in printed
+    assert of_run(starts.marks[-1]) == []
+    check_port(Serve(port=starts.port))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from app.errors import MachineError, RecipeError, disk_errors
+from app.files import write_atomically
 from app.ray import processes
 from app.serving.rollout.state import Service
 from app.serving.rollout.state_dir import StateDir
@@ -25,8 +26,7 @@ def announced(service: Service) -> Iterator[None]:
     state_dir.announce(service)
     entry = _index() / str(service.pid)
     with disk_errors(str(entry)):
-        entry.parent.mkdir(parents=True, exist_ok=True)
-        entry.write_text(service.store)
+        write_atomically(entry, service.store.encode())
     try:
         yield
     finally:

@@ -371,7 +371,7 @@ def test_a_canary_without_requests_waits_and_says_so(state_dir: StateDir, bundle
     assert desired.note == "waiting for requests, at least 20: 0 requests answered"
     promotion = run.submit("promote")
     desired = run.step()
-    results = [desired.result(one) for one in (command, promotion)]
+    results = [desired.result(submitted) for submitted in (command, promotion)]
     assert [result.state for result in results if result] == ["done", "done"]
 
 

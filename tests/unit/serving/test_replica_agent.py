@@ -72,9 +72,9 @@ def test_a_version_is_loaded_beside_the_running_one_shifted_to_and_dropped(
 
     async def follow() -> None:
         main = agent.traffic_split.main
-        one = Version(first.label, first.bundle, first.digest, 0.5)
-        two = Version(second.label, second.bundle, second.digest, 0.5)
-        state_dir.publish(DesiredState([one, two], "canary", "s"))
+        main_half = Version(first.label, first.bundle, first.digest, 0.5)
+        other_half = Version(second.label, second.bundle, second.digest, 0.5)
+        state_dir.publish(DesiredState([main_half, other_half], "canary", "s"))
         agent.follow()
         assert not agent.traffic_split.splits  # it is not loaded: all stays as it was
         await until(agent, second.digest, "ready")
