@@ -31,6 +31,7 @@ from app.serving.autoscaling import ONGOING, Load
 from app.serving.bundle_cache import open_copy
 from app.serving.feedback.group_commit import Full, GroupCommitWriter
 from app.serving.feedback.new_items import StoredItems
+from app.serving.feedback.retention import Retention
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.feedback.validation import check_feedback
 from app.serving.http import calls, protocol
@@ -81,6 +82,7 @@ class Replica:
         self.metrics, self.load = Metrics(replica), Load()
         self.in_flight, self.capacity = 0, settings.max_ongoing_requests + settings.max_queued_requests
         self.writer = GroupCommitWriter(self.store, self.capacity)
+        self.retention = Retention(self.store, settings.keep_days)
         self.user_events = UserEventCache(self.store, items=self.items)
         self._build_calls()
         self.bulk = Bulk(self.scoring, self.metrics, settings)

@@ -88,14 +88,14 @@ class Store(Protocol):
             time: microseconds since the epoch.
 
         Yields:
-            How many events the portion just removed held.
+            The number of events in the portion just removed.
         """
 
     def claim_removal(self, seconds: float) -> bool:
         """Whether it is for the caller to remove old events now: true once in `seconds`, for one process."""
 
     def close(self) -> None:
-        """Release the store."""
+        """Close the connections to the store."""
 
 
 def newer(version: int, where: str, known: int) -> MachineError:

@@ -28,16 +28,16 @@ class Log(Protocol):
     """What a kind of store does for a StoredLog; errors are DataErrors."""
 
     def events(self, chunk: int) -> Iterator[list[Event]]:
-        """See StoredLog."""
+        """All events in the order of storing; see StoredLog.events."""
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """Ids and contents, in the order of arrival."""
+        """Ids and contents of items, in the order of arrival."""
 
     def digest(self) -> str:
-        """See StoredLog."""
+        """A text that differs once the content does; see StoredLog.digest."""
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the connection to the log."""
 
 
 class StoredLog:
@@ -111,5 +111,5 @@ class StoredLog:
         return self._log.digest()
 
     def close(self) -> None:
-        """Let go of the log."""
+        """Close the connection to the log."""
         self._log.close()

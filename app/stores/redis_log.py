@@ -46,7 +46,7 @@ class RedisLog:
         self._last: str | None = newest[0][0] if newest else None
 
     def events(self, chunk: int) -> Iterator[list[Event]]:
-        """See StoredLog."""
+        """All events in the order of storing; see StoredLog.events."""
         after, size = "-", min(chunk, PAGE)
         while self._last is not None:
             page = self._try(self._redis.xrange, LOG, after, self._last, size)
@@ -57,14 +57,14 @@ class RedisLog:
                 return
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """See StoredLog; an item that is put meanwhile may have its later content."""
+        """Ids and contents of items, in the order of arrival."""
         number = 0
         while page := self._try(items_after, self._redis, number):
             yield from ((item, content) for _, item, content in page)
             number = page[-1][0]
 
     def digest(self) -> str:
-        """See StoredLog."""
+        """A text that differs once the content does; see StoredLog.digest."""
         first = self._try(self._redis.xrange, LOG, "-", "+", 1)
         length = self._try(self._redis.xlen, LOG)
         items = self._try(self._redis.get, COUNTER)
@@ -72,7 +72,7 @@ class RedisLog:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def close(self) -> None:
-        """See StoredLog."""
+        """Close the connection to the log."""
         self._redis.close()
 
     def _event(self, entry: str, fields: dict[str, str]) -> Event:

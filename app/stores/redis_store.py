@@ -89,7 +89,7 @@ class RedisStore:
         self._warn()
 
     def append(self, events: Sequence[Event]) -> None:
-        """See Store."""
+        """Store events, all or none; see Store.append."""
         now = round(time.time() * 1e6)
         keys, arguments = [LOG], [str(KEPT)]
         for event in events:
@@ -100,13 +100,13 @@ class RedisStore:
         self._try(self._append, keys=keys, args=arguments)
 
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
-        """See Store."""
+        """The user's last events by time; see Store.recent."""
         entries = self._try(self._redis.zrange, USER + user, 0, limit - 1, desc=True, withscores=True)
         events = [(self._decode(member[_ORDER:]), score) for member, score in reversed(entries)]
         return [HistoryEvent(intern(e.item), intern(e.event), score / 1e6) for e, score in events]
 
     def seen(self, user: str) -> Iterator[list[str]]:
-        """See Store."""
+        """Pages of the items that a user met; see Store.seen."""
         for start in range(0, 1 << 62, PAGE):
             # An item that an event puts to the front meanwhile is not missed: `changes` names it.
             page: list[str] = self._try(self._redis.zrange, SEEN + user, start, start + PAGE - 1, desc=True)
@@ -116,7 +116,7 @@ class RedisStore:
                 return
 
     def changes(self, mark: str | None) -> tuple[str, list[Change] | None]:
-        """See Store."""
+        """Users and items of events since a mark; see Store.changes."""
         if mark is not None:
             page, counter = self._try(self._after, mark)
             self._last_item = int(counter or 0)
@@ -127,11 +127,11 @@ class RedisStore:
         return (newest[0][0] if newest else "0-0"), None
 
     def put_item(self, item: str, content: bytes) -> None:
-        """See Store."""
+        """Store the content of an item; see Store.put_item."""
         self._try(self._put, keys=[ITEMS, ORDER, COUNTER], args=[item, content])
 
     def items(self, mark: int | None) -> tuple[int, list[tuple[str, bytes]]]:
-        """See Store."""
+        """The items put since a mark; see Store.items."""
         if mark is not None and self._last_item <= mark:
             return mark, []
         items: list[tuple[str, bytes]] = []
@@ -142,7 +142,7 @@ class RedisStore:
         return number, items
 
     def remove_before(self, time: int) -> Iterator[int]:
-        """See Store."""
+        """Remove old events in portions; see Store.remove_before."""
         after, newest = "-", self._try(self._redis.xrevrange, LOG, count=1)
         while newest:
             page = self._try(self._redis.xrange, LOG, after, f"({newest[0][0]}", PORTION)
@@ -155,11 +155,11 @@ class RedisStore:
             after = f"({page[-1][0]}"
 
     def claim_removal(self, seconds: float) -> bool:
-        """See Store."""
+        """Whether the caller is to remove events now; see Store.claim_removal."""
         return bool(self._try(self._redis.set, CLAIMED, 1, nx=True, px=max(1, round(seconds * 1000))))
 
     def close(self) -> None:
-        """See Store."""
+        """Close the connections to the store."""
         self._redis.close()
 
     def _after(self, mark: str) -> list[Any]:

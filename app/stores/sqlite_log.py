@@ -45,7 +45,7 @@ class SqliteLog:
                 raise
 
     def events(self, chunk: int) -> Iterator[list[Event]]:
-        """See StoredLog."""
+        """All events in the order of storing; see StoredLog.events."""
         variant = "variant" if "variant" in self._columns else "''"
         fields = f"id, user, item, event, time, value, {variant}"
         query = f"SELECT {fields} FROM events WHERE id > ? ORDER BY id LIMIT ?"
@@ -64,7 +64,7 @@ class SqliteLog:
                 return
 
     def items(self) -> Iterator[tuple[str, bytes]]:
-        """See StoredLog."""
+        """Ids and contents of items, in the order of arrival."""
         if "items" not in self._tables:
             return
         query = "SELECT place, id, content FROM items WHERE place > ? ORDER BY place LIMIT 1000"
@@ -79,7 +79,7 @@ class SqliteLog:
                 return
 
     def digest(self) -> str:
-        """See StoredLog."""
+        """A text that differs once the content does; see StoredLog.digest."""
         queries = [
             "SELECT * FROM events ORDER BY id LIMIT 1",
             "SELECT * FROM events ORDER BY id DESC LIMIT 1",
@@ -93,7 +93,7 @@ class SqliteLog:
         return hashlib.sha256(repr(content).encode()).hexdigest()
 
     def close(self) -> None:
-        """See StoredLog."""
+        """Close the connection to the log."""
         self._connection.close()
         if self._temporary is not None:
             self._temporary.cleanup()
@@ -115,8 +115,8 @@ class SqliteLog:
         """How to open the file so that nothing is changed in its folder.
 
         While a service writes, and after it was killed, the file has two companions: the log of what
-        is not in it yet (-wal) and its index in shared memory (-shm), which SQLite makes where it is
-        absent. Where both are there, or neither, nothing need be made; else a copy is read.
+        is not in it yet (-wal) and its index in shared memory (-shm), which SQLite creates where it is
+        absent. With both of them, or neither, it creates nothing; else a copy is read.
         """
         path = self.path.resolve()
         log, index = Path(f"{path}-wal"), Path(f"{path}-shm")

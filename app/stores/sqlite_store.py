@@ -27,7 +27,7 @@ class SqliteStore:
     """A Store in one SQLite file.
 
     Args:
-        folder: where the file lies; made if absent.
+        folder: of the file; created where it is absent.
 
     Raises:
         MachineError: the folder is not writable, the file is not a database, or of a newer version.
@@ -48,7 +48,7 @@ class SqliteStore:
         self._items_seen = (-2, -2)  # the version when it last looked for items, and the mark then
 
     def append(self, events: Sequence[Event]) -> None:
-        """See Store."""
+        """Store events, all or none; see Store.append."""
         now = round(time.time() * 1e6)
         rows = [
             (
@@ -68,7 +68,7 @@ class SqliteStore:
             )
 
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
-        """See Store."""
+        """The user's last events by time; see Store.recent."""
         with self._read() as connection:
             rows = connection.execute(
                 "SELECT item, event, time FROM events WHERE user = ? ORDER BY time DESC, id DESC LIMIT ?",
@@ -77,7 +77,7 @@ class SqliteStore:
         return [HistoryEvent(intern(item), intern(event), when / 1e6) for item, event, when in reversed(rows)]
 
     def seen(self, user: str) -> Iterator[list[str]]:
-        """See Store."""
+        """Pages of the items that a user met; see Store.seen."""
         last = (1 << 62, 1 << 62)  # time and id of the last event read; later than any
         while True:
             with self._read() as connection:
@@ -93,11 +93,15 @@ class SqliteStore:
                 return
 
     def changes(self, mark: int | None) -> tuple[int, list[Change] | None]:
-        """See Store."""
+        """Users and items of events since a mark; see Store.changes."""
+        try:  # before every batch, so without the detour of `_read`
+            with self._reading:
+                version = self._reader.execute("PRAGMA data_version").fetchone()[0]
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        if version == self._version and mark is not None:
+            return mark, []
         with self._read() as connection:
-            version = connection.execute("PRAGMA data_version").fetchone()[0]
-            if version == self._version and mark is not None:
-                return mark, []
             self._version = version
             if mark is not None:
                 rows = connection.execute(
@@ -109,7 +113,7 @@ class SqliteStore:
             return newest, None
 
     def put_item(self, item: str, content: bytes) -> None:
-        """See Store."""
+        """Store the content of an item; see Store.put_item."""
         with self._write() as connection:
             connection.execute(
                 "INSERT INTO items SELECT ?, ?, 1 + COALESCE(MAX(place), 0) FROM items WHERE true "
@@ -118,7 +122,7 @@ class SqliteStore:
             )
 
     def items(self, mark: int | None) -> tuple[int, list[tuple[str, bytes]]]:
-        """See Store."""
+        """The items put since a mark; see Store.items."""
         if mark is not None and (self._version, mark) == self._items_seen:
             return mark, []
         with self._read() as connection:
@@ -131,7 +135,7 @@ class SqliteStore:
         return last, [(item, content) for _, item, content in rows]
 
     def remove_before(self, time: int) -> Iterator[int]:
-        """See Store."""
+        """Remove old events in portions; see Store.remove_before."""
         with self._read() as connection:
             # The newest row stays, because SQLite gives its id to the next row where it goes.
             start, end = connection.execute("SELECT MIN(id), MAX(id) FROM events").fetchone()
@@ -151,7 +155,7 @@ class SqliteStore:
             start = stop
 
     def claim_removal(self, seconds: float) -> bool:
-        """See Store."""
+        """Whether the caller is to remove events now; see Store.claim_removal."""
         now = time.time()
         with self._write() as connection:
             claimed = connection.execute(
@@ -163,7 +167,7 @@ class SqliteStore:
             return claimed.rowcount > 0
 
     def close(self) -> None:
-        """See Store."""
+        """Close the connections to the store."""
         self._reader.close()
         self._writer.close()
 
@@ -177,7 +181,7 @@ class SqliteStore:
 
     @contextmanager
     def _write(self) -> Iterator[sqlite3.Connection]:
-        """A transaction."""
+        """A write transaction, undone where the block raises."""
         try:
             with self._writing, self._writer:
                 self._writer.execute("BEGIN IMMEDIATE")

@@ -137,9 +137,9 @@ def test_what_goes_in_comes_out(new_store: Callable[[], Store], events: list[tup
     store, user = new_store(), f"u{id(events)}-{len(events)}-{hash(tuple(events))}"
     store.append([Event(user, item, item, time / 1e6) for item, time in events])
     expected = sorted(events, key=lambda event: event[1])
-    found = store.recent(user, 10)[-len(events) :]
-    assert [(e.item, e.event) for e in found] == [(item, item) for item, _ in expected]
-    assert [round(float(e.timestamp or 0) * 1e6) for e in found] == [time for _, time in expected]
+    stored = store.recent(user, 10)[-len(events) :]
+    assert [(e.item, e.event) for e in stored] == [(item, item) for item, _ in expected]
+    assert [round(float(e.timestamp or 0) * 1e6) for e in stored] == [time for _, time in expected]
 
 
 def test_changes_name_users_and_items_whoever_stored_them(new_store: Callable[[], Store]) -> None:
@@ -314,23 +314,23 @@ def test_another_replica_learns_of_items_with_its_next_look_at_changes(
 ) -> None:
     store, other = new_store(), new_store()
     mark, _ = other.changes(None)
-    place, _ = other.items(None)
+    number, _ = other.items(None)
     for round in ("one", "two"):
         store.put_item(round, b"{}")
         store.append([Event("u", "x")])
         mark, changes = other.changes(mark)
-        place, found = other.items(place)
-        assert changes == [("u", "x")] and found == [(round, b"{}")]
+        number, new = other.items(number)
+        assert changes == [("u", "x")] and new == [(round, b"{}")]
         mark, _ = other.changes(mark)
-        assert other.items(place) == (place, [])
+        assert other.items(number) == (number, [])
 
 
 def test_a_replica_learns_of_the_items_that_it_put_itself(new_store: Callable[[], Store]) -> None:
     store = new_store()
-    mark, place = store.changes(None)[0], store.items(None)[0]
+    mark, number = store.changes(None)[0], store.items(None)[0]
     store.put_item("a", b"{}")
     store.changes(mark)
-    assert store.items(place)[1] == [("a", b"{}")]
+    assert store.items(number)[1] == [("a", b"{}")]
 
 
 def test_items_are_put_by_many_at_once(new_store: Callable[[], Store]) -> None:

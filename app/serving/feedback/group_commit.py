@@ -27,7 +27,7 @@ class Full(Exception):
 
 
 class _Call(NamedTuple):
-    """The events of a request, and who is told what became of them."""
+    """The events of a request, and the function that is called with their outcome."""
 
     events: Sequence[Event]
     done: Done

@@ -43,7 +43,7 @@ class UserEvents(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """That they take, about."""
+        """Memory that they take, about."""
         seen = 0 if self.seen is None else self.seen.bytes
         return ENTRY_BYTES + EVENT_BYTES * len(self.events) + seen
 
@@ -73,11 +73,12 @@ class Lookup:
 
 @dataclass
 class _Answer:
-    """What the store told in one go."""
+    """What was read from the store in one go."""
 
     mark: Any
     changes: list[Change] | None
     items: ItemChanges | None
+    cached: dict[str, UserEvents] = field(default_factory=dict)  # of users of whom the cache is right
     events: dict[str, list[HistoryEvent]] = field(default_factory=dict)  # of users not cached, or changed
     seen: dict[str, SeenItems] = field(default_factory=dict)
 
@@ -92,7 +93,7 @@ class UserEventCache:
 
     Args:
         store: of the events.
-        items: told of new items whenever the store is asked; None: nobody is.
+        items: gives new items to the rankers whenever the store is asked; None: there is no need.
         limit: bytes of the events and seen items cached; the users not looked up for longest go.
     """
 
@@ -108,7 +109,7 @@ class UserEventCache:
 
     @property
     def bytes(self) -> int:
-        """That the events in memory take, about."""
+        """Memory that the cached events take, about."""
         return self._cache.bytes
 
     def look_up(self, users: Collection[str], then: Callable[[Lookup], None]) -> None:
@@ -192,11 +193,13 @@ class UserEventCache:
         """What is new, and the events of those users of whom the cache is not right."""
         mark, changes = self.store.changes(self._mark)
         answer = _Answer(mark, changes, self._items.changes() if self._items is not None else None)
-        changed = {user for user, _ in changes or ()}
+        changed = {user for user, _ in changes} if changes else ()
         for user in users:
-            cached = self._cache.peek(user)
+            cached = self._cache.get(user)
             if changes is None or cached is None or not cached.current or user in changed:
                 answer.events[user] = self.store.recent(user, LENGTH)
+            else:
+                answer.cached[user] = cached
         return answer
 
     def _read_all(self, users: set[str], answer: _Answer | None) -> _Answer:
@@ -210,6 +213,8 @@ class UserEventCache:
 
     def _with_seen(self, answer: _Answer) -> list[str]:
         """Users of whom there are more events than were read, and whose seen items are not cached."""
+        if not answer.events:
+            return []
         many = [user for user, events in answer.events.items() if len(events) == LENGTH]
         if answer.changes is None:
             return many
@@ -218,14 +223,15 @@ class UserEventCache:
 
     def _update(self, users: set[str], answer: _Answer) -> dict[str, UserEvents]:
         """Bring the cache up to the answer; returns the events of `users`."""
+        by_user = answer.cached
+        self.hits += len(by_user)
+        self._mark = answer.mark
+        if answer.changes == [] and not answer.events:
+            return by_user  # nothing is new, as most often: every batch comes by here
+        self.misses += len(answer.events)
         # Taken out first, because what is put into the cache may drop others from it.
         old = {user: self._cache.peek(user) for user in answer.events}
-        cached = {user: self._cache.get(user) for user in users - answer.events.keys()}
-        by_user = {user: entry for user, entry in cached.items() if entry is not None}
-        self.hits += len(by_user)
-        self.misses += len(answer.events)
         self._apply_changes(answer.changes)
-        self._mark = answer.mark
         for user, events in answer.events.items():
             by_user[user] = entry = _renewed(old[user], events, answer.seen.get(user))
             self._cache.put(user, entry, entry.bytes)

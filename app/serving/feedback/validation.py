@@ -1,4 +1,4 @@
-"""What feedback must keep to beyond its types; other requests are checked by the ranker."""
+"""Checks of feedback beyond its types; other requests are checked by the ranker."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ def check_feedback(request: FeedbackRequest, settings: Serve) -> None:
             where="events",
             remedy=f"send 1 to {settings.max_candidates} events at a time",
         )
-    found: list[Finding] = []
-    for place, event in enumerate(request.events):
-        found += _findings(f"events[{place}]", event)
-        if len(found) >= MAX_FINDINGS:
+    findings: list[Finding] = []
+    for number, event in enumerate(request.events):
+        findings += _findings(f"events[{number}]", event)
+        if len(findings) >= MAX_FINDINGS:
             break
-    if found:
-        raise Problem(422, "an event cannot be stored; none was", findings=found)
+    if findings:
+        raise Problem(422, "an event cannot be stored; none was", findings=findings)
 
 
-def _findings(place: str, event: Event) -> Iterator[Finding]:
+def _findings(path: str, event: Event) -> Iterator[Finding]:
     for field, least in (("user", 1), ("item", 1), ("event", 0), ("variant", 0)):
         text = getattr(event, field)
         if not least <= len(text.encode()) <= ID_BYTES:
-            yield Finding(f"{place}.{field}", f"must have {least} to {ID_BYTES} bytes")
+            yield Finding(f"{path}.{field}", f"must have {least} to {ID_BYTES} bytes")
     if event.timestamp is not None and not _plausible(event.timestamp):
-        yield Finding(f"{place}.timestamp", "must be seconds or ISO 8601 text, from 1970 to tomorrow")
+        yield Finding(f"{path}.timestamp", "must be seconds or ISO 8601 text, from 1970 to tomorrow")
     if event.value is not None and not math.isfinite(event.value):
-        yield Finding(f"{place}.value", "must be a finite number")
+        yield Finding(f"{path}.value", "must be a finite number")
 
 
 def _plausible(timestamp: float | str) -> bool:

@@ -33,7 +33,7 @@ class Disk:
 
 
 class Outcome:
-    """What a call is told: None for success, or the error."""
+    """The outcome of a call: None for success, or the error."""
 
     def __init__(self) -> None:
         self.come, self.error = threading.Event(), None
@@ -99,17 +99,17 @@ def test_events_that_no_store_takes_fail_their_own_call_alone() -> None:
     assert disk.commits == [1, 1, 1]
 
 
-def test_a_call_that_cannot_be_told_does_not_end_the_writer() -> None:
+def test_a_call_that_cannot_be_answered_does_not_end_the_writer() -> None:
     disk = Disk()
     disk.open.set()
-    writer, told = writer_of(disk), threading.Event()
+    writer, called = writer_of(disk), threading.Event()
 
     def closed_loop(_: Exception | None) -> None:
-        told.set()
+        called.set()
         raise RuntimeError("Event loop is closed")
 
     writer.put([Event("u", "a")], closed_loop)
-    assert told.wait(LONG_S)
+    assert called.wait(LONG_S)
     assert put(writer, "b").wait() is None
     writer.close()
 

@@ -120,7 +120,7 @@ def test_an_old_list_and_a_new_one_share_their_events(tmp_path: Path) -> None:
     new = look_up(cache, "u").of("u")
     assert [event.item for event in old] == ["a", "b"]  # whoever holds it sees it unchanged
     assert [event.item for event in new] == ["a", "b", "c"]
-    assert all(one is other for one, other in zip(old, new, strict=False))
+    assert all(before is after for before, after in zip(old, new, strict=False))
 
 
 @settings(deadline=None, max_examples=25)  # each commit waits for the disk
@@ -139,8 +139,8 @@ def test_the_cache_never_differs_from_the_store(
     for first, user, time in steps:
         writers[first].append([Event(user, f"i{time}", timestamp=time)])
         lookup = look_up(cache, *"uvw")
-        for one in "uvw":
-            assert lookup.of(one) == store.recent(one, LENGTH)
+        for name in "uvw":
+            assert lookup.of(name) == store.recent(name, LENGTH)
     cache.close()
     for opened in (*writers, store):
         opened.close()
@@ -183,7 +183,7 @@ def test_every_item_of_2000_events_is_seen_whoever_stored_them_and_however_they_
     cache, other = UserEventCache(ours), UserEventCache(theirs)
     liked = best(ranker, 500)
     events = [Event("u", item, timestamp=n) for n, item in enumerate(liked[:250])]
-    # So many later events of one item that the newest 200 tell nothing of what came before.
+    # So many later events of one item that the newest 200 show nothing of what came before.
     events += [Event("u", liked[0], timestamp=1000 + n) for n in range(1700)]
     ours.append(events)
     met = set(liked[:250])

@@ -139,7 +139,7 @@ def test_what_is_no_log_is_refused_with_its_place_and_a_remedy(tmp_path: Path) -
         StoredLog.open(str(tmp_path))
 
 
-def test_a_damaged_page_is_told_when_it_is_read(tmp_path: Path) -> None:
+def test_a_damaged_page_is_an_error_when_it_is_read(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
     store.append([Event("u", "i" * 200, "view", float(n)) for n in range(500)])
     store.close()

@@ -17,14 +17,14 @@ from app.stores.redis_store import LAYOUT, LOG, SEEN, RedisStore
 from tests.redis_server import redis_server
 
 
-def test_nobody_there_is_told_without_the_password() -> None:
+def test_an_address_where_nobody_answers_is_shown_without_the_password() -> None:
     with pytest.raises(MachineError) as error:
         open_store("redis://name:secret@127.0.0.1:1/0")
     assert "127.0.0.1:1/0" in str(error.value)
     assert "secret" not in str(error.value)
 
 
-def test_not_an_address_is_told() -> None:
+def test_what_is_no_address_is_refused() -> None:
     with pytest.raises(MachineError, match="redis://HOST"):
         open_store("redis://127.0.0.1:port/0")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from app.errors import MachineError
-from app.events import Event
+from app.events import Event, HistoryEvent
 from app.stores.schema import FILE
 from app.stores.sqlite_store import SqliteStore
 
@@ -39,16 +39,16 @@ def test_no_acknowledged_event_is_lost_to_kill_9(tmp_path: Path) -> None:
         acknowledged = int((writer.stdout.read().splitlines() or [acknowledged])[-1])
         assert writer.wait() == -signal.SIGKILL
         writer.stdout.close()
-        found = {event.item for event in _recent(tmp_path)}
-        assert {f"{count}-{part}" for count in range(acknowledged + 1) for part in range(3)} <= found
-        assert len(found) % 3 == 0  # a batch is stored whole or not at all
+        stored = {event.item for event in _recent(tmp_path)}
+        assert {f"{count}-{part}" for count in range(acknowledged + 1) for part in range(3)} <= stored
+        assert len(stored) % 3 == 0  # a batch is stored whole or not at all
 
 
-def _recent(folder: Path) -> list[object]:
+def _recent(folder: Path) -> list[HistoryEvent]:
     store = SqliteStore(folder)
-    found: list[object] = list(store.recent("u", 1_000_000))
+    events: list[HistoryEvent] = list(store.recent("u", 1_000_000))
     store.close()
-    return found
+    return events
 
 
 def test_readers_do_not_wait_for_a_writer(tmp_path: Path) -> None:
