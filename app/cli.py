@@ -73,7 +73,7 @@ def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: V
     from app.data.stage import check as check_data
     from app.models.discovery import model_config
 
-    model_config(loaded.model.name, loaded.model.hyperparameters)
+    model_config(loaded.model.source, loaded.model.hyperparameters)
     _print(check_data(loaded), json)
 
 

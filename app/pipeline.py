@@ -167,7 +167,7 @@ def run(recipe: Recipe, out: Path, *, until: str = "export", force: bool = False
     artifacts, seconds = {}, {}
     if until == "refit":
         _refuse_unasked_refit(recipe)
-    model_config(recipe.model.name, recipe.model.hyperparameters)  # a mistake shows before hours of work
+    model_config(recipe.model.source, recipe.model.hyperparameters)  # a mistake shows before hours of work
     with shared_session(), verified_once():
         for name, stage in STAGES.items():
             if name == "refit" != until and not recipe.train.refit:

@@ -78,8 +78,10 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
             "users": attributes(recipe.data.users),
         }
     )
+    file = recipe.model.file and absolute(recipe.model.file)
+    model = recipe.model.model_copy(update={"file": file})
     split = recipe.split.model_copy(update={"test_events": [absolute(f) for f in recipe.split.test_events]})
-    return recipe.model_copy(update={"data": data, "split": split})
+    return recipe.model_copy(update={"data": data, "model": model, "split": split})
 
 
 def to_toml(recipe: Recipe) -> str:

@@ -62,7 +62,7 @@ def refit(
 
 def _epochs(recipe: Recipe, trained: Artifact) -> tuple[int | None, str | None]:
     """How many epochs to train, None in closed form, and the metric that chose them, if one did."""
-    if not model_class(recipe.model.name).learns:
+    if not model_class(recipe.model.source).learns:
         return None, None
     if f"best_{recipe.train.metric}" in trained.figures:
         return int(trained.figures["best_epoch"]), recipe.train.metric

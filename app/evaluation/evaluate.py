@@ -105,7 +105,7 @@ def _nothing_held_out(recipe: Recipe, part: str) -> Report:
 
 def _is_the_model(baseline: str, recipe: Recipe) -> bool:
     """Whether the model that is evaluated is this baseline, which then needs no second fit."""
-    return recipe.model.name == baseline and not recipe.model.hyperparameters
+    return recipe.model.source == baseline and not recipe.model.hyperparameters
 
 
 def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int) -> Figures:

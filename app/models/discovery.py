@@ -23,6 +23,9 @@ from app.models.base import Model, ModelConfig
 from app.tables.discovery import table_class
 
 
+MODEL_FILE = "model.py"  # a copy of the user's file, in a checkpoint and in the folder of a run
+
+
 def model_names() -> list[str]:
     """Names of the models in this folder, sorted."""
     import app.models as folder
@@ -49,6 +52,12 @@ def model_class(source: str) -> type[Model]:
     if not models:
         raise _unknown(source)
     return models[0]
+
+
+def source_of(model: type[Model]) -> bytes | None:
+    """The content of the user's file that a model was loaded from; None for a model of this folder."""
+    source: bytes | None = vars(sys.modules[model.__module__]).get("__source__")
+    return source
 
 
 def model_config(source: str, hyperparameters: dict[str, Any]) -> ModelConfig:
@@ -118,6 +127,7 @@ def _load(path: Path) -> ModuleType:
         return sys.modules[name]
     module = ModuleType(name)
     module.__file__ = str(path)
+    vars(module)["__source__"] = source
     sys.modules[name] = module  # pydantic looks up annotations there
     try:
         exec(compile(source, str(path), "exec"), vars(module))

@@ -1,6 +1,7 @@
 """The checkpoint artefact: a model's name, hyperparameters and weights; compressed rows where it has them.
 
 model.json           {name, hyperparameters}
+model.py             the file that defines the model, where it is the user's own; loading runs it
 weights.safetensors
 trained.safetensors  "user" (users,) and "item" (items,) bool: ids with an event in the part that the weights
                      were trained on; "log_popularity" (items,) float32: the share of its events, as log
@@ -25,6 +26,7 @@ from app.data.dataset import Array, Dataset
 from app.errors import ArtifactError
 from app.models.base import Model
 from app.models.build import build_model
+from app.models.discovery import MODEL_FILE, source_of
 from app.tables.rows import Precision, Rows, write_rows
 
 TRAINED = "trained.safetensors"
@@ -74,6 +76,8 @@ def save_checkpoint(
     save_file(tensors, folder / "weights.safetensors")
     known = {key: torch.from_numpy(rows) for key, rows in trained.items()}
     save_file({**known, "log_popularity": model.log_popularity.cpu().contiguous()}, folder / TRAINED)
+    if source := source_of(type(model)):
+        (folder / MODEL_FILE).write_bytes(source)
     described = {"name": name, "hyperparameters": dict(hyperparameters)}
     (folder / "model.json").write_text(json.dumps(described, indent=1))
     (folder / "curve.json").write_text(json.dumps([dict(line) for line in curve], indent=1))
@@ -93,7 +97,8 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     """
     artifact = open_artifact(path, "checkpoint")
     described = json.loads((artifact.path / "model.json").read_bytes())
-    model = build_model(described["name"], described["hyperparameters"], dataset, fit=False)
+    own = artifact.path / MODEL_FILE
+    model = build_model(str(own) if own.exists() else described["name"], described["hyperparameters"], dataset, fit=False)
     trained = _read_trained(artifact.path / TRAINED)
     try:
         model.load_state_dict(load_file(artifact.path / "weights.safetensors"))

@@ -38,7 +38,7 @@ class Loop:
         self.recipe, self.dataset, self.host, self.settings = recipe, dataset, host, recipe.train
         self.epochs = epochs or recipe.train.epochs
         torch.manual_seed(recipe.seed)
-        self.model = build_model(recipe.model.name, recipe.model.hyperparameters, dataset).to(host.device)
+        self.model = build_model(recipe.model.source, recipe.model.hyperparameters, dataset).to(host.device)
         self.sampler = Sampler(
             dataset,
             self.settings,

@@ -12,6 +12,7 @@ from app.data.dataset import Dataset
 from app.errors import MachineError, RayRecError, disk_errors
 from app.files import write_atomically
 from app.ray.session import ray_session
+from app.models.discovery import MODEL_FILE, model_class, source_of
 from app.recipe import Recipe, parse
 from app.training.hosts import RayHost
 from app.training.loop import Loop
@@ -50,7 +51,7 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None)
     return TorchTrainer(
         work,
         train_loop_config={
-            "recipe": recipe.model_dump(mode="json"),
+            "recipe": _with_copied_model(recipe, folder).model_dump(mode="json"),
             "dataset": str(dataset.path.absolute()),
             "folder": str(folder),
             "epochs": epochs,
@@ -67,6 +68,16 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None)
             failure_config=FailureConfig(max_failures=settings.max_failures),
         ),
     )
+
+
+def _with_copied_model(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with a model file of the user's copied into the run folder, where all workers see it."""
+    source = source_of(model_class(recipe.model.source))
+    if source is None:
+        return recipe
+    copy = folder / MODEL_FILE
+    copy.write_bytes(source)
+    return recipe.override({"model.file": str(copy)})
 
 
 def _refuse_too_few(resources: dict[str, float], workers: int, *, gpu: bool) -> None:

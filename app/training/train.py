@@ -63,7 +63,7 @@ def train(
         RecipeError: a hyperparameter or setting of the model that cannot be.
         MachineError: workers that died more than `train.max_failures` times, or no GPU.
     """
-    if not model_class(recipe.model.name).learns:
+    if not model_class(recipe.model.source).learns:
         return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress(), epochs)
     folder = _run_folder(recipe, dataset, out, epochs)
     with showing_progress(folder, epochs or recipe.train.epochs, label):
@@ -85,7 +85,7 @@ def fit(
         report: called after each epoch with {"epoch", "loss", "seconds", validation figures}; an
             exception from it ends the training, and a later call goes on from there.
     """
-    if not model_class(recipe.model.name).learns:
+    if not model_class(recipe.model.source).learns:
         return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress())
     folder = _run_folder(recipe, dataset, out)
     return _publish_run(recipe, dataset, out, folder, _train_here(recipe, dataset, folder, report=report))
@@ -102,7 +102,7 @@ def run_folder_of(out: Path) -> Path:
 
 
 def _fitted(recipe: Recipe, dataset: Dataset) -> Model:
-    return build_model(recipe.model.name, recipe.model.hyperparameters, dataset)
+    return build_model(recipe.model.source, recipe.model.hyperparameters, dataset)
 
 
 def _train_here(
@@ -142,7 +142,7 @@ def _publish_run(
     recipe: Recipe, dataset: Dataset, out: Path, folder: Path, latest: Path, epochs: int | None = None
 ) -> Artifact:
     """Make the artefact from the best weights of a finished run, and remove the run's folder."""
-    model = build_model(recipe.model.name, recipe.model.hyperparameters, dataset)
+    model = build_model(recipe.model.source, recipe.model.hyperparameters, dataset)
     model.load_state_dict(load_file(latest / "best.safetensors"))
     average_unknown(model)
     artifact = _publish(recipe, dataset, out, model, read_progress(latest), epochs)
