@@ -29,7 +29,7 @@ from tuning.search import tune
 from tuning.trial import SearchDirs, run_trial
 
 TRIALS, KILLED_AFTER = 5, 2
-CHANGES = ["train.epochs=1", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
+CHANGES = ["train.epochs=1", "train.refit=true", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
 BUDGET = "p95_ms<=10000, mb<=1000"
 
 
@@ -110,6 +110,8 @@ def test_the_choice_is_a_recipe(searched: Searched) -> None:
     assert best["ndcg@10"] == max(p["ndcg@10"] for p in searched.printed["front"])
     assert chosen.compress.rows == best["settings"]["compress.rows"]
     assert chosen.data.events == load(searched.recipe).data.events
+    assert chosen.train.refit is True
+    assert list(searched.out.rglob("*refit*")) == []  # a trial never refits
 
 
 def test_one_line_a_trial(searched: Searched) -> None:

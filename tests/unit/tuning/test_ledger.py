@@ -12,6 +12,7 @@ from app.recipe import Recipe
 from tuning.journal import DIRECTIONS, open_journal, points
 from tuning.ledger import GIVE_UP, Ledger
 from tuning.propose import Proposer
+from tuning.search import study_name
 from tuning.trial import trial_recipe
 
 GOOD = {"quality": 0.3, "p95_ms": 1.5, "bytes": 10**6, "reused": False, "checkpoint": "k", "seconds": 2.0}
@@ -75,6 +76,12 @@ def test_a_space_without_choices_is_exhausted(tmp_path: Path) -> None:
         ledger.close(str(n), GOOD)
     assert ledger.exhausted
     assert 1 <= ledger.finished < 99
+
+
+def test_a_refit_makes_no_other_study() -> None:
+    recipe = Recipe()
+    assert study_name(recipe.override({"train.refit": True}), "digest") == study_name(recipe, "digest")
+    assert study_name(recipe.override({"train.epochs": 3}), "digest") != study_name(recipe, "digest")
 
 
 def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:
