@@ -105,7 +105,8 @@ def test_a_killed_worker_is_replaced_and_goes_on(
 
     killer = threading.Thread(target=kill)
     killer.start()
-    survived = train(recipe(), dataset, tmp_path / "checkpoint")
+    # One epoch less than the recipe has, as a refit trains: each worker stops after the epochs it is given.
+    survived = train(recipe(epochs=EPOCHS + 1), dataset, tmp_path / "checkpoint", epochs=EPOCHS)
     killer.join()
     assert killed and not Path(f"/proc/{killed[0]}").exists()
     assert survived.figures["resumed_from"] >= 1

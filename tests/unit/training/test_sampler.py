@@ -124,7 +124,7 @@ def test_batches_of_rows_beyond_two_billion(dataset: Dataset) -> None:
     far, part, offset = sampler(dataset), dataset.train, _Shifted.OFFSET
     far.rows = far.rows.astype(row_type(offset + len(part))) + offset
     far.before = _Shifted(far.before.astype(far.rows.dtype) + offset)  # type: ignore[assignment]
-    columns = {name: _Shifted(getattr(part, name)) for name in COLUMNS}
+    columns: Any = {name: _Shifted(getattr(part, name)) for name in COLUMNS}
     moved = replace(part, **columns, indptr=part.indptr + offset)
     far.dataset = Dataset(dataset.artifact)
     far.dataset.__dict__["train"] = _WithLength(moved, offset + len(part))
