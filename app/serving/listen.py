@@ -10,8 +10,8 @@ import socket
 from app.errors import MachineError, RecipeError
 from app.recipe import Serve
 
-ADMIN_KEY = "RAYREC_ADMIN_KEY"  # the same, for calls that change what is served; else the API key
 API_KEY = "RAYREC_API_KEY"  # environment variable; also read by the replicas of a cluster
+ADMIN_KEY = "RAYREC_ADMIN_KEY"  # for calls that change what is served; without it they need the API key
 
 
 def base_url(settings: Serve) -> str:
@@ -28,7 +28,11 @@ def example(url: str, user: str, key: bool) -> str:
 
 
 def check_exposure(settings: Serve, key: str) -> None:
-    """Refuse an address that other machines reach, unless there is an API key."""
+    """Refuse an address that other machines reach, unless there is an API key.
+
+    Raises:
+        RecipeError: it is open to others, and `key` is empty.
+    """
     try:
         loopback = settings.host == "localhost" or ipaddress.ip_address(settings.host).is_loopback
     except ValueError:
@@ -42,7 +46,11 @@ def check_exposure(settings: Serve, key: str) -> None:
 
 
 def check_port(settings: Serve) -> None:
-    """Refuse a port that is taken or not ours to take, and name who holds it."""
+    """Refuse a port at which this process cannot listen.
+
+    Raises:
+        MachineError: names the port, its user where that is known, and the remedy.
+    """
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -52,19 +60,19 @@ def check_port(settings: Serve) -> None:
             probe.bind(address)
     except OSError as error:
         raise MachineError(
-            f"cannot listen at {settings.host}:{settings.port} ({error.strerror}){_holder(settings.port)}",
+            f"cannot listen at {settings.host}:{settings.port} ({error.strerror}){_user_of(settings.port)}",
             where="serve.port",
             remedy="end that process, or choose another port with --port or serve.port",
         ) from error
 
 
-def _holder(port: int) -> str:
+def _user_of(port: int) -> str:
     import psutil
 
     try:
         for connection in psutil.net_connections("tcp"):
             if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
-                return f": held by {psutil.Process(connection.pid).name()} (process {connection.pid})"
+                return f": used by {psutil.Process(connection.pid).name()} (process {connection.pid})"
     except psutil.Error:
         pass
     return ""

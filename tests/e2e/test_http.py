@@ -292,7 +292,7 @@ def _wait_until_served(client: Client) -> None:
 
 
 def test_a_port_in_use_is_refused_before_anything_starts(service: Service) -> None:
-    refusal = pytest.raises(MachineError, match=rf"{service.settings.port}.*held by haproxy.*--port")
+    refusal = pytest.raises(MachineError, match=rf"{service.settings.port}.*used by haproxy.*--port")
     with refusal, running(service.bundle, service.settings):
         pass
 
