@@ -16,6 +16,7 @@ from app.errors import RecipeError
 from app.ray.session import ray_session
 from app.recipe import Recipe
 from app.terminal.console import progress
+from app.training.on_ray import with_copied_model
 from tuning.ledger import Ledger
 from tuning.propose import Proposer
 from tuning.trial import SearchDirs, run_trial
@@ -34,6 +35,7 @@ def run_trials(recipe: Recipe, dirs: SearchDirs, study: optuna.Study, proposer: 
         RayRecError: several failed one after another; its text is the last one's.
     """
     os.environ.update(ENVIRONMENT)
+    recipe = with_copied_model(recipe, dirs.out)
     ledger = Ledger(recipe, study, proposer, trials)
     with ray_session(), progress("tune", trials) as bar:
         bar.advance(ledger.finished)

@@ -11,8 +11,8 @@ from app import errors
 from app.data.dataset import Dataset
 from app.errors import MachineError, RayRecError, disk_errors
 from app.files import write_atomically
-from app.ray.session import ray_session
 from app.models.discovery import MODEL_FILE, model_class, source_of
+from app.ray.session import ray_session
 from app.recipe import Recipe, parse
 from app.training.hosts import RayHost
 from app.training.loop import Loop
@@ -51,7 +51,7 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None)
     return TorchTrainer(
         work,
         train_loop_config={
-            "recipe": _with_copied_model(recipe, folder).model_dump(mode="json"),
+            "recipe": with_copied_model(recipe, folder).model_dump(mode="json"),
             "dataset": str(dataset.path.absolute()),
             "folder": str(folder),
             "epochs": epochs,
@@ -70,7 +70,7 @@ def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None)
     )
 
 
-def _with_copied_model(recipe: Recipe, folder: Path) -> Recipe:
+def with_copied_model(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with a model file of the user's copied into the run folder, where all workers see it."""
     source = source_of(model_class(recipe.model.source))
     if source is None:

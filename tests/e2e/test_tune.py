@@ -24,6 +24,7 @@ from app.errors import DataError, MachineError, RecipeError
 from app.files import locked
 from app.recipe import Recipe
 from app.recipe_toml import load
+from app.training.on_ray import with_copied_model
 from tests.conftest import REPOSITORY
 from tuning.search import tune
 from tuning.trial import SearchDirs, run_trial
@@ -145,6 +146,17 @@ def test_trials_that_all_fail_end_the_search(searched: Searched, ray_local: None
     with pytest.raises((DataError, RecipeError), match="luck@10"):
         tune(recipe, tmp_path / "out", trials=6)
     assert finished(tmp_path / "out") == []
+
+
+def test_a_model_of_the_users_own_is_searched_like_any_other(searched: Searched, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text((REPOSITORY / "app/models/two_tower.py").read_text())
+    recipe = load(searched.recipe, [*CHANGES, f"model.file={str(file)!r}"])
+    shared = with_copied_model(recipe, tmp_path)
+    file.unlink()  # as on another machine
+    result = run_trial({"model.width": 4}, shared, SearchDirs(searched.out))
+    assert result.get("failed") is None
+    assert result["quality"] > 0
 
 
 def test_a_trial_that_fails_says_why_and_leaves_nothing(searched: Searched) -> None:
