@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -13,6 +16,7 @@ from typing import Any
 import pytest
 
 from app.errors import MachineError
+from app.ray import processes
 from app.recipe import Serve
 from app.serving.rollout import controller
 from app.serving.rollout.controller import RolloutController, controlling
@@ -360,6 +364,24 @@ def test_a_trial_that_cannot_be_judged_is_rolled_back(state_dir: StateDir, bundl
     result = run.desired().result(command)
     assert result is not None and result.state == "rolled back"
     assert "could not be judged (ValueError" in result.reason
+
+
+def test_a_deployment_waits_for_a_stalled_replica_until_its_process_is_gone(
+    state_dir: StateDir, bundles: dict[str, Path]
+) -> None:
+    run = Run(state_dir, bundles["a"])
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+    try:
+        old = {run.desired().main.digest: VersionState("ready")}
+        host, mark = socket.gethostname(), processes.run_mark(process.pid)
+        state_dir.report(Snapshot("r2", run.now, process.pid, 0, 1.0, old, host=host, mark=mark))
+        command = run.submit("deploy", bundles["b"])
+        assert [run.step(seconds).phase for seconds in (1, 10, 100)] == ["loading"] * 3
+    finally:
+        process.kill()
+        process.wait()
+    assert run.step().phase == "shadow"
+    assert run.desired().result(command) is None
 
 
 def test_a_canary_without_requests_waits_and_says_so(state_dir: StateDir, bundles: dict[str, Path]) -> None:
