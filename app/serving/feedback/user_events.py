@@ -154,6 +154,8 @@ class UserEventCache:
 
         def arrived(future: asyncio.Future[_Answer | None]) -> None:
             failed = future.cancelled() or future.exception() is not None
+            if failed:  # by what no error handler may catch; the changes that were read are lost
+                self._cache.clear()
             self._finish(waiting, users, None if failed else future.result())
             self._ask()
 
@@ -258,6 +260,8 @@ def _renewed(old: UserEvents | None, events: list[HistoryEvent], seen: SeenItems
         return _NO_EVENTS
     if old is None:
         return UserEvents(events, seen)
+    if len(events) == LENGTH:  # else these are all, after old ones were removed
+        seen = seen or old.seen
     # Cached answers may refer to the old list: an event that is in both is in memory once.
     same = {event: event for event in old.events}
-    return UserEvents([same.get(event, event) for event in events], seen or old.seen)
+    return UserEvents([same.get(event, event) for event in events], seen)

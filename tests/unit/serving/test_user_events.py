@@ -214,6 +214,20 @@ def test_seen_items_outlive_the_eviction_of_the_user_and_more_changes_than_are_l
     assert cache.bytes <= 60_000
 
 
+def test_seen_items_are_those_of_the_events_once_old_ones_were_removed(
+    ranker: Ranker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.stores.sqlite_store.PAGE", 100)
+    store, writer = SqliteStore(tmp_path), SqliteStore(tmp_path)
+    cache, liked = UserEventCache(store), best(ranker, 400)
+    writer.append([Event("u", item, timestamp=n) for n, item in enumerate(liked[:300])])
+    assert look_up(cache, "u").seen("u") is not None
+    assert sum(writer.remove_before(10**15)) == 299
+    writer.append([Event("u", item, timestamp=n) for n, item in enumerate(liked[300:])])
+    writer.append([Event("v", "i1")] * 100)  # more changes than are listed
+    assert met_again(ranker, cache, "u", set(liked[299:])) == set()
+
+
 def test_a_user_of_few_events_has_no_list_of_seen_items(tmp_path: Path) -> None:
     store = SqliteStore(tmp_path)
     cache = UserEventCache(store)
