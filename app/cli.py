@@ -13,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -49,6 +50,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 Force = Annotated[bool, typer.Option("--force", help="Run stages again even if nothing has changed.")]
 Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's log and tracebacks.")]
 RUNS = Path("runs")
+# Their files are listed, not imported, so that `rayrec --help` is quick.
+FORMATS = [module.name for module in iter_modules([f"{Path(__file__).parent}/bundle/export/formats"])]
 
 
 @app.command()
@@ -63,13 +66,26 @@ def init(
 
 
 @app.command()
-def check(recipe: RecipeFile, set: Sets = None, json: AsJson = False, verbose: Verbose = False) -> None:
+def check(
+    recipe: RecipeFile,
+    set: Sets = None,
+    model: Annotated[
+        bool, typer.Option("--model", help="Check the model instead: whether it keeps what models promise.")
+    ] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
     """Check the recipe and the data without training.
 
     Shows the schema, counts, the rows that would be rejected, and the expected time.
     """
     _be_verbose(verbose)
     loaded = _load(recipe, set)
+    if model:
+        from app.evaluation.contract import check_model
+
+        _print(check_model(loaded.model), json)
+        return
     from app.data.stage import check as check_data
     from app.models.discovery import model_config
 
@@ -103,7 +119,28 @@ _add_stage("train", "Train the model, or go on with an interrupted training.")
 _add_stage("compress", "Make the trained model smaller, as [compress] says.")
 _add_stage("evaluate", "Measure the compressed model and the baselines.")
 _add_stage("refit", "Train once more on all parts, where train.refit asks for it.")
-_add_stage("export", "Make the bundle that is served.")
+
+
+@app.command()
+def export(
+    recipe: RecipeFile,
+    out: Out = RUNS / "latest",
+    format: Annotated[
+        str, typer.Option(help=f"One of {', '.join(FORMATS)}; a bundle is what is served.")
+    ] = "bundle",
+    set: Sets = None,
+    force: Force = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make the bundle that is served, or an export in another format."""
+    _be_verbose(verbose)
+    loaded = _load(recipe, set)
+    from app import pipeline
+
+    done = pipeline.run(loaded, out.absolute(), force=force, format=format)
+    artifact = done.artifacts["export"]
+    _print({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
 
 
 @app.command()

@@ -16,7 +16,8 @@ from typing import Any
 
 from app.artifact import Artifact, cache_key, open_artifact, reuse, verified_once
 from app.bundle.export.export import STAGE_VERSION as EXPORT_VERSION
-from app.bundle.export.export import export as export_bundle
+from app.bundle.export.export import export as export_checkpoint
+from app.bundle.export.formats import DEFAULT, export_format
 from app.compression.compress import STAGE_VERSION as COMPRESS_VERSION
 from app.compression.compress import compress as compress_model
 from app.compression.refit import STAGE_VERSION as REFIT_VERSION
@@ -113,21 +114,26 @@ def refit(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     return _once(target, "checkpoint", key, force, make)
 
 
-def export(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
-    """`out/compressed`, or `out/refit`, and the report -> `out/bundle`: all that serving needs."""
-    dataset, target = Dataset.open(out / "dataset"), out / "bundle"
+def export(recipe: Recipe, out: Path, *, force: bool = False, format: str = DEFAULT) -> Artifact:
+    """`out/compressed`, or `out/refit`, and the report -> `out/bundle`: all that serving needs.
+
+    Another format of app/bundle/export/formats goes to a folder of its name.
+    """
+    dataset, target = Dataset.open(out / "dataset"), out / format
     source, report = weights_folder(recipe, dataset, out), open_artifact(out / "report", "report")
     settings = {**recipe.part("export", "compress"), "name": recipe.name}
     parents = {"checkpoint": _digests(out, source.name)[source.name], "report": report.digest}
-    key = cache_key("bundle", settings, parents, EXPORT_VERSION)
+    key = cache_key(format, settings, parents, EXPORT_VERSION)
 
     def make() -> Artifact:
         checkpoint = load_checkpoint(source, dataset)
         refitted = {name: checkpoint.artifact.figures.get(name) for name in ("epochs", "events", "chosen_by")}
         figures = report.figures | ({"refit": refitted} if source.name == "refit" else {})
-        return export_bundle(recipe, dataset, checkpoint, target, settings, parents, figures)
+        return export_checkpoint(
+            recipe, dataset, checkpoint, target, settings, parents, figures, format=format
+        )
 
-    return _once(target, "bundle", key, force, make)
+    return _once(target, format, key, force, make)
 
 
 STAGES: dict[str, Callable[..., Artifact]] = {
@@ -162,18 +168,25 @@ class Run:
         }
 
 
-def run(recipe: Recipe, out: Path, *, until: str = "export", force: bool = False) -> Run:
-    """All stages up to `until`, each only where something has changed; refit only where it is asked for."""
+def run(
+    recipe: Recipe, out: Path, *, until: str = "export", force: bool = False, format: str = DEFAULT
+) -> Run:
+    """All stages up to `until`, each only where something has changed; refit only where it is asked for.
+
+    `format` is that of the export.
+    """
     artifacts, seconds = {}, {}
+    export_format(format)  # a mistake shows before hours of work
     if until == "refit":
         _refuse_unasked_refit(recipe)
-    model_config(recipe.model.source, recipe.model.hyperparameters)  # a mistake shows before hours of work
+    model_config(recipe.model.source, recipe.model.hyperparameters)
     with shared_session(), verified_once():
         for name, stage in STAGES.items():
             if name == "refit" != until and not recipe.train.refit:
                 continue
             start = time.monotonic()
-            artifacts[name] = stage(recipe, out, force=force)
+            options = {"format": format} if name == "export" else {}
+            artifacts[name] = stage(recipe, out, force=force, **options)
             seconds[name] = round(time.monotonic() - start, 2)
             if name == until:
                 break

@@ -45,6 +45,24 @@ def random_model(name: str, dataset: Dataset, seed: int = 0, **hyperparameters: 
     return model.eval()
 
 
+def checkpoint_of(
+    model: Model,
+    dataset: Dataset,
+    folder: Path | None = None,
+    precision: Precision | None = None,
+    name: str = "",
+) -> Trained:
+    """A model as `train` or, where there is a precision, `compress` would leave it, its rows in `folder`."""
+    rows = None
+    if precision:
+        assert folder is not None
+        rows = {}
+        for key, values in static_rows(model).items():
+            write_rows(folder, key, values, precision)
+            rows[key] = Rows.open(folder, key)
+    return Trained(model, name or type(model).__module__.rsplit(".", 1)[-1], dataset.trained, rows=rows)
+
+
 def bundle_of(
     model: Model,
     dataset: Dataset,
@@ -60,16 +78,9 @@ def bundle_of(
 
     `settings` are the recipe's [export].
     """
-    rows = None
-    if precision:
-        rows = {}
-        for key, values in static_rows(model).items():
-            write_rows(out.with_name(f"{out.name}-rows"), key, values, precision)
-            rows[key] = Rows.open(out.with_name(f"{out.name}-rows"), key)
     recipe = parse({"name": "tiny", "compress": {"dense": dense}, "export": settings or {}}, "test")
-    name = name or type(model).__module__.rsplit(".", 1)[-1]
-    trained = Trained(model, name, dataset.trained, rows=rows)
-    export(recipe, dataset, trained, out, {"of": "test"}, {"checkpoint": "c"}, figures or {})
+    checkpoint = checkpoint_of(model, dataset, out.with_name(f"{out.name}-rows"), precision, name)
+    export(recipe, dataset, checkpoint, out, {"of": "test"}, {"checkpoint": "c"}, figures or {})
     return Ranker.open(out)
 
 

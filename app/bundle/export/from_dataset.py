@@ -41,6 +41,12 @@ def popularity_of(dataset: Dataset) -> Array:
     return counts
 
 
+def default_event(dataset: Dataset) -> int:
+    """Row of the most frequent event type, for events that come without one."""
+    kinds = [np.bincount(part.event, minlength=len(dataset.schema.events)) for part in dataset.parts]
+    return int(np.sum(kinds, 0)[1:].argmax()) + 1
+
+
 def last_time(dataset: Dataset) -> int:
     """Microseconds of the last event kept."""
     return max(int(part.time.max()) for part in dataset.parts)

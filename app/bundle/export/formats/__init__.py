@@ -1,0 +1,55 @@
+"""The formats of an export, one file each; a new file is a new format, and nothing else needs a change.
+
+A file NAME.py defines two functions, and its docstring's first line describes it:
+
+    write(source: ExportSource, draft: Draft, **options) -> None   writes the files into draft.path
+    read(path: Path) -> Score                                      something that scores like the model
+
+A score function takes a request with its history and its moment, and gives the logit of each item.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from app.artifact import Draft
+from app.bundle.export.source import ExportSource
+from app.bundle.request.requests import RankRequest
+from app.errors import RecipeError
+
+DEFAULT = "bundle"  # what `rayrec serve` takes
+Score = Callable[[RankRequest], dict[str, float]]
+
+
+class ExportFormat(Protocol):
+    """The two functions of a format's file."""
+
+    def write(self, source: ExportSource, draft: Draft, **options: Any) -> None:
+        """Write the files of an export into the folder of a draft, and its figures into the manifest."""
+        ...
+
+    def read(self, path: Path) -> Score:
+        """Open an export at `path`; raises ArtifactError where it is damaged."""
+        ...
+
+
+def format_names() -> list[str]:
+    """Names of the formats in this folder, sorted."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+
+
+def export_format(name: str) -> ExportFormat:
+    """The format in the file `app/bundle/export/formats/NAME.py`.
+
+    Raises:
+        RecipeError: there is no such format; the error lists those that there are.
+    """
+    if name not in format_names():
+        raise RecipeError(
+            f"unknown format {name!r}", where="export", remedy=f"choose one of {', '.join(format_names())}"
+        )
+    return cast(ExportFormat, importlib.import_module(f"{__name__}.{name}"))

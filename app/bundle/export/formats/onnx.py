@@ -1,0 +1,200 @@
+"""A single ONNX file for other runtimes: ids go in, scores come out; for models below 2 GB.
+
+Inputs are those of the following that the model uses, for B requests, C candidates and L events:
+
+    user (B,) item (B, C) history (B, L)   ids as text; "" pads, the most recent event is the last
+    history_event (B, L)                   types of the events, "" where there is none
+    history_age (B, L) context (B, T)      float32, as app.features.context computes them
+
+The output `score` is (B, C). Ids that the model does not know have the row of the unknown id; events on
+unknown items are no events. The file knows no histories: who calls gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, compose, helper, numpy_helper
+
+from app.artifact import Draft, open_artifact
+from app.bundle.export.formats import Score
+from app.bundle.export.from_dataset import default_event
+from app.bundle.export.onnx import write_graphs
+from app.bundle.export.source import ExportSource
+from app.bundle.format.layout import Array, damaged
+from app.bundle.request.requests import RankRequest
+from app.bundle.request.validation import moment
+from app.errors import RecipeError
+from app.features.context import age, context
+from app.tables.rows import Rows
+
+FILE = "model.onnx"
+LARGEST = (2 << 30) - (64 << 20)  # bytes of rows and ids; protobuf ends at 2 GiB
+_LABELS = "ai.onnx.ml"  # the operators that turn ids into rows
+_INNER = "dense/"  # before every name of the graph over gathered rows
+_DESCRIPTIONS = {
+    "user": "user ids (B,)",
+    "item": "ids of the candidates (B, C)",
+    "history": 'item ids of the last events (B, L), the most recent last, "" before the first',
+    "history_event": 'event types (B, L), "" where there is no event',
+    "history_age": "log1p of the hours since each event (B, L), at most 90 days; 0 where there is none",
+    "context": "features of the moment (B, T), as the metadata names them",
+}
+
+
+def write(source: ExportSource, draft: Draft) -> None:
+    """Write the file; figures: bytes.
+
+    Raises:
+        RecipeError: the model is too large for one file.
+    """
+    with TemporaryDirectory(dir=draft.path) as name:
+        folder = Path(name)
+        rows = source.write_rows(folder / "rows")
+        _check_size(source, rows)
+        write_graphs(source.checkpoint.model, rows, folder, int8=False)
+        dense = onnx.load(folder / "model.onnx")
+        onnx.save(_whole(source, dense, rows), draft.path / FILE)
+    draft.figures |= {**source.figures, "bytes": {"onnx": (draft.path / FILE).stat().st_size}}
+
+
+def _check_size(source: ExportSource, rows: dict[str, Rows]) -> None:
+    size = sum(4 * len(stored) * stored.width for stored in rows.values())
+    size += sum(len(ids.data) + 16 * len(ids) for ids in (source.dataset.users, source.dataset.items))
+    if size > LARGEST:
+        raise RecipeError(
+            f"an ONNX file holds 2 GB, and the rows and ids of this model take {size / 2**30:.2f} GiB",
+            where="export",
+            remedy="use the format bundle, whose rows lie beside the graph",
+        )
+
+
+def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
+    """The graph over gathered rows, and before it what turns ids into rows."""
+    dense = compose.add_prefix(dense, _INNER)
+    needs = {node.name.removeprefix(_INNER) for node in dense.graph.input}
+    dataset, used = source.dataset, ["item"]
+    used += [name for name in ("user", "history_event", "history_age", "context") if name in needs]
+    if needs & {"history", "history_mask"}:
+        used.append("history")
+    ids: dict[str, Iterable[str]] = {
+        "user": dataset.users,
+        "item": dataset.items,
+        "history": dataset.items,
+        "history_event": dataset.schema.events,
+    }
+    nodes = [_labels(name, ids[name]) for name in used if name in ids]
+    tables = {"user": "user", "items": "item", "history": "history"}
+    for name, table in tables.items():
+        if name in needs:
+            nodes.append(helper.make_node("Gather", [f"{table}_table", f"{table}_row"], [_INNER + name]))
+    if "history_mask" in needs:
+        nodes.append(helper.make_node("Sign", ["history_row"], ["history_known"]))
+        mask = [f"{_INNER}history_mask"]
+        nodes.append(helper.make_node("Cast", ["history_known"], mask, to=TensorProto.FLOAT))
+    for name in needs & {"history_event", "history_age", "context"}:
+        row = f"{name}_row" if name == "history_event" else name
+        nodes.append(helper.make_node("Identity", [row], [_INNER + name]))
+    nodes += [*dense.graph.node, helper.make_node("Identity", [dense.graph.output[0].name], ["score"])]
+    initializers = [
+        numpy_helper.from_array(rows[table].all(), f"{table}_table")
+        for name, table in tables.items()
+        if name in needs
+    ]
+    graph = helper.make_graph(
+        nodes,
+        source.recipe.export.name or source.recipe.name,
+        [_input(name, source) for name in used],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])],
+        [*initializers, *dense.graph.initializer],
+        doc_string=__doc__,
+    )
+    opsets = [*dense.opset_import, helper.make_opsetid(_LABELS, 3)]
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=dense.ir_version, producer_name="rayrec"
+    )
+    helper.set_model_props(model, {"rayrec": json.dumps(_described(source))})
+    return model
+
+
+def _labels(name: str, ids: Iterable[str]) -> Any:
+    """Ids to rows; row 0 is for those that are not known."""
+    keys = [key for key in ids if key]
+    return helper.make_node(
+        "LabelEncoder",
+        [name],
+        [f"{name}_row"],
+        domain=_LABELS,
+        keys_strings=keys,
+        values_int64s=list(range(1, len(keys) + 1)),
+        default_int64=0,
+    )
+
+
+def _input(name: str, source: ExportSource) -> Any:
+    schema = source.dataset.schema
+    sizes: dict[str, list[str | int]] = {"user": [], "item": ["C"], "context": [schema.context_width]}
+    kind = TensorProto.FLOAT if name in ("history_age", "context") else TensorProto.STRING
+    return helper.make_tensor_value_info(
+        name, kind, ["B", *sizes.get(name, [schema.history])], doc_string=_DESCRIPTIONS[name]
+    )
+
+
+def _described(source: ExportSource) -> dict[str, Any]:
+    """What a caller must know beside the inputs; the first event type is for events without one."""
+    schema = source.dataset.schema
+    return {
+        "model": source.checkpoint.name,
+        "history": schema.history,
+        "events": schema.events[1:],
+        "default_event": schema.events[default_event(source.dataset)],
+        "context": list(schema.context),
+    }
+
+
+def read(path: Path) -> Score:
+    """The file of an export at `path`, in ONNX Runtime."""
+    file = open_artifact(path, "onnx").path / FILE
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        described = json.loads(session.get_modelmeta().custom_metadata_map["rayrec"])
+    except Exception as error:  # onnxruntime raises a dozen kinds of its own, with no common base
+        raise damaged(file, str(error).splitlines()[0]) from None
+    used = {node.name for node in session.get_inputs()}
+
+    def score(request: RankRequest) -> dict[str, float]:
+        feeds = {name: value for name, value in _feeds(request, described).items() if name in used}
+        return dict(zip(request.items, session.run(["score"], feeds)[0][0].tolist(), strict=True))
+
+    return score
+
+
+def _feeds(request: RankRequest, described: dict[str, Any]) -> dict[str, Array]:
+    """The inputs for one request."""
+    given, length = request.context.timestamp if request.context else None, described["history"]
+    now = time.time_ns() // 1000 if given is None else moment(given, "context.timestamp")
+    events = [
+        (now if event.timestamp is None else moment(event.timestamp, f"history[{i}].timestamp"), event)
+        for i, event in enumerate(request.history or ())
+    ]
+    last = sorted(events, key=lambda pair: pair[0])[-length:]
+    padding = length - len(last)
+    times = np.array([[0] * padding + [when for when, _ in last]], np.int64)
+    kinds = [event.event or described["default_event"] for _, event in last]
+    moments = np.array([now], np.int64)
+    return {
+        "user": np.array([request.user], object),
+        "item": np.array([request.items], object),
+        "history": np.array([[""] * padding + [event.item for _, event in last]], object),
+        "history_event": np.array([[""] * padding + kinds], object),
+        "history_age": age(moments[:, None], times),
+        "context": context(described["context"], moments, times[:, -1]),
+    }

@@ -1,0 +1,71 @@
+"""What an export is made from: a recipe, a data set, a checkpoint and its figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from app.bundle.export.static_rows import static_rows
+from app.bundle.format.layout import ROWS, Array
+from app.data.dataset import Dataset
+from app.models.base import Model
+from app.recipe import Recipe
+from app.tables.rows import Rows, write_rows
+
+
+class Trained(Protocol):
+    """What export needs of a checkpoint."""
+
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        ...
+
+    @property
+    def hyperparameters(self) -> dict[str, Any]:
+        """Of the model."""
+        ...
+
+    @property
+    def model(self) -> Model:
+        """In evaluation mode, on the CPU."""
+        ...
+
+    @property
+    def trained(self) -> dict[str, Array]:
+        """For "user" and "item" a bool an id: whether the weights were trained on an event of it."""
+        ...
+
+    @property
+    def rows(self) -> Mapping[str, Rows] | None:
+        """Stored rows by name where it is compressed."""
+        ...
+
+
+@dataclass(frozen=True)
+class ExportSource:
+    """What a format writes.
+
+    Args:
+        recipe: its [export] names the export, its [compress] sets the dense precision.
+        dataset: whose training part the checkpoint was trained on.
+        checkpoint: rows as they are where it is compressed, else float32.
+        figures: of the report: quality of this checkpoint, and of the baselines.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    checkpoint: Trained
+    figures: Mapping[str, Any]
+
+    def write_rows(self, folder: Path) -> dict[str, Rows]:
+        """Write the rows "user", "history" and "item" that can be computed in advance, and open them."""
+        if self.checkpoint.rows is not None:
+            for name, rows in self.checkpoint.rows.items():
+                rows.copy_to(folder, name)
+        else:
+            for name, values in static_rows(self.checkpoint.model).items():
+                write_rows(folder, name, values, "float32")
+        return {name: Rows.open(folder, name) for name in ROWS}

@@ -1,0 +1,154 @@
+"""What every format of an export promises: what is read back scores as the checkpoint does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from app import pipeline
+from app.artifact import open_artifact
+from app.bundle.export import formats
+from app.bundle.export.export import export
+from app.bundle.export.formats import export_format, format_names
+from app.bundle.export.source import Trained
+from app.bundle.request.requests import Context, RankRequest
+from app.cli import app
+from app.data.dataset import Dataset
+from app.errors import RecipeError, UserError
+from app.events import HistoryEvent
+from app.models.base import Model
+from app.models.batch import batch_of
+from app.models.discovery import model_names
+from app.recipe import Recipe, parse
+from tests.bundles import NOW, checkpoint_of, random_model
+from tests.tiny import tiny_dataset
+
+ITEMS = [f"i{row}" for row in range(1, 21)]
+HISTORY = [HistoryEvent("i5", "view", NOW - 7200.0), HistoryEvent("i9", "buy", NOW - 60.0)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return tiny_dataset(tmp_path_factory.mktemp("formats") / "dataset", users=40, items=40, events=500)
+
+
+@pytest.fixture(scope="module", params=model_names())
+def model(request: pytest.FixtureRequest, dataset: Dataset) -> Model:
+    return random_model(request.param, dataset)
+
+
+def exported(checkpoint: Trained, dataset: Dataset, out: Path, name: str) -> Path:
+    return export(parse({"name": "tiny"}, "test"), dataset, checkpoint, out, {}, {}, {}, format=name).path
+
+
+def torch_scores(model: Model, dataset: Dataset, user: int, history: list[HistoryEvent]) -> Any:
+    recent = tuple(np.zeros((1, dataset.schema.history), np.int64) for _ in range(3))
+    for back, event in enumerate(reversed(history), 1):
+        values = int(event.item[1:]), dataset.schema.events.index(event.event), int(event.timestamp) * 10**6  # type: ignore[arg-type]
+        for column, value in zip(recent, values, strict=True):
+            column[0, -back] = value
+    rows = np.arange(1, 21)[None]
+    with torch.no_grad():
+        return model(batch_of(dataset, np.array([user]), recent, np.array([NOW * 10**6]), rows))[0].numpy()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", format_names())
+def test_what_is_read_back_scores_as_the_checkpoint(
+    name: str, model: Model, dataset: Dataset, tmp_path: Path
+) -> None:
+    path = exported(checkpoint_of(model, dataset), dataset, tmp_path / "out", name)
+    assert open_artifact(path).kind == name
+    score = export_format(name).read(path)
+    for user, row in (("u7", 7), ("stranger", 0)):
+        for history in (HISTORY, []):
+            request = RankRequest(user, ITEMS, history=history, context=Context(float(NOW)))
+            scores = score(request)
+            expected = torch_scores(model, dataset, row, history)
+            np.testing.assert_allclose([scores[item] for item in ITEMS], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", format_names())
+def test_a_compressed_checkpoint_keeps_its_rows(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    model = random_model("two_tower", dataset)
+    request = RankRequest("u7", ITEMS, history=HISTORY, context=Context(float(NOW)))
+    scores = {}
+    for precision in (None, "int8"):
+        checkpoint = checkpoint_of(model, dataset, tmp_path / "rows", precision)  # type: ignore[arg-type]
+        out = exported(checkpoint, dataset, tmp_path / str(precision), name)
+        scores[precision] = export_format(name).read(out)(request)
+    bundle = exported(checkpoint, dataset, tmp_path / "bundle", "bundle")
+    served = export_format("bundle").read(bundle)(request)
+    assert [scores["int8"][item] for item in ITEMS] == pytest.approx([served[i] for i in ITEMS], abs=1e-4)
+    assert scores["int8"] != scores[None]
+
+
+@pytest.mark.parametrize("name", format_names())
+def test_unknown_items_and_unordered_histories(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    path = exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", name)
+    score = export_format(name).read(path)
+    request = RankRequest("u7", ["i1", "new", "newer"], history=HISTORY, context=Context(float(NOW)))
+    scores = score(request)
+    assert scores["new"] == pytest.approx(scores["newer"]) and scores["new"] != scores["i1"]
+    reordered = RankRequest("u7", ["i1"], history=HISTORY[::-1], context=Context(float(NOW)))
+    assert score(reordered)["i1"] == pytest.approx(scores["i1"], abs=1e-5)
+
+
+def test_the_onnx_file_is_all_that_another_runtime_needs(dataset: Dataset, tmp_path: Path) -> None:
+    path = exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", "onnx")
+    assert sorted(p.name for p in path.iterdir()) == ["manifest.json", "model.onnx"]
+    graph = onnx.load(path / "model.onnx")
+    onnx.checker.check_model(graph, full_check=True)
+    kinds = {node.name: node.type.tensor_type.elem_type for node in graph.graph.input}
+    assert kinds["item"] == kinds["user"] == onnx.TensorProto.STRING, "ids go in"
+    assert [node.name for node in graph.graph.output] == ["score"]
+    assert all(node.doc_string for node in graph.graph.input)
+
+
+def test_a_model_too_large_for_one_onnx_file_is_refused(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bundle.export.formats.onnx.LARGEST", 10_000)
+    with pytest.raises(UserError, match=r"2 GB.*format bundle"):
+        exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", "onnx")
+    assert not (tmp_path / "out").exists()
+
+
+OWN = '''
+"""One text file with the score of every item, the same for every user."""
+import json
+from app.bundle.export.static_rows import static_rows
+
+def write(source, draft):
+    rows = static_rows(source.checkpoint.model)["item"][:, 0]
+    ids = list(source.dataset.items)
+    (draft.path / "scores.json").write_text(json.dumps(dict(zip(ids, rows.tolist()))))
+
+def read(path):
+    scores = json.loads((path / "scores.json").read_text())
+    return lambda request: {item: scores.get(item, scores[""]) for item in request.items}
+'''
+
+
+def test_a_single_file_adds_a_format(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "formats").mkdir()
+    (tmp_path / "formats" / "score_list.py").write_text(OWN)
+    monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
+    assert format_names() == ["bundle", "onnx", "score_list"]
+    model = random_model("popularity", dataset)
+    test_what_is_read_back_scores_as_the_checkpoint("score_list", model, dataset, tmp_path)
+
+
+def test_the_command_line_lists_the_formats_and_refuses_others(tmp_path: Path) -> None:
+    runner = CliRunner()
+    assert "bundle, onnx" in " ".join(runner.invoke(app, ["export", "--help"]).output.split())
+    with pytest.raises(RecipeError, match="choose one of bundle, onnx"):
+        pipeline.run(Recipe(), tmp_path, format="pickle")
+    assert not any(tmp_path.iterdir())
