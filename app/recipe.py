@@ -415,12 +415,15 @@ class Recipe(Section):
     def part(self, *sections: str) -> dict[str, Any]:
         """The named sections as plain data, for a manifest and its cache key.
 
-        In place of the path of a model's file stands the SHA-256 of its content.
+        In place of the path of a model's file stands the SHA-256 of its content; of the address of a
+        Redis, user and password are left out.
 
         Raises:
             RecipeError: the file of the model cannot be read.
         """
         plain = {"seed": self.seed, **{s: getattr(self, s).model_dump(mode="json") for s in sections}}
+        if "data" in plain:
+            plain["data"]["events"] = [_without_password(entry) for entry in plain["data"]["events"]]
         if "model" in plain and (file := plain["model"].pop("file")):
             plain["model"]["file"] = _sha256(Path(file))
         return plain
@@ -446,6 +449,11 @@ def parse(content: Mapping[str, Any], where: str, changes: Mapping[str, Any] | N
         return Recipe.model_validate(content)
     except ValidationError as error:
         raise _translate(error, where, content) from None
+
+
+def _without_password(entry: str) -> str:
+    scheme, mark, address = entry.partition("://")
+    return f"{scheme}{mark}{address.rpartition('@')[2]}" if scheme in ("redis", "rediss") else entry
 
 
 def _sha256(path: Path) -> str:

@@ -66,7 +66,8 @@ def _resolve(recipe: Recipe, folder: Path) -> Recipe:
             )
         if expanded.startswith(STORE):
             return f"{STORE}{folder / expanded.removeprefix(STORE)}"
-        return expanded if "://" in expanded else str(folder / expanded)
+        prefix = "store:" if expanded.startswith("store:") else ""
+        return expanded if "://" in expanded else f"{prefix}{folder / expanded.removeprefix(prefix)}"
 
     def attributes(source: AttributeFile | None) -> AttributeFile | None:
         return source and source.model_copy(update={"files": [absolute(f) for f in source.files]})

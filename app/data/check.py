@@ -35,7 +35,7 @@ def check(recipe: Recipe) -> dict[str, Any]:
             "rows_kept": kept,
             "rejected": dict(ingested.rejected),
             "users": _count_users(ingested.plan, names),
-            "items": len(items_of(ingested.plan, names)),
+            "items": len(items_of(ingested.plan, names, ingested.items_put)),
             "events": ingested.events[1:],
             "training_seconds": round(samples / SAMPLES_PER_SECOND, 1),
         }

@@ -26,6 +26,7 @@ from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
 from app.data.dataset import Schema
 from app.data.input.files import digests, find
+from app.data.input.stored_log import digest_of_log, is_log
 from app.data.prepare.buckets import Buckets, number_items, positive_types
 from app.data.prepare.concat import fill_values, join_parts, write_strings
 from app.data.prepare.content_features import write_features, write_raw
@@ -49,18 +50,20 @@ __all__ = ["check", "prepare", "source_digests"]
 
 
 def source_digests(recipe: Recipe) -> dict[str, str]:
-    """Input file -> digest of its size and time of change.
+    """Input file -> digest of its size and time of change; feedback log -> digest of its content.
 
     Raises:
-        DataError: a file is absent.
+        DataError: a file or log is absent.
     """
-    names = find(recipe.data.events)
-    if recipe.split.method == "given":
+    logs = [entry for entry in recipe.data.events if is_log(entry)]
+    files = [entry for entry in recipe.data.events if not is_log(entry)]
+    names = find(files) if files or not logs else []
+    if recipe.split.method == "given" and recipe.split.test > 0:
         names += find(recipe.split.test_events, key="split.test_events")
     for key in ("items", "users"):
         source = getattr(recipe.data, key)
         names += find(source.files, key=f"data.{key}.files") if source else []
-    return digests(names)
+    return digests(names) | dict(digest_of_log(entry) for entry in logs)
 
 
 def prepare(recipe: Recipe, out: Path) -> Artifact:
@@ -85,7 +88,7 @@ def prepare(recipe: Recipe, out: Path) -> Artifact:
 def _write(recipe: Recipe, ingested: Ingested, out: Path) -> Json:
     plan, rejected = ingested.plan, ingested.rejected
     names = [info.name for info in ingested.infos]
-    items = items_of(plan, names)
+    items = items_of(plan, names, ingested.items_put)
     write_maps(plan, names, items)
     buckets = Buckets(ingested, len(items))
     buckets.dedupe_sort()

@@ -1,20 +1,26 @@
-"""Every source gives the same data set: formats, compression, folders, globs, URIs."""
+"""Every source gives the same data set: formats, compression, folders, globs, URIs, feedback logs."""
 
 from __future__ import annotations
 
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import redis
 
 from app.data.dataset import Dataset
 from app.data.stage import prepare
+from app.events import Event
 from app.recipe import parse
+from app.stores.redis_store import RedisStore
+from app.stores.sqlite_store import SqliteStore
+from tests.redis_server import redis_server
 
 ROWS = 400
+Write = Callable[[pl.DataFrame, Path], str | list[str]]
 
 
 def log() -> pl.DataFrame:
@@ -90,13 +96,44 @@ def as_mixed_glob(frame: pl.DataFrame, folder: Path) -> str:
     return str(folder / "day-*")
 
 
+def events_of(frame: pl.DataFrame) -> list[Event]:
+    names = ("user", "item", "event", "timestamp", "value")
+    return [
+        Event("" if user is None else str(user), str(item), event, float(time), value)
+        for user, item, event, time, value in frame.select(names).rows()
+    ]
+
+
+def as_store(frame: pl.DataFrame, folder: Path) -> str:
+    store = SqliteStore(folder / "store")
+    store.append(events_of(frame))
+    store.close()
+    return f"store:{folder / 'store'}"
+
+
+def as_csv_and_store(frame: pl.DataFrame, folder: Path) -> list[str]:
+    return [as_csv(frame[:200], folder), as_store(frame[200:], folder)]
+
+
+def as_redis(frame: pl.DataFrame, folder: Path) -> str:
+    """In the Redis of the test, emptied."""
+    address = (folder / "redis").read_text()
+    client = redis.Redis.from_url(address)
+    client.flushall()
+    client.close()
+    store = RedisStore(address)
+    store.append(events_of(frame))
+    store.close()
+    return address
+
+
 def as_uri(frame: pl.DataFrame, folder: Path) -> str:
     return "file://" + as_parquet(frame, folder)
 
 
 SOURCES = [
     as_csv, as_csv_gz, as_jsonl, as_jsonl_gz, as_parquet, as_float_parquet, as_typed_time, as_text_time,
-    as_folder, as_mixed_glob, as_uri,
+    as_folder, as_mixed_glob, as_uri, as_store, as_csv_and_store, as_redis,
 ]  # fmt: skip
 
 
@@ -114,15 +151,22 @@ def rows_of(dataset: Dataset) -> dict[str, list[tuple[object, ...]]]:
 
 
 @pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
 def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return made(as_csv, tmp_path_factory.mktemp("expected"))
 
 
-def made(write: Callable[[pl.DataFrame, Path], str], folder: Path) -> Dataset:
+def made(write: Write, folder: Path) -> Dataset:
+    events = write(log(), folder)
     recipe = parse(
         {
             "data": {
-                "events": [write(log(), folder)],
+                "events": [events] if isinstance(events, str) else events,
                 "event": "event",
                 "value": "value",
                 "event_types": ["view", "buy"],
@@ -144,8 +188,10 @@ def test_the_log_has_dirt_of_each_kind(expected: Dataset) -> None:
 
 @pytest.mark.parametrize("write", SOURCES)
 def test_same_events_same_data_set(
-    write: Callable[[pl.DataFrame, Path], str], expected: Dataset, tmp_path: Path
+    write: Write, expected: Dataset, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if write is as_redis:
+        (tmp_path / "redis").write_text(request.getfixturevalue("redis_url"))
     dataset = made(write, tmp_path)
     assert dataset.artifact.figures == expected.artifact.figures
     assert rows_of(dataset) == rows_of(expected)

@@ -29,12 +29,13 @@ ROW_BYTES, GZIP_RATIO = 60, 6  # to guess the rows of a text file
 
 @dataclass(frozen=True)
 class Source:
-    """One input file.
+    """One input file, or a feedback log of which there is a copy.
 
     Attributes:
         name: path or URI, as messages show it.
         header: lines before the first row.
         test: a file of `split.test_events`.
+        copy: path of the copy that is read in its stead; empty for files.
     """
 
     name: str
@@ -44,10 +45,16 @@ class Source:
     columns: tuple[str, ...]
     header: int = 0
     test: bool = False
+    copy: str = ""
+
+    @property
+    def partial(self) -> bool:
+        """Whether columns that the recipe names may be absent; those of user, item and time are not."""
+        return self.test or bool(self.copy)
 
     def open(self) -> pa.NativeFile:
         """The file for random access; compressed bytes stay compressed."""
-        system, path = filesystem(self.name)
+        system, path = filesystem(self.copy or self.name)
         return system.open_input_file(path)
 
 

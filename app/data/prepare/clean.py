@@ -67,7 +67,7 @@ def clean(piece: Piece, plan: Plan) -> Cleaned:
     value, lacking, notes["value"] = _values(frame, plan, piece)
     time, good = _times(frame, plan)
     _reject_missing(frame, plan, event, lacking, ~good, reject)
-    if plan.where and plan.where.columns <= set(frame.columns):
+    if plan.where:
         reject(~plan.where.keep(frame).to_numpy(), "filtered")
     reject(_unknown(event, event_texts, plan), "unknown_event")
     late = ~good | (time < plan.earliest) | (time > plan.latest)

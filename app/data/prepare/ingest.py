@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 
 from app.data.input.files import Source, Split, cut, describe, find
+from app.data.input.stored_log import copy_log, is_log
 from app.data.prepare.dedupe_sort import PieceInfo
 from app.data.prepare.partition import MAX_EVENTS, partition
 from app.data.prepare.plan import Plan, make_plan
@@ -32,6 +34,7 @@ class Ingested:
     reports: list[Json]  # one a split
     offsets: list[int]  # rows before each split
     events: list[str]  # row 0 is ""
+    items_put: list[pl.DataFrame]  # what PUT /v1/items said, one frame a feedback log
 
     @property
     def rows(self) -> int:
@@ -65,18 +68,29 @@ class Ingested:
         ]
 
 
-def sources_of(recipe: Recipe) -> list[Source]:
-    """The event files in order, given test files last, each looked into.
+def sources_of(recipe: Recipe, scratch: Path) -> tuple[list[Source], list[pl.DataFrame]]:
+    """The sources of events in order, given test files last, each looked into.
+
+    Feedback logs are copied to `scratch`; the frames hold what they say of items.
 
     Raises:
         DataError: absent, empty, truncated or not what its name says.
         RecipeError: a split of given files without test files.
     """
-    found = [describe(name, recipe.data) for name in find(recipe.data.events)]
-    if recipe.split.method == "given":
+    if not recipe.data.events:
+        find([])  # says so
+    sources, items = [], []
+    for number, entry in enumerate(recipe.data.events):
+        if is_log(entry):
+            source, put = copy_log(entry, scratch / f"log-{number}.parquet", recipe.data)
+            sources.append(source)
+            items.append(put)
+        else:
+            sources += [describe(name, recipe.data) for name in find([entry])]
+    if recipe.split.method == "given" and recipe.split.test > 0:
         names = find(recipe.split.test_events, key="split.test_events")
-        found += [describe(name, recipe.data, test=True) for name in names]
-    return found
+        sources += [describe(name, recipe.data, test=True) for name in names]
+    return sources, items
 
 
 def ingest(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Ingested:
@@ -85,17 +99,17 @@ def ingest(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Ingested:
     Raises:
         UserError: the input cannot be used; names file, row and remedy.
     """
-    sources = sources_of(recipe)
+    sources, items = sources_of(recipe, scratch)
     splits: list[Split] = []
     for source in sources:
         splits += cut(source, len(splits), recipe.data)
     if not splits:
         names = ", ".join(s.name for s in sources)
-        raise DataError("a header and no rows", where=names, remedy="give a file with rows")
+        raise DataError("no events: a header and no rows", where=names, remedy="give a file with rows")
     plan = replace(make_plan(recipe, sources, splits, str(scratch)), dry=dry)
     splits, reports = _partition_all(splits, plan)
     offsets = np.concatenate([[0], np.cumsum([r["rows"] for r in reports])]).tolist()
-    ingested = Ingested(plan, splits, reports, offsets[:-1], _event_types(plan, reports))
+    ingested = Ingested(plan, splits, reports, offsets[:-1], _event_types(plan, reports), items)
     _refuse(ingested)
     return ingested
 

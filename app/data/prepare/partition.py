@@ -136,6 +136,8 @@ def _firsts(
     """The first value that is not missing of each id (count,), as text."""
     made = {}
     for column in columns:
+        if column not in frame.columns:
+            continue
         values = text_of(frame[column])
         present = values.is_not_null().to_numpy()[kept]
         found, first = np.unique(codes[present], return_index=True)

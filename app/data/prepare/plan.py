@@ -161,9 +161,9 @@ def _needed(plan: Plan, source: Source) -> Iterator[tuple[str, str]]:
     yield data.item, "data.item"
     if data.timestamp:
         yield data.timestamp, "data.timestamp"
-    if source.test:
-        if plan.split.negatives:
-            yield plan.split.negatives, "split.negatives"
+    if source.test and plan.split.negatives:
+        yield plan.split.negatives, "split.negatives"
+    if source.partial:
         return  # the rest is optional there: a list of pairs is a test file too
     for key in ("event", "value"):
         if getattr(data, key):

@@ -41,12 +41,21 @@ def _fold(frames: list[pl.DataFrame]) -> pl.DataFrame:
     return whole.group_by("id", maintain_order=True).agg(pl.exclude("id").drop_nulls().first())
 
 
-def items_of(plan: Plan, names: Sequence[str]) -> pl.DataFrame:
-    """Items found in the pieces and in the attribute file: id and attributes, sorted by id."""
+def items_of(plan: Plan, names: Sequence[str], put: Sequence[pl.DataFrame]) -> pl.DataFrame:
+    """Items of the events and of the attribute file: id and attributes, sorted by id.
+
+    Args:
+        plan: the plan.
+        names: of the pieces.
+        put: what was said of items while a service ran; the last word holds, also against the file.
+    """
     seen = first_values(
         pl.DataFrame(pl.from_arrow(read_batch(Path(plan.scratch) / f"{n}.items"))) for n in names
     )
-    return merge(seen, attribute_file(plan.data.items, plan.data, "data.items")).sort("id")
+    items = merge(seen, attribute_file(plan.data.items, plan.data, "data.items"))
+    for frame in put:
+        items = merge(items, frame)
+    return items.sort("id")
 
 
 def merge(seen: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:

@@ -9,7 +9,7 @@ where both are. The row is not kept where the filter is neither true nor false.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import polars as pl
@@ -27,14 +27,20 @@ _KEEP = "\0keep"
 
 @dataclass(frozen=True)
 class Where:
-    """A parsed filter: the columns it names, and the expression over a frame's schema."""
+    """A parsed filter: the columns that it names, and its conditions, which all have to hold."""
 
     columns: frozenset[str]
-    build: Callable[[pl.Schema], pl.Expr]
+    conditions: tuple[Node, ...]
 
     def keep(self, frame: pl.DataFrame) -> pl.Series:
-        """(N,) bool: rows for which the filter is true."""
-        return frame.with_columns(self.build(frame.schema).fill_null(False).alias(_KEEP))[_KEEP]
+        """(N,) bool: rows for which the filter is true.
+
+        Conditions on columns that the frame lacks do not count: given test files and feedback logs may
+        lack what the event files have.
+        """
+        known = [c for c in self.conditions if expression.columns_of(c) <= set(frame.columns)]
+        keep = pl.all_horizontal([pl.lit(True), *(_build(c, frame.schema).fill_null(False) for c in known)])
+        return frame.with_columns(keep.alias(_KEEP))[_KEEP]
 
 
 def parse(text: str, columns: tuple[str, ...] | None = None) -> Where:
@@ -52,7 +58,15 @@ def parse(text: str, columns: tuple[str, ...] | None = None) -> Where:
             where="data.where",
             remedy=f"write e.g. \"price > 0 and not code like 'C%'\"{known}",
         ) from None
-    return Where(expression.columns_of(node), lambda schema: _build(node, schema))
+    return Where(expression.columns_of(node), tuple(_conditions(node)))
+
+
+def _conditions(node: Node) -> Iterator[Node]:
+    if isinstance(node, Join) and node.word == "and":
+        for part in node.parts:
+            yield from _conditions(part)
+    else:
+        yield node
 
 
 def _build(node: Node, schema: pl.Schema) -> pl.Expr:
