@@ -97,8 +97,9 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     """
     artifact = open_artifact(path, "checkpoint")
     described = json.loads((artifact.path / "model.json").read_bytes())
-    own = artifact.path / MODEL_FILE
-    model = build_model(str(own) if own.exists() else described["name"], described["hyperparameters"], dataset, fit=False)
+    own_file = artifact.path / MODEL_FILE
+    source = str(own_file) if own_file.exists() else described["name"]
+    model = build_model(source, described["hyperparameters"], dataset, fit=False)
     trained = _read_trained(artifact.path / TRAINED)
     try:
         model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
