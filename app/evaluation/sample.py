@@ -1,0 +1,67 @@
+"""A data set of a few random events, for the check of a model; published as `prepare` would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from app.artifact import publish
+from app.data.dataset import Array, Dataset, Part, Schema
+from app.features.context import DAY, context_width
+from app.tables.strings import Strings
+
+USERS, ITEMS, EVENTS, UNTRAINED = 24, 20, 6, 3  # EVENTS a user; UNTRAINED of the last users and items
+CONTEXT = ["hour", "weekday", "recency"]
+CATEGORIES = 4
+
+
+def sample_dataset(folder: Path) -> Dataset:
+    """Write and open a data set at `folder`: attributes of every kind, three event types, untrained ids."""
+    rng = np.random.default_rng(0)
+    user = np.repeat(np.arange(1, USERS - UNTRAINED + 1), EVENTS)
+    event = rng.integers(1, 4, len(user))
+    columns = {
+        "user": user,
+        "item": rng.integers(1, ITEMS - UNTRAINED + 1, len(user)),
+        "time": np.tile(np.arange(EVENTS), USERS - UNTRAINED) * DAY,
+        "event": event,
+        "value": rng.random(len(user)),
+        "label": event < 3,
+    }
+    with publish(folder, "dataset", {}, {}) as draft:
+        Part.save(draft.path / "train", columns, USERS + 1)
+        for name in ("valid", "test"):
+            Part.save(draft.path / name, {c: values[:0] for c, values in columns.items()}, USERS + 1)
+        (draft.path / "features").mkdir()
+        for side, count in (("user", USERS + 1), ("item", ITEMS + 1)):
+            _write_features(draft.path / "features", side, count, rng)
+            Strings.save(draft.path / f"{side}s", ["", *(f"{side}{row}" for row in range(1, count))])
+        (draft.path / "schema.json").write_bytes(msgspec.json.encode(_schema(int(columns["time"].max()))))
+    return Dataset.open(folder, verify=False)
+
+
+def _write_features(folder: Path, side: str, count: int, rng: np.random.Generator) -> None:
+    dense: Array = rng.normal(size=(count, 2)).astype(np.float32)
+    category: Array = rng.integers(1, CATEGORIES, (count, 1)).astype(np.int32)
+    dense[0], category[0] = 0, 0
+    np.save(folder / f"{side}_dense.npy", dense)
+    np.save(folder / f"{side}_category.npy", category)
+
+
+def _schema(end_time: int) -> Schema:
+    return Schema(
+        users=USERS + 1,
+        items=ITEMS + 1,
+        events=["", "view", "buy", "skip"],
+        history=EVENTS,
+        context=CONTEXT,
+        context_width=context_width(CONTEXT),
+        item_dense=2,
+        user_dense=2,
+        item_categories=[CATEGORIES],
+        user_categories=[CATEGORIES],
+        end_time=end_time,
+        positive=[False, True, True, False],
+    )
