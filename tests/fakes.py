@@ -91,9 +91,9 @@ class FakeRanker:
 
     def answer(self, questions: Sequence[Asking]) -> list[Answer]:
         self.batches.append(len(questions))
-        if any(one.request.user == "boom" for one in questions):
+        if any(question.request.user == "boom" for question in questions):
             raise ZeroDivisionError("a fault of ours")
-        return [self._answer(one.items, one.stored, one.request.user) for one in questions]
+        return [self._answer(question.items, question.stored, question.request.user) for question in questions]
 
     def retrieval_s(self) -> float:
         return 0.25
@@ -104,8 +104,8 @@ class FakeRanker:
         return [self._answer([r.item + "x"], [], "u1") for r in requests]
 
     def _answer(self, items: Sequence[str], stored: Sequence[HistoryEvent], user: str) -> Answer:
-        met = [event.item for event in stored]
-        scored = [Scored(item, len(item) + 100.0 * met.count(item)) for item in items]
+        seen = [event.item for event in stored]
+        scored = [Scored(item, len(item) + 100.0 * seen.count(item)) for item in items]
         return Answer(
             self.name, self.version, sorted(scored, key=lambda s: -s.score), cold_start=user == "new"
         )

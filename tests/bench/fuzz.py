@@ -67,7 +67,9 @@ def fuzz(site: Site, requests: int, seed: int = 0) -> tuple[Bars, dict[str, Any]
     return bars, {
         "requests": run.sent,
         "seconds": round(time.monotonic() - start, 1),
-        "statuses": {level: dict(sorted(found.items())) for level, found in sorted(run.statuses.items())},
+        "statuses": {
+            level: dict(sorted(of_level.items())) for level, of_level in sorted(run.statuses.items())
+        },
         "slowest_ms": round(1e3 * run.slowest_s),
         "private_mib": memory,
         "failures": run.failures,
@@ -84,23 +86,23 @@ def memory_of(site: Site) -> dict[str, float]:
             if process.name() == "haproxy" and process.status() != psutil.STATUS_ZOMBIE:
                 started[process.create_time()] = pid
     pids = {"replica": replica.pid, "haproxy": started[max(started)]}
-    found = {name: round(private(pid) / 2**20, 2) for name, pid in pids.items()}
+    mib = {name: round(private(pid) / 2**20, 2) for name, pid in pids.items()}
     caches = caches_mib(site.service.url)
-    return {**found, "caches": caches, "counted": round(sum(found.values()) - caches, 2)}
+    return {**mib, "caches": caches, "counted": round(sum(mib.values()) - caches, 2)}
 
 
 def caches_mib(url: str) -> float:
     """What a service says that its caches take."""
-    found = re.findall(r"^rayrec_cache_bytes\{.*\} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
-    return round(sum(map(float, found)) / 2**20, 2)
+    sizes = re.findall(r"^rayrec_cache_bytes\{.*\} (\S+)$", httpx.get(f"{url}/metrics").text, re.MULTILINE)
+    return round(sum(map(float, sizes)) / 2**20, 2)
 
 
 class Run:
     """What was sent and what became of it: statuses by level, 0 where the server closed without an answer."""
 
     def __init__(self, url: str, fuzzer: Fuzzer) -> None:
-        place = urlsplit(url)
-        self.host, self.port = str(place.hostname), int(place.port or 80)
+        address = urlsplit(url)
+        self.host, self.port = str(address.hostname), int(address.port or 80)
         self.fuzzer = fuzzer
         self.statuses: dict[str, Counter[int]] = {}
         self.sent = self.faults = self.hangs = 0
@@ -125,7 +127,9 @@ class Run:
         line = Line(self.host, self.port)
         for case in cases:
             start = time.perf_counter()
-            await self._settle(case, line, line.ask(case.content) if case.framed else line.tell(case.content))
+            await self._settle(
+                case, line, line.ask(case.content) if case.framed else line.send_raw(case.content)
+            )
             self.slowest_s = max(self.slowest_s, time.perf_counter() - start)
         line.close()
 
@@ -180,7 +184,7 @@ class Line:
             self.close()
         return answer.statuses(parser)
 
-    async def tell(self, content: bytes) -> list[int]:
+    async def send_raw(self, content: bytes) -> list[int]:
         """Send anything over a connection of its own, until the server closes it.
 
         The server may wait for more: the sender then ends its side, once nothing came for a while.
@@ -188,14 +192,14 @@ class Line:
         self.close()
         await self._open()
         self._write(content + LAST)
-        found = await self._read_all(QUIET_S)
+        answered = await self._read_all(QUIET_S)
         assert self._writer is not None
         with suppress(OSError):
             self._writer.write_eof()
-        found += await self._read_all()
+        answered += await self._read_all()
         self.close()
-        last = found.endswith(ALIVE)  # the answer to LAST
-        statuses = [int(status) for status in _STATUS.findall(found)]
+        last = answered.endswith(ALIVE)  # the answer to LAST
+        statuses = [int(status) for status in _STATUS.findall(answered)]
         return statuses[:-1] if last else statuses
 
     async def drip(self, slow: Slow) -> list[int]:
@@ -237,11 +241,11 @@ class Line:
 
     async def _read_all(self, quiet_s: float | None = None) -> bytes:
         """Until the server closes the connection, or sends nothing for so long."""
-        found = b""
+        content = b""
         with suppress(TimeoutError):
             while piece := await asyncio.wait_for(self._read(), quiet_s):
-                found += piece
-        return found
+                content += piece
+        return content
 
 
 class _Answer:

@@ -134,15 +134,15 @@ class Fuzzer:
         return Case("bytes", post(path, self._spoilt(encoded(body))), True)
 
     def _spoilt(self, content: bytes) -> bytes:
-        pick, found = self.random, bytearray(content)
+        pick, spoilt = self.random, bytearray(content)
         for _ in range(pick.choice((1, 1, 2, 5, 20))):
-            place = pick.randrange(len(found) + 1)
-            end = min(len(found), place + pick.randint(1, 10))
+            start = pick.randrange(len(spoilt) + 1)
+            end = min(len(spoilt), start + pick.randint(1, 10))
             piece = pick.choice(
-                (b"", found[place:end] * 2, pick.randbytes(2), b'"', b"{", b"]", b"\x00", b"\n")
+                (b"", spoilt[start:end] * 2, pick.randbytes(2), b'"', b"{", b"]", b"\x00", b"\n")
             )
-            found[place:end] = piece
-        return bytes(found[: pick.randrange(len(found) + 1)] if pick.random() < 0.1 else found)
+            spoilt[start:end] = piece
+        return bytes(spoilt[: pick.randrange(len(spoilt) + 1)] if pick.random() < 0.1 else spoilt)
 
     def _structure(self) -> Case:
         path, body = self.good()
@@ -158,17 +158,17 @@ class Fuzzer:
         pick = self.random
         if not isinstance(node, dict | list) or not node or pick.random() < 0.2:
             return pick.choice(ODD)
-        places = list(node) if isinstance(node, dict) else list(range(len(node)))
-        place, deed = pick.choice(places), pick.random()
+        keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+        key, deed = pick.choice(keys), pick.random()
         copy: Any = dict(node) if isinstance(node, dict) else list(node)
         if deed < 0.7:
-            copy[place] = self._changed(node[place])
+            copy[key] = self._changed(node[key])
         elif deed < 0.85:
-            del copy[place]
+            del copy[key]
         elif isinstance(copy, dict):
             copy[pick.choice(NAMES)] = pick.choice(ODD)
         else:
-            copy.insert(place, pick.choice(ODD))
+            copy.insert(key, pick.choice(ODD))
         return copy
 
     def _headers(self) -> Case:
@@ -176,7 +176,7 @@ class Fuzzer:
         pick, content = self.random, encoded(body)
         lines = [pick.choice(HEADERS) + b": " + pick.choice(VALUES) for _ in range(pick.choice((1, 1, 2, 5)))]
         if pick.random() < 0.05:
-            lines += [b"X-%d: y" % place for place in range(pick.choice((90, 200, 2000)))]
+            lines += [b"X-%d: y" % number for number in range(pick.choice((90, 200, 2000)))]
         own = b"Content-Type: application/json\r\nContent-Length: %d" % len(content)
         joined = b"\r\n".join([*lines, own] if pick.random() < 0.5 else [own, *lines])
         return Case("headers", head(b"POST", path.encode()) + joined + b"\r\n\r\n" + content, False)
@@ -197,7 +197,7 @@ class Fuzzer:
         chunked = (
             head(b"POST", path.encode()) + b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n"
         )
-        found = pick.choice(
+        sent = pick.choice(
             (
                 whole.replace(
                     length, b"Content-Length: %d" % pick.choice((0, 1, len(content) - 1, len(content) + 9))
@@ -220,13 +220,13 @@ class Fuzzer:
                 chunked + b"Content-Length: 4\r\n\r\n" + pick.choice(CHUNKS),
             )
         )
-        return Case("framing", found, False)
+        return Case("framing", sent, False)
 
 
 def encoded(body: Any) -> bytes:
     """JSON, and the tokens in it as they are."""
     text = json.dumps(body)
-    return re.sub(r'"@@(.*?)@@"', lambda found: found[1].replace('\\"', '"'), text).encode()
+    return re.sub(r'"@@(.*?)@@"', lambda match: match[1].replace('\\"', '"'), text).encode()
 
 
 def head(method: bytes, path: bytes) -> bytes:

@@ -55,7 +55,7 @@ class Bench:
         self.world, self.seconds = world, seconds
         self.requests = world.requests(CHECKED)
         answers = Ranker.open(world.folder / "bundle").rank(self.requests)
-        self.served = [{one.item: one.score for one in answer.items} for answer in answers]
+        self.served = [{scored.item: scored.score for scored in answer.items} for answer in answers]
         self.exact = world.exact(self.requests)
 
     def rounding(self) -> float:
@@ -64,10 +64,14 @@ class Bench:
 
     def turn(self, name: str) -> report.Turn:
         load = os.getloadavg()[0]
-        found = self._limit() if name == LIMIT else self._server(name)
-        rates = [figures["requests_per_s"] for one in found["closed"].values() for figures in one.values()]
+        figures = self._limit() if name == LIMIT else self._server(name)
+        rates = [
+            of_setting["requests_per_s"]
+            for by_connections in figures["closed"].values()
+            for of_setting in by_connections.values()
+        ]
         say(f"{name}: {', '.join(f'{rate:,.0f}' for rate in rates)} requests/s")
-        return {**found, "load_before": load}  # type: ignore[typeddict-item]
+        return {**figures, "load_before": load}  # type: ignore[typeddict-item]
 
     def _limit(self) -> dict[str, Any]:
         world = self.world
@@ -115,7 +119,7 @@ def measure(names: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]
         "seconds": seconds,
         "notes": f"{NOTES} int8 changes a score by at most {bench.rounding():.2g}.",
         "int8_difference": bench.rounding(),
-        "systems": {name: report.medians(found) for name, found in turns.items()},
+        "systems": {name: report.medians(of_system) for name, of_system in turns.items()},
     }
 
 
@@ -143,12 +147,12 @@ def versions() -> dict[str, str]:
         "bentoml": ("bentoml",),
         "ray_serve": ("ray",),
     }
-    found = {name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "msgspec")}
+    installed = {name: importlib.metadata.version(name) for name in ("onnxruntime", "numpy", "msgspec")}
     for peer, packages in wanted.items():
         lines = (PINS / f"requirements-{peer}.txt").read_text().split()
         pins = dict(line.split("==") for line in lines)
-        found |= {package: pins[package] for package in packages}
-    return found
+        installed |= {package: pins[package] for package in packages}
+    return installed
 
 
 def write(result: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ SCRIPT = Path(__file__).parent / "serving_peers" / "rank.lua"
 CONNECTIONS = 256  # of the Poisson arrivals at most; what exceeds them waits
 OPENED_BEFORE = 64  # so that opening them is not measured
 PATIENCE_S = 10.0
-_places = count(0, 1_000_003)  # where a run begins in the pairs of users and lists
+_numbers = count(0, 1_000_003)  # where a run begins in the pairs of users and lists
 Figures = dict[str, float]
 
 
@@ -51,8 +51,8 @@ class Target(NamedTuple):
         """Bodies without end, ever new."""
         users, lists = self.users.read_text().split("\n"), self.lists.read_text().split("\n")
         form = f'{self.opening}{{"user":"%s","{self.field}":%s}}{self.closing}'
-        places = count(next(_places))
-        return ((form % (users[p % len(users)], lists[p % len(lists)])).encode() for p in places)
+        numbers = count(next(_numbers))
+        return ((form % (users[n % len(users)], lists[n % len(lists)])).encode() for n in numbers)
 
 
 def post(path: str, body: bytes) -> bytes:
@@ -76,12 +76,12 @@ def wrk(target: Target, connections: int, seconds: float) -> Figures:
     command = [binary, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", str(SCRIPT)]
     command += ["--timeout", "10s", f"http://127.0.0.1:{target.port}{target.path}", "--"]
     command += [str(target.users), str(target.lists), target.field, target.opening, target.closing]
-    command += [str(next(_places))]
+    command += [str(next(_numbers))]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = json.loads(output.rpartition("RESULT ")[2])
-    if not found["answered"]:
+    counts = json.loads(output.rpartition("RESULT ")[2])
+    if not counts["answered"]:
         raise SystemExit(f"{target.path} with {connections} connections: {output}")
-    return {"requests_per_s": found.pop("answered") / found.pop("microseconds") * 1e6, **found}
+    return {"requests_per_s": counts.pop("answered") / counts.pop("microseconds") * 1e6, **counts}
 
 
 def poisson(target: Target, rate: float, seconds: float, seed: int = 0) -> Figures:
@@ -97,12 +97,12 @@ def arrivals(target: Target, due: list[float]) -> Figures:
         program itself sent at its 99th percentile, which the latencies include.
     """
     answers = answered(target.port, target.requests(), due, CONNECTIONS)
-    latencies = [one.seconds for one in answers if one.status]
+    latencies = [answer.seconds for answer in answers if answer.status]
     if not latencies:
         raise SystemExit(f"{target.path}: no request was answered")
     p50, p95, p99 = np.percentile(latencies, [50, 95, 99]) * 1000
-    late = float(np.percentile([one.late for one in answers], 99)) * 1000
-    failed = sum(one.status != 200 for one in answers)
+    late = float(np.percentile([answer.late for answer in answers], 99)) * 1000
+    failed = sum(answer.status != 200 for answer in answers)
     return {"p50_ms": p50, "p95_ms": p95, "p99_ms": p99, "failed": failed, "late_ms": late}
 
 
@@ -244,7 +244,7 @@ class _Arrivals:
         self.answers.append(Answered(sent.due - self.start, seconds, status, sent.late))
 
     def _close(self) -> None:
-        for sent in (*(one.asked for one in self.busy.values()), *self.waiting):
+        for sent in (*(busy.asked for busy in self.busy.values()), *self.waiting):
             self._answered(sent, 0)  # not in time
         for connection in (*self.free, *self.busy.values()):
             connection.socket.close()

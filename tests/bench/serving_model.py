@@ -55,14 +55,14 @@ class World:
     @torch.no_grad()
     def exact(self, requests: Sequence[RankRequest]) -> list[dict[str, float]]:
         """What the model scores in float32, by item."""
-        user = torch.tensor([_row(one.user) for one in requests])
-        items = torch.tensor([[_row(item) for item in one.items] for one in requests])
+        user = torch.tensor([_row(request.user) for request in requests])
+        items = torch.tensor([[_row(item) for item in request.items] for request in requests])
         nothing = torch.zeros(len(requests), EVENTS, dtype=torch.int64)
         history = History(nothing, nothing, nothing.float())
         batch = Batch(user, items, history, torch.zeros(len(requests), 0), torch.zeros(items.shape))
         return [
-            dict(zip(one.items, scores, strict=True))
-            for one, scores in zip(requests, self.model(batch).tolist(), strict=True)
+            dict(zip(request.items, scores, strict=True))
+            for request, scores in zip(requests, self.model(batch).tolist(), strict=True)
         ]
 
 

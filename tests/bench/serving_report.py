@@ -40,13 +40,13 @@ def medians(turns: Sequence[Turn]) -> dict[str, Any]:
         for path in turns[0]["closed"]
     }
     best = {
-        c: max((found[c] for found in variants.values()), key=lambda figures: figures["requests_per_s"])
+        c: max((figures[c] for figures in variants.values()), key=lambda figures: figures["requests_per_s"])
         for c in map(str, CONNECTIONS)
     }
-    found = {load: _median([turn["open"][load] for turn in turns]) for load in turns[0]["open"]}
+    arrivals = {load: _median([turn["open"][load] for turn in turns]) for load in turns[0]["open"]}
     return {
         **best,
-        "open": found,
+        "open": arrivals,
         "variants": variants,
         "difference": max(turn["difference"] for turn in turns),
         "turns": list(turns),
@@ -54,7 +54,7 @@ def medians(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def _median(rounds: Sequence[Figures]) -> Figures:
-    return {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+    return {key: statistics.median(figures[key] for figures in rounds) for key in rounds[0]}
 
 
 def ratios(systems: Mapping[str, Any]) -> dict[str, dict[str, float]]:
@@ -71,7 +71,11 @@ def ratios(systems: Mapping[str, Any]) -> dict[str, dict[str, float]]:
 
 def bars(systems: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Those of the systems that took part."""
-    values = {f"{peer}_{c}": x for peer, found in ratios(systems).items() for c, x in found.items()}
+    values = {
+        f"{peer}_{c}": x
+        for peer, by_connections in ratios(systems).items()
+        for c, x in by_connections.items()
+    }
     if "fastapi" in systems:
         values[P50] = systems["ours"]["1"]["p50_ms"] / systems["fastapi"]["1"]["p50_ms"]
     return [
@@ -107,13 +111,13 @@ def markdown(result: Mapping[str, Any]) -> str:
         + " | ".join(f"{c} connection{'s'[: c - 1]}" for c in CONNECTIONS)
         + " | ours over it |",
         "|---|---|---|---|---|",
-        *(_rates(name, found, result["ratios"].get(name)) for name, found in systems.items()),
+        *(_rates(name, system, result["ratios"].get(name)) for name, system in systems.items()),
         "",
         "Requests a second, and the median latency in ms. " + figures["notes"],
         "",
         "| arrivals by chance at | " + " | ".join(f"{load} % of capacity" for load in LOADS) + " |",
         "|---|---|---|",
-        *(_arrivals(name, found["open"]) for name, found in systems.items() if found["open"]),
+        *(_arrivals(name, system["open"]) for name, system in systems.items() if system["open"]),
         "",
         "p50 / p95 / p99 in ms from the moment that a request was due, at so many requests a second. "
         f"The program that sends was late by up to {_latest(systems):.1f} ms at its 99th percentile.",
@@ -124,14 +128,17 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _latest(systems: Mapping[str, Any]) -> float:
-    return max((one["late_ms"] for found in systems.values() for one in found["open"].values()), default=0.0)
+    return max(
+        (figures["late_ms"] for system in systems.values() for figures in system["open"].values()),
+        default=0.0,
+    )
 
 
-def _rates(name: str, found: Mapping[str, Any], ratio: Mapping[str, float] | None) -> str:
+def _rates(name: str, system: Mapping[str, Any], ratio: Mapping[str, float] | None) -> str:
     cells = []
     for c in map(str, CONNECTIONS):
-        latency = f" ({found[c]['p50_ms']:.2f})" if "p50_ms" in found[c] else ""
-        cells.append(f"{found[c]['requests_per_s']:,.0f}{latency}{_failed(found[c])}")
+        latency = f" ({system[c]['p50_ms']:.2f})" if "p50_ms" in system[c] else ""
+        cells.append(f"{system[c]['requests_per_s']:,.0f}{latency}{_failed(system[c])}")
     return f"| {name} | {' | '.join(cells)} | {' / '.join(f'{x:.2f}' for x in (ratio or {}).values())} |"
 
 
@@ -139,22 +146,22 @@ def _failed(figures: Figures) -> str:
     return f", {figures['failed']:.0f} failed" if figures.get("failed") else ""
 
 
-def _arrivals(name: str, found: Mapping[str, Figures]) -> str:
+def _arrivals(name: str, by_load: Mapping[str, Figures]) -> str:
     cells = []
     for load in map(str, LOADS):
-        one = found[load]
-        cell = " / ".join(f"{one[f'p{p}_ms']:.1f}" for p in (50, 95, 99))
-        cells.append(f"{cell} at {one['rate']:,.0f}{_failed(one)}")
+        figures = by_load[load]
+        cell = " / ".join(f"{figures[f'p{p}_ms']:.1f}" for p in (50, 95, 99))
+        cells.append(f"{cell} at {figures['rate']:,.0f}{_failed(figures)}")
     return f"| {name} | {' | '.join(cells)} |"
 
 
 def _variants(systems: Mapping[str, Any]) -> list[str]:
     lines = []
-    for name, found in systems.items():
-        if len(found["variants"]) > 1:
+    for name, system in systems.items():
+        if len(system["variants"]) > 1:
             rates = {
-                path: ", ".join(f"{figures['requests_per_s']:,.0f}" for figures in one.values())
-                for path, one in found["variants"].items()
+                path: ", ".join(f"{figures['requests_per_s']:,.0f}" for figures in by_connections.values())
+                for path, by_connections in system["variants"].items()
             }
             each = "; ".join(f"{path} {text}" for path, text in rates.items())
             lines.append(f"{name} by variant, the faster counts at each: {each}.")

@@ -170,8 +170,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         process.kill()
         process.wait()
     _, left = psutil.wait_procs(below, 5)
-    for one in left:
-        one.kill()
+    for process_left in left:
+        process_left.kill()
     psutil.wait_procs(left, 5)
 
 
@@ -194,7 +194,7 @@ def ask(client: httpx.Client, target: Target, request: RankRequest) -> dict[str,
         [ranking] = msgspec.json.decode(content, type=list[_Ranking])
     else:
         ranking = msgspec.json.decode(content, type=_Ranking)
-    return {one.item: one.score for one in ranking.items}
+    return {scored.item: scored.score for scored in ranking.items}
 
 
 def largest_difference(
@@ -206,8 +206,8 @@ def largest_difference(
     return max(difference(*pair) for pair in zip(answers, expected, strict=True))
 
 
-def difference(found: Mapping[str, float], expected: Mapping[str, float]) -> float:
+def difference(scores: Mapping[str, float], expected: Mapping[str, float]) -> float:
     """Largest difference of two scores of an item; infinite where the items are not the same."""
-    if found.keys() != expected.keys():
+    if scores.keys() != expected.keys():
         return float("inf")
-    return max(abs(found[item] - score) / max(1.0, abs(score)) for item, score in expected.items())
+    return max(abs(scores[item] - score) / max(1.0, abs(score)) for item, score in expected.items())

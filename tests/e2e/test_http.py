@@ -112,9 +112,9 @@ def test_feedback_changes_the_next_answer_of_that_user_alone(client: Client) -> 
 def test_a_new_item_is_known_at_once(service: Service, client: Client) -> None:
     assert client.put_item("new/1").ranked_by in ("content", "nothing")
     best = client.recommend(RecommendRequest("u5", k=41, exclude_seen=False)).items
-    (found,) = [one for one in best if one.item == "new/1"]
+    (new,) = [scored for scored in best if scored.item == "new/1"]
     answer = client.rank(RankRequest("u5", ["new/1"]))
-    assert answer.cold_start and answer.items[0].score == pytest.approx(found.score, abs=1e-4)
+    assert answer.cold_start and answer.items[0].score == pytest.approx(new.score, abs=1e-4)
     assert client.similar(SimilarRequest("new/1", k=3)).cold_start is False
     with Client(service.url, "wrong") as stranger, pytest.raises(RequestError, match="401"):
         stranger.put_item("new/2")
@@ -192,15 +192,15 @@ def test_what_is_odd_but_harmless_is_answered(service: Service, client: Client) 
     assert sorted(scored.item for scored in answer.items) == sorted(ids)  # each once
     assert answer.cold_start
     twice = b'{"user":"u2","items":["i1"],"user":"u1","items":["i2","i3"]}'
-    found = httpx.post(f"{service.url}/v1/rank", content=twice, headers=JSON)
-    assert {scored["item"] for scored in found.json()["items"]} == {"i2", "i3"}  # the last one counts
+    response = httpx.post(f"{service.url}/v1/rank", content=twice, headers=JSON)
+    assert {scored["item"] for scored in response.json()["items"]} == {"i2", "i3"}  # the last one counts
 
 
 def test_it_keeps_to_its_openapi_document(service: Service) -> None:
-    found = conformance.check(service.url, {"X-API-Key": KEY}, examples=20)
+    statuses = conformance.check(service.url, {"X-API-Key": KEY}, examples=20)
     for path in ("/v1/rank", "/v1/recommend", "/v1/similar", "/v1/feedback"):
-        assert found[path, 202 if path == "/v1/feedback" else 200], "good ones were sent"
-        assert found[path, 422], "and bad ones"
+        assert statuses[path, 202 if path == "/v1/feedback" else 200], "good ones were sent"
+        assert statuses[path, 422], "and bad ones"
 
 
 @pytest.mark.parametrize(("path", "status"), [("/v1/rank", 413), ("/v1/nothing", 404)])

@@ -30,8 +30,8 @@ class Parsed:
 
 
 def test_the_same_seed_draws_the_same_requests_of_every_level() -> None:
-    one, same, other = (Fuzzer(seed, USERS, ITEMS) for seed in (1, 1, 2))
-    drawn = [one.draw() for _ in range(500)]
+    first, same, other = (Fuzzer(seed, USERS, ITEMS) for seed in (1, 1, 2))
+    drawn = [first.draw() for _ in range(500)]
     assert drawn == [same.draw() for _ in range(500)]
     assert drawn != [other.draw() for _ in range(500)]
     assert {case.level for case in drawn} == {"good", "bytes", "structure", "headers", "line", "framing"}
@@ -135,4 +135,4 @@ def test_a_closed_connection_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(fuzz, "QUIET_S", 0.05)
     closing = run_against(_closing, 20)
     assert (closing.sent, closing.faults, closing.hangs) == (20, 0, 0)
-    assert {status for found in closing.statuses.values() for status in found} == {0}
+    assert {status for of_level in closing.statuses.values() for status in of_level} == {0}

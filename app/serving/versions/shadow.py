@@ -21,7 +21,7 @@ from app.events import HistoryEvent
 from app.serving.versions.stats import BOUNDS, Comparison
 
 WAITING = 8  # comparisons at most; more requests are not compared
-GAP_S = 0.1  # with so little traffic that none was compared for so long, the next request is
+GAP_S = 0.1  # where none was compared for so long, the next request is, however little traffic there is
 BEST = 10
 Ranking = RankRequest | RecommendRequest
 Array = npt.NDArray[Any]
@@ -37,7 +37,7 @@ class Shadow:
     def __init__(self, every: int) -> None:
         self.every = every
         self._last = 0.0
-        self._room = threading.BoundedSemaphore(WAITING)
+        self._waiting = threading.BoundedSemaphore(WAITING)
         self._thread = ThreadPoolExecutor(1, "shadow")
 
     def offer(
@@ -47,7 +47,7 @@ class Shadow:
         now = time.monotonic()
         # By chance, because traffic has rhythms: each twentieth request may be the same few users'.
         sampled = random.random() * self.every < 1 or now - self._last > GAP_S
-        if sampled and self._room.acquire(blocking=False):
+        if sampled and self._waiting.acquire(blocking=False):
             self._last = now
             self._thread.submit(self._run, old, new, into, request, stored)
 
@@ -59,7 +59,7 @@ class Shadow:
             if best is not None:
                 into.scores.add(best)
         finally:
-            self._room.release()
+            self._waiting.release()
 
 
 def compare(
@@ -77,7 +77,7 @@ def compare(
         request = msgspec.structs.replace(request, k=None, explain=False)
     try:
         before, old_seconds = _timed(old, request, stored)
-    except Exception:  # of the running version: says nothing of the new one
+    except Exception:  # of the running version: it shows nothing about the new one
         return None
     into.count += 1
     try:
@@ -85,7 +85,7 @@ def compare(
     except Exception:  # whatever it is, the running version has answered
         into.errors += 1
         return None
-    if not all(math.isfinite(one.score) for one in after.items):
+    if not all(math.isfinite(scored.score) for scored in after.items):
         into.errors += 1
         return None
     into.old_times[bisect_left(BOUNDS, old_seconds)] += 1
@@ -106,15 +106,15 @@ def _timed(ranker: Ranker, request: Ranking, stored: Sequence[HistoryEvent]) -> 
 
 
 def _common(before: Answer, after: Answer) -> float:
-    first, second = ({one.item for one in answer.items[:BEST]} for answer in (before, after))
+    first, second = ({scored.item for scored in answer.items[:BEST]} for answer in (before, after))
     return len(first & second) / len(first) if first else 1.0
 
 
 def _correlation(before: Answer, after: Answer) -> float | None:
-    """None where the running version tells no candidate from another."""
-    scores = {one.item: one.score for one in after.items}
-    first = _ranks(np.array([one.score for one in before.items]))
-    second = _ranks(np.array([scores[one.item] for one in before.items]))
+    """None where all candidates have the same score in the running version."""
+    scores = {scored.item: scored.score for scored in after.items}
+    first = _ranks(np.array([scored.score for scored in before.items]))
+    second = _ranks(np.array([scores[scored.item] for scored in before.items]))
     if np.ptp(first) == 0:
         return None
     return float(np.corrcoef(first, second)[0, 1]) if np.ptp(second) else 0.0
@@ -122,5 +122,5 @@ def _correlation(before: Answer, after: Answer) -> float | None:
 
 def _ranks(values: Array) -> Array:
     """Ranks, the mean rank for equal values."""
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[place])
+    _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[group])

@@ -25,14 +25,14 @@ class Scores(msgspec.Struct):
     squares: float = 0.0
 
     def add(self, score: float) -> None:
-        """Count one score."""
+        """Count one more score."""
         self.count += 1
         self.sum += score
         self.squares += score * score
 
     @property
     def mean(self) -> float:
-        """Their mean; 0 without any."""
+        """The mean of the scores; 0 without any."""
         return self.sum / self.count if self.count else 0.0
 
     @property
@@ -42,7 +42,7 @@ class Scores(msgspec.Struct):
 
 
 class VersionStats(msgspec.Struct):
-    """Answers of a version: how many, faults of ours, times until answered, best scores."""
+    """The answers of a version: how many, faults of ours, times until answered, best scores."""
 
     requests: int = 0
     errors: int = 0
@@ -59,7 +59,7 @@ class VersionStats(msgspec.Struct):
 class Comparison(msgspec.Struct):
     """Requests scored by the running version and by a new one.
 
-    `judged` of them tell how far both agree; `agreement` and `common` are sums of rank
+    `judged` of them show how far both agree; `agreement` and `common` are sums of rank
     correlations (-1 to 1) and of shares of the best ten (0 to 1). `scores` are the new one's.
     """
 
@@ -73,18 +73,18 @@ class Comparison(msgspec.Struct):
     scores: Scores = msgspec.field(default_factory=Scores)
 
 
-def plus(one: T, other: T, sign: int = 1) -> T:
+def plus(first: T, second: T, sign: int = 1) -> T:
     """The sum of two structures field by field; their difference with sign -1."""
-    pairs = zip(msgspec.structs.astuple(one), msgspec.structs.astuple(other), strict=True)
-    return type(one)(*(_plus(a, b, sign) for a, b in pairs))
+    pairs = zip(msgspec.structs.astuple(first), msgspec.structs.astuple(second), strict=True)
+    return type(first)(*(_plus(a, b, sign) for a, b in pairs))
 
 
-def _plus(one: Any, other: Any, sign: int) -> Any:
-    if isinstance(one, msgspec.Struct):
-        return plus(one, other, sign)
-    if isinstance(one, list):
-        return [a + sign * b for a, b in zip(one, other, strict=True)]
-    return one + sign * other
+def _plus(first: Any, second: Any, sign: int) -> Any:
+    if isinstance(first, msgspec.Struct):
+        return plus(first, second, sign)
+    if isinstance(first, list):
+        return [a + sign * b for a, b in zip(first, second, strict=True)]
+    return first + sign * second
 
 
 def quantile_ms(times: list[int], share: float) -> float:

@@ -70,16 +70,17 @@ def test_a_broken_line_is_a_problem_in_its_place_and_the_others_are_answered(
     broken: list[Any] = [b"{", b"[1]", b'{"user": "u", "items": ["\xff"]}', b'{"user": 1}', b'{"user": ""}']
     for text, status in zip(broken, (400, 422, 400, 422, 422), strict=True):
         good = lines(RANK)
-        found = batch(make(), good + b"\r\n" + text + b"\n" + good)
-        assert [one.get("status", 200) for one in found] == [200, status, 200]
-        assert found[1]["line"] == 3  # as an editor counts
+        answered = batch(make(), good + b"\r\n" + text + b"\n" + good)
+        assert [answer.get("status", 200) for answer in answered] == [200, status, 200]
+        assert answered[1]["line"] == 3  # as an editor counts
     assert batch(make(), lines({"user": "boom"}))[0]["status"] == 500
 
 
 def test_a_line_that_is_too_long_is_refused_alone(make: Callable[..., Replica]) -> None:
     long = json.dumps({"user": "u", "items": ["x" * 200] * 20}).encode() + b"\n"
-    found = batch(make(max_body_bytes=2000), long + lines(RANK) + long)
-    assert [(one.get("status", 200), one.get("line")) for one in found] == [(413, 1), (200, None), (413, 3)]
+    answered = batch(make(max_body_bytes=2000), long + lines(RANK) + long)
+    statuses = [(answer.get("status", 200), answer.get("line")) for answer in answered]
+    assert statuses == [(413, 1), (200, None), (413, 3)]
 
 
 def test_nothing_gets_nothing(make: Callable[..., Replica]) -> None:
@@ -97,19 +98,19 @@ def test_what_is_no_batch_is_refused(make: Callable[..., Replica]) -> None:
 
     async def statuses() -> list[int]:
         key = {"X-API-Key": "sesame"}
-        found = [
+        responses = [
             await post(replica, lines(RANK)),
             await post(replica, lines(RANK), **key, **{"Content-Type": "application/json"}),
             await post(replica, lines(RANK), **key, **{"Content-Encoding": "gzip"}),
         ]
         replica.bulk.streams = 1
-        found.append(await post(replica, lines(RANK), **key))
-        assert found[-1].headers["retry-after"] == "1"
+        responses.append(await post(replica, lines(RANK), **key))
+        assert responses[-1].headers["retry-after"] == "1"
         replica.bulk.streams = 0
-        found.append(await post(replica, lines(RANK), **key))
+        responses.append(await post(replica, lines(RANK), **key))
         async with httpx.AsyncClient(transport=transport(replica), base_url="http://test") as client:
-            found.append(await client.get(PATH))
-        return [one.status_code for one in found]
+            responses.append(await client.get(PATH))
+        return [response.status_code for response in responses]
 
     assert asyncio.run(statuses()) == [401, 415, 415, 429, 200, 405]
     assert replica.bulk.streams == 0
@@ -123,9 +124,9 @@ def test_more_lines_than_allowed_end_the_batch(make: Callable[..., Replica]) -> 
             read.append(count)
             yield lines({"user": "u"})
 
-    found = batch(make(max_bulk_lines=20), endless())
-    assert [one.get("status", 200) for one in found] == [200] * 20 + [413]
-    assert found[-1]["line"] == 21
+    answered = batch(make(max_bulk_lines=20), endless())
+    assert [answer.get("status", 200) for answer in answered] == [200] * 20 + [413]
+    assert answered[-1]["line"] == 21
     assert len(read) < 30
 
 
@@ -140,9 +141,9 @@ def test_silence_ends_the_batch(make: Callable[..., Replica], more: bytes | None
             yield more
         await asyncio.Event().wait()
 
-    found = batch(make(request_timeout_s=0.1), stuck())
-    assert [one.get("status", 200) for one in found] == [200, 408]
-    assert found[1]["line"] == 2
+    answered = batch(make(request_timeout_s=0.1), stuck())
+    assert [answer.get("status", 200) for answer in answered] == [200, 408]
+    assert answered[1]["line"] == 2
 
 
 async def talk(
@@ -276,9 +277,9 @@ def test_items_in_an_id_do_not_make_a_ranking() -> None:
 def test_pieces_make_no_difference(texts: list[bytes], cuts: list[int]) -> None:
     whole = b"\n".join(texts)
     edges = [0, *sorted(min(cut, len(whole)) for cut in cuts), len(whole)]
-    cutter, found = Lines(5), []
+    cutter, numbered = Lines(5), []
     for start, end in itertools.pairwise(edges):
-        found += cutter.feed(whole[start:end])
-    found += cutter.end()
+        numbered += cutter.feed(whole[start:end])
+    numbered += cutter.end()
     wanted = [(n, text if len(text) <= 5 else None) for n, text in enumerate(texts, 1)]
-    assert found == [(n, text) for n, text in wanted if text is None or text.strip()]
+    assert numbered == [(n, text) for n, text in wanted if text is None or text.strip()]

@@ -125,12 +125,12 @@ def test_a_service_that_is_not_there(run: Callable[..., Any]) -> None:
 
 def lines_of(request: httpx.Request) -> httpx.Response:
     """Answers a batch as the service does, and a user "bad" with a problem."""
-    found = []
+    answers = []
     for number, line in enumerate(request.content.splitlines(), 1):
         user = json.loads(line)["user"]
         bad = {"title": "t", "status": 422, "detail": "wrong", "line": number}
-        found.append(bad if user == "bad" else {**ANSWER, "model": user})
-    return httpx.Response(200, content=b"\n".join(json.dumps(one).encode() for one in found))
+        answers.append(bad if user == "bad" else {**ANSWER, "model": user})
+    return httpx.Response(200, content=b"\n".join(json.dumps(answer).encode() for answer in answers))
 
 
 def batch(run: Callable[..., Any], reply: Reply, requests: Iterable[RankRequest]) -> list[Any]:
@@ -162,8 +162,8 @@ def test_a_batch_of_any_length_is_sent_in_portions(run: Callable[..., Any]) -> N
             taken.append(count)
             yield RankRequest(f"u{count}", ["i" * (100_000 if count == 1500 else 50)])
 
-    found = batch(run, reply, requests())
-    assert [answer.model for answer in found] == [f"u{count}" for count in range(3000)]
+    answers = batch(run, reply, requests())
+    assert [answer.model for answer in answers] == [f"u{count}" for count in range(3000)]
     assert sorted(sizes)[-2] <= client_module.BATCH_BYTES < sorted(sizes)[-1]
 
 
@@ -196,7 +196,7 @@ def test_every_call_against_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path:
             assert await client.feedback([Event("u", "a"), Event("u", "b")]) == 2
             assert (await client.similar(SimilarRequest("a"))).items[0].item == "ax"
             wanted = [RankRequest("u", ["a", "bb", "ccc"]), RecommendRequest(""), RecommendRequest("u", 2)]
-            first, wrong, last = [one async for one in client.batch_rank(wanted)]
+            first, wrong, last = [answer async for answer in client.batch_rank(wanted)]
             assert isinstance(first, Answer) and first.items[0].item == "a"  # of the feedback
             assert isinstance(wrong, RequestError)
             assert isinstance(last, Answer) and len(last.items) == 2

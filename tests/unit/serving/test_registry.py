@@ -63,14 +63,14 @@ def talk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundles: dict[str, str
     """Runs a conversation with a replica of all three, of which 2 MiB may be loaded."""
     opener = Opener()
 
-    async def run(said: Talk) -> None:
+    async def run(converse: Talk) -> None:
         settings = Serve(models=bundles, models_mb=2.0, request_timeout_s=5)
         replica = fake_replica(monkeypatch, tmp_path, settings)
         monkeypatch.setattr(module.Ranker, "open", opener)
         async with Client(transport=transport(replica), base_url="http://test") as client:
-            await said(replica, client, opener)
+            await converse(replica, client, opener)
 
-    return lambda said: asyncio.run(run(said))
+    return lambda converse: asyncio.run(run(converse))
 
 
 async def rank(client: Client, name: str) -> httpx.Response:
@@ -78,7 +78,7 @@ async def rank(client: Client, name: str) -> httpx.Response:
 
 
 def test_a_model_is_loaded_with_its_first_call(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         before = (await client.get("/v2/models/news")).json()
         assert (before["state"], before["versions"]) == ("not loaded", [])
         answers = [(await rank(client, "news")).json() for _ in range(2)]
@@ -86,18 +86,18 @@ def test_a_model_is_loaded_with_its_first_call(talk: Callable[[Talk], None]) -> 
         assert opener.opened == ["news"]
         assert (await client.get("/v2/models/news/ready")).json()["state"] == "loaded"
         recommended = await client.post("/v1/models/news/recommend", json={"user": "u1", "k": 2})
-        assert [one["item"] for one in recommended.json()["items"]] == ["ccc", "bb"]
+        assert [scored["item"] for scored in recommended.json()["items"]] == ["ccc", "bb"]
         similar = await client.post("/v1/models/news/similar", json={"item": "a"})
         assert similar.json()["model"] == "news"
         text = (await client.get("/metrics")).text
         assert sample(text, "rayrec_model_info", model="news", version="v1") == 1
         assert sample(text, "rayrec_requests_total", route="/v1/models/news/rank", status="200") == 2
 
-    talk(said)
+    talk(converse)
 
 
 def test_the_main_model_has_its_own_name_too(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         plain = (await client.post("/v1/rank", json=RANK)).json()
         assert (await rank(client, "fake")).json() == plain
         similar = await client.post("/v1/models/fake/similar", json={"item": "a"})
@@ -106,20 +106,20 @@ def test_the_main_model_has_its_own_name_too(talk: Callable[[Talk], None]) -> No
         assert opener.opened == []
         assert {b"/v1/models/fake/rank", b"/v1/models/news/rank"} <= set(replica.hot_paths)
 
-    talk(said)
+    talk(converse)
 
 
 def test_an_unknown_name_is_told_of_with_those_that_there_are(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         for answer in (await rank(client, "bogus"), await client.get("/v2/models/bogus")):
             assert answer.status_code == 404
             assert "fake, news, films, large" in answer.json()["detail"]
 
-    talk(said)
+    talk(converse)
 
 
 def test_calls_wait_for_one_load_and_the_main_model_does_not(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         calls = [asyncio.create_task(rank(client, "news")) for _ in range(5)]
         while len(replica.models.models["news"].waiting) < 5:
@@ -130,25 +130,25 @@ def test_calls_wait_for_one_load_and_the_main_model_does_not(talk: Callable[[Tal
         assert {(await call).json()["model"] for call in calls} == {"news"}
         assert opener.opened == ["news"]
 
-    talk(said)
+    talk(converse)
 
 
 def test_a_call_that_waits_for_too_long_is_told_to_come_again(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
-        found: list[int] = []
-        call = Call("/v1/models/news/rank", "id", lambda status, *_: found.append(status), lambda *_: None)
+        statuses: list[int] = []
+        call = Call("/v1/models/news/rank", "id", lambda status, *_: statuses.append(status), lambda *_: None)
         replica.models.start("news", RANK_CALL, call, RankRequest("u1", ["a"]))
         replica.models._time_out(replica.models.models["news"], call)  # its timer runs out
         opener.gate.set()
         assert (await rank(client, "news")).json()["model"] == "news"
-        assert found == [503]
+        assert statuses == [503]
 
-    talk(said)
+    talk(converse)
 
 
 def test_calls_that_wait_leave_room_for_other_models(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         calls = [asyncio.create_task(rank(client, "news")) for _ in range(replica.capacity + 50)]
         statuses = [(await done).status_code for done in asyncio.as_completed(calls[replica.capacity // 4 :])]
@@ -157,34 +157,34 @@ def test_calls_that_wait_leave_room_for_other_models(talk: Callable[[Talk], None
         opener.gate.set()
         assert {(await call).status_code for call in calls[: replica.capacity // 4]} == {200}
 
-    talk(said)
+    talk(converse)
 
 
 def test_the_least_used_goes_where_the_limit_is_passed(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         replica.models.settings = replica.settings.model_copy(update={"models_mb": 1.5})
         for name in ("news", "films", "films", "news"):
             assert (await rank(client, name)).json()["model"] == name
         assert opener.opened == ["news", "films", "news"]
-        assert [one.model for one in replica.models.served()] == ["news"]
+        assert [version.model for version in replica.models.served()] == ["news"]
 
-    talk(said)
+    talk(converse)
 
 
 def test_one_that_exceeds_the_limit_alone_is_refused_and_drops_no_other(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         await rank(client, "news")
         refused = await rank(client, "large")
         assert refused.status_code == 503
         assert "3 MiB, serve.models_mb is 2" in refused.json()["detail"]
         assert opener.opened == ["news"]
-        assert [one.model for one in replica.models.served()] == ["news"]
+        assert [version.model for version in replica.models.served()] == ["news"]
 
-    talk(said)
+    talk(converse)
 
 
 def test_a_damaged_one_is_named_rests_and_is_tried_again(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         opener.damaged = {"news"}
         for _ in range(2):
             refused = await rank(client, "news")
@@ -196,11 +196,11 @@ def test_a_damaged_one_is_named_rests_and_is_tried_again(talk: Callable[[Talk], 
         opener.damaged, replica.models.models["news"].retry_at = set(), 0.0
         assert (await rank(client, "news")).json()["model"] == "news"
 
-    talk(said)
+    talk(converse)
 
 
 def test_a_load_that_is_cancelled_answers_the_calls_that_wait(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         opener.gate.clear()
         model = replica.models.models["news"]
         waiting = [asyncio.create_task(rank(client, "news")) for _ in range(3)]
@@ -215,13 +215,13 @@ def test_a_load_that_is_cancelled_answers_the_calls_that_wait(talk: Callable[[Ta
         model.retry_at = 0.0
         assert (await rank(client, "news")).json()["model"] == "news"
 
-    talk(said)
+    talk(converse)
 
 
 def test_one_who_cannot_be_answered_does_not_stop_those_that_wait_behind(
     talk: Callable[[Talk], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         def gone(*_: Any) -> None:
             raise OSError("the caller is gone")
 
@@ -236,26 +236,26 @@ def test_one_who_cannot_be_answered_does_not_stop_those_that_wait_behind(
         assert (await waiting).status_code == 503
         assert "lost could not be answered" in caplog.text
 
-    talk(said)
+    talk(converse)
 
 
 def test_events_are_stored_once_for_all_models(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         event = {"user": "u1", "item": "a", "event": "view", "timestamp": 1_700_000_000}
         assert (await client.post("/v1/feedback", json={"events": [event]})).status_code == 202
         for name in ("fake", "news"):
             assert (await rank(client, name)).json()["items"][0] == {"item": "a", "score": 101.0}
 
-    talk(said)
+    talk(converse)
 
 
 def test_a_wrong_request_is_refused_as_ever(talk: Callable[[Talk], None]) -> None:
-    async def said(replica: Replica, client: Client, opener: Opener) -> None:
+    async def converse(replica: Replica, client: Client, opener: Opener) -> None:
         answer = await client.post("/v1/models/news/rank", json={"user": "u1", "items": []})
         assert answer.status_code == 422
         assert (await client.get("/v1/models/news/rank")).status_code == 405
 
-    talk(said)
+    talk(converse)
 
 
 def test_two_models_have_two_names(bundles: dict[str, str]) -> None:

@@ -170,7 +170,7 @@ class Named(FakeRanker):
         answers = super().answer(questions)
         for answer in answers:
             answer.items[:] = [
-                type(one)(one.item, one.score + self.catalogue_version) for one in answer.items
+                type(scored)(scored.item, scored.score + self.catalogue_version) for scored in answer.items
             ]
         return answers
 
@@ -394,20 +394,20 @@ def test_without_time_the_last_answer_comes_before_the_popular_items(
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "context": {"timestamp": NOW}}
     (whole,) = service.answers(asked)
     assert not whole.degraded
-    met = whole.items[2].item
-    service.store.add("u3", met)
+    seen = whole.items[2].item
+    service.store.add("u3", seen)
     for step, label in ((FEWER, FEWER), (POPULAR, CACHED)):
         budget.step_ = step
         (answer,) = service.answers(asked)
         assert answer.degraded == label
-        assert met not in [one.item for one in answer.items]
-    assert answer.items == [one for one in whole.items if one.item != met]
+        assert seen not in [scored.item for scored in answer.items]
+    assert answer.items == [scored for scored in whole.items if scored.item != seen]
     (other,) = service.answers({**asked, "k": 7})  # never answered
     assert other.degraded == POPULAR
     assert service.metrics.degraded == {FEWER: 1, CACHED: 1, POPULAR: 1}
     budget.step_ = FULL
     (again,) = service.answers(asked)  # none of these was kept
-    assert not again.degraded and met not in [one.item for one in again.items]
+    assert not again.degraded and seen not in [scored.item for scored in again.items]
 
 
 def test_what_was_seen_comes_again_where_the_request_allows_it(
