@@ -66,6 +66,7 @@ def test_a_recipe_with_everything_round_trips() -> None:
         "test",
     )
     assert parse(tomllib.loads(to_toml(recipe)), "test") == recipe
+    assert recipe.override({"train.epochs": 3}).features == recipe.features
 
 
 @pytest.mark.parametrize(
