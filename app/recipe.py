@@ -69,7 +69,8 @@ class Data(Section):
     """Where the events are, what their columns mean, and how they are cleaned."""
 
     events: list[str] = Field(
-        default=[], description="files, folders, globs or URIs of events, or feedback (store:FOLDER, redis://HOST)"
+        default=[],
+        description="files, folders, globs or URIs of events, or feedback (store:FOLDER, redis://HOST)",
     )
     format: Literal["auto", "csv", "jsonl", "parquet"] = Field(
         "auto", description="format of the event files; auto: by their ending and content"
