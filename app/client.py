@@ -4,7 +4,7 @@
         client.rank(RankRequest(user="1", items=["a", "b"])).items
 
 Each call is written once, as a generator that yields what is to be done (send a request, or
-wait) and receives the outcome; the two clients differ only in who does it.
+wait) and receives the outcome; the two clients differ only in how it is done.
 """
 
 from __future__ import annotations
@@ -128,14 +128,14 @@ def _ready(base: _Base) -> Steps[dict[str, Any]]:
 
 
 def _batch(base: _Base, lines: Sequence[bytes]) -> Steps[list[Ranked]]:
-    """Answers to some lines of a batch, or the errors in their place."""
+    """Answers to some lines of a batch, or their errors."""
     response = yield from _send(base, calls.BATCH_RANK, b"\n".join(lines), {})
     answers = response.content.splitlines()
     if len(answers) != len(lines):
         raise MachineError(
             f"{len(lines)} lines were sent and {len(answers)} answered",
             where=str(response.url),
-            remedy="send them again; the log of the service may tell why",
+            remedy="send them again; see the log of the service",
         )
     return [_line(line, response) for line in answers]
 
@@ -216,14 +216,14 @@ class Client(_Base):
     def batch_rank(self, requests: Iterable[RankRequest | RecommendRequest]) -> Iterator[Ranked]:
         """Answers in the order of the requests, of which there may be any number.
 
-        A request that cannot be answered gets its error in its place. Requests are taken, sent
+        A request that cannot be answered gets its error instead. Requests are taken, sent
         and answered some at a time.
         """
         for lines in _portions(requests):
             yield from self.run(_batch(self, lines))
 
     def close(self) -> None:
-        """Release the connections."""
+        """Release the connections to the service."""
         self.http.close()
 
     def __enter__(self) -> Self:
@@ -250,7 +250,7 @@ class Client(_Base):
 
 
 class AsyncClient(_Base):
-    """As Client, for asyncio."""
+    """Calls the service as Client does, for asyncio."""
 
     def __init__(
         self,
@@ -282,13 +282,13 @@ class AsyncClient(_Base):
                 outcome = None
 
     async def batch_rank(self, requests: Iterable[RankRequest | RecommendRequest]) -> AsyncIterator[Ranked]:
-        """As Client.batch_rank."""
+        """Answers in the order of the requests; see Client.batch_rank."""
         for lines in _portions(requests):
             for answer in await self.run(_batch(self, lines)):
                 yield answer
 
     async def close(self) -> None:
-        """Release the connections."""
+        """Release the connections to the service."""
         await self.http.aclose()
 
     async def __aenter__(self) -> Self:

@@ -1,6 +1,6 @@
 """Counts and times of one replica; prometheus_client writes them in Prometheus' text format.
 
-Requests only add to plain numbers: what the format wants is made when somebody looks.
+Requests only add to plain numbers: what the format needs is made at a scrape.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Histogram:
         self.bounds, self.counts, self.sum = bounds, [0] * (len(bounds) + 1), 0.0
 
     def observe(self, value: float) -> None:
-        """Count one value."""
+        """Count one value of those observed."""
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
@@ -61,7 +61,7 @@ class Cache(Protocol):
 
     @property
     def misses(self) -> int:
-        """Look-ups that were not."""
+        """Look-ups that were not answered from the cache."""
 
     @property
     def bytes(self) -> int:

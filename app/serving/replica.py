@@ -42,8 +42,9 @@ from app.serving.rollout.replica_agent import ReplicaAgent
 from app.serving.rollout.state_dir import StateDir
 from app.serving.routes import Routes
 from app.serving.scoring.bulk import Bulk
-from app.serving.scoring.registry import ModelRegistry, ScoringFactory, Start, check_names
-from app.serving.scoring.scoring import Call
+from app.serving.scoring.call import Call
+from app.serving.scoring.factory import ScoringFactory, Start
+from app.serving.scoring.registry import ModelRegistry, check_names
 from app.stores.open import open_store
 
 
@@ -138,7 +139,7 @@ class Replica:
         return self.traffic_split.main.ranker
 
     async def reconfigure(self, config: dict[str, Any]) -> None:
-        """Serve calls this once the replica is made: from now on it follows the desired state."""
+        """Serve calls this once the replica is ready: from now on it follows the desired state."""
         if self._following is None:
             self._following = asyncio.create_task(self.agent.run(self.described))
 

@@ -91,7 +91,7 @@ class Routes:
         return partial(respond, model) if "{name}" in endpoint.path else respond
 
     async def answer(self, request: Request) -> Response:
-        """Answer one request."""
+        """Answer one request, whatever it is."""
         path = request.url.path
         route = self._find(path)
         try:
@@ -175,7 +175,7 @@ class Routes:
         return _json(state)
 
     async def model(self, name: str, request: Request) -> Response:
-        """Describe a model."""
+        """Describe a model by name."""
         if name in self.service.models.models:
             return _json(self.service.models.description(name))
         return _json(describe(name, self.service.traffic_split.served(), "loaded"))

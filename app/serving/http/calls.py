@@ -32,7 +32,7 @@ AnswerT = TypeVar("AnswerT")
 
 
 class Live(msgspec.Struct, frozen=True):
-    """The process answers."""
+    """The process of the replica answers."""
 
     live: bool
 
@@ -177,7 +177,7 @@ BATCH_RANK: Endpoint[Any] = Endpoint(
     media=NDJSON,
     description=(
         "A line with `items` ranks them, one without recommends. A line that cannot be answered gets "
-        "a problem document with its number in its place. Read answers while you send, as curl does: "
+        "a problem document with its number instead. Read answers while you send, as curl does: "
         "lines are read no faster than answers are taken."
     ),
 )
@@ -191,7 +191,7 @@ PUT_ITEM = Endpoint(
     key="admin",
     description=(
         "The next request knows it: a new item is ranked by its content, a known one by what training "
-        "learned. Takes RAYREC_ADMIN_KEY, where the service has one, in the place of its API key."
+        "learned. Takes RAYREC_ADMIN_KEY, where the service has one, instead of its API key."
     ),
     problems=((507, "There are as many new items as serve.max_new_items allows: train again, or raise it"),),
 )

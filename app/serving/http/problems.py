@@ -119,5 +119,5 @@ def from_error(error: Exception, request_id: str) -> Problem:
         return from_decoding(error)
     _log.error("request %s failed", request_id, exc_info=error)
     if isinstance(error, MachineError):  # the store: its disk is full, say
-        return Problem(503, "the service cannot store or read feedback now; its log tells why")
-    return Problem(500, "the service failed; its log tells more under the request id")
+        return Problem(503, "the service cannot store or read feedback now; see its log")
+    return Problem(500, "the service failed; see its log under the request id")

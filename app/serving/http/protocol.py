@@ -92,13 +92,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._reply(self._call[1], 408, problem.document(self._call[1]), {"content-type": CONTENT_TYPE})
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Transport callback."""
+        """Transport callback: the connection is closed."""
         if self._body_timer is not None:
             self._body_timer.cancel()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Parser callback; the ASGI scope is made later, and only where it is needed."""
+        """Parser callback; the ASGI scope follows later, and only where it is needed."""
         self.url, self.headers, self.expect_100_continue, self._body = b"", [], False, None
 
     def on_headers_complete(self) -> None:
@@ -149,7 +149,7 @@ class HttpProtocol(HttpToolsProtocol):
         )
 
     def on_body(self, body: bytes) -> None:
-        """Parser callback."""
+        """Parser callback: a piece of the body has come."""
         if self._body is not None:
             self._body.append(body)
         elif not self._waiting:

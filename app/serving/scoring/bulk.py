@@ -23,7 +23,8 @@ from app.serving.http.calls import BATCH_RANK, NDJSON, RANK, RECOMMEND
 from app.serving.http.guard import media_of, request_id
 from app.serving.http.problems import Problem, from_error
 from app.serving.metrics import Metrics
-from app.serving.scoring.scoring import Call, Scoring, cost_of
+from app.serving.scoring.call import Call
+from app.serving.scoring.scoring import Scoring, cost_of
 
 PATH = BATCH_RANK.path
 WINDOW = 1024  # candidates scored in one go: an interactive call waits for about as many
@@ -135,7 +136,9 @@ class Bulk:
             raise Problem(415, f"send plain JSON lines with the header Content-Type: {NDJSON}")
         if self.streams >= self.settings.max_bulk_streams:
             text = f"{self.streams} batches are under way here; wait as Retry-After says"
-            raise Problem(429, text, headers={"Retry-After": "1", "Connection": "close"})  # nobody reads it
+            raise Problem(
+                429, text, headers={"Retry-After": "1", "Connection": "close"}
+            )  # the body is not read
         return _Duplex(self, request)
 
     async def answers(self, request: Request) -> AsyncIterator[bytes]:

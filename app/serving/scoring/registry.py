@@ -1,4 +1,4 @@
-"""The models of one service: the main one, and further bundles that are opened when they are first called."""
+"""Further models of one service: bundles by name, opened when they are first called."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import Executor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,94 +16,17 @@ from app.bundle.runtime import Ranker
 from app.errors import RayRecError, RecipeError
 from app.recipe import Serve
 from app.serving.bundle_cache import open_copy
-from app.serving.feedback.user_events import Lookup, UserEventCache
 from app.serving.http.calls import Endpoint, ModelDescription, ModelReady, State
 from app.serving.http.problems import Problem
-from app.serving.metrics import Metrics, Served
-from app.serving.scoring.response_cache import ResponseCache
-from app.serving.scoring.scoring import Call, Scoring
+from app.serving.metrics import Served
+from app.serving.scoring.call import Call
+from app.serving.scoring.factory import ScoringFactory
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.traffic_split import TrafficSplit, Variant
 
 RETRY_S = 30.0  # before a bundle that could not be opened is tried again
 SHOWN = 8  # names in a problem document
-Start = Callable[[Call, Any], None]  # of the answer to a call with this body
 _log = logging.getLogger("ray.serve")
-
-
-class ScoringFactory:
-    """Makes what answers the calls of a model; all models share the replica's stored events.
-
-    Args:
-        user_events: the users' stored events.
-        metrics: of the replica.
-        settings: the recipe's [serve] section.
-        executor: a thread for batches that take long.
-        endpoints: the table of calls.
-    """
-
-    def __init__(
-        self,
-        user_events: UserEventCache,
-        metrics: Metrics,
-        settings: Serve,
-        executor: Executor,
-        endpoints: Sequence[Endpoint[Any]],
-    ) -> None:
-        self.user_events, self.metrics, self.settings, self.executor = (
-            user_events,
-            metrics,
-            settings,
-            executor,
-        )
-        self.endpoints = [endpoint for endpoint in endpoints if endpoint.per_model]
-
-    def calls_of(
-        self, traffic_split: TrafficSplit, path_of: Callable[[Endpoint[Any]], str]
-    ) -> tuple[dict[Endpoint[Any], Start], dict[str, Scoring]]:
-        """How the calls of a model are answered, by endpoint; and the scoring of batches, by path.
-
-        Args:
-            traffic_split: the versions of the model.
-            path_of: the path of an endpoint of this model, as metrics name it.
-        """
-        starts: dict[Endpoint[Any], Start] = {}
-        scorings: dict[str, Scoring] = {}
-        for endpoint in self.endpoints:
-            if endpoint.batched:
-                path = path_of(endpoint)
-                scorings[path] = self._scoring(traffic_split, path, long=endpoint.batched == "thread")
-                starts[endpoint] = scorings[path].add
-            else:
-                starts[endpoint] = partial(self._answer, traffic_split, endpoint)
-        return starts, scorings
-
-    def _scoring(self, traffic_split: TrafficSplit, path: str, *, long: bool) -> Scoring:
-        """Scoring candidates takes less time than a change of threads, and hardly more than to find a
-        cached answer. Scoring all items is `long`: it leaves the loop, and its answers are cached."""
-        limit = int(self.settings.cache_mb * 2**20 / (1 + len(self.settings.models)))
-        return Scoring(
-            traffic_split,
-            self.user_events,
-            self.metrics,
-            path,
-            self.settings.max_batch_candidates,
-            self.executor if long else None,
-            ResponseCache(limit, self.settings.cache_s) if long else None,
-        )
-
-    def _answer(self, traffic_split: TrafficSplit, endpoint: Endpoint[Any], call: Call, body: Any) -> None:
-        """Answer a call by its handler and the version of most users."""
-        handler = endpoint.handler
-        assert callable(handler)
-
-        def answer(_: Lookup) -> None:
-            try:
-                call.answer(handler(traffic_split.main.ranker, body), endpoint.status)
-            except Exception as error:
-                call.fail(error)
-
-        self.user_events.look_up((), answer)  # it may be about a new item
 
 
 class LoadedModel:
@@ -225,7 +147,7 @@ class ModelRegistry:
         if error is not None:  # whatever is wrong with it, the others go on
             _log.error("model %s was refused", model.name, exc_info=error)
             what = error.what if isinstance(error, RayRecError) else type(error).__name__
-            model.error = f"model {model.name} cannot be loaded: {what}; the service's log tells more"
+            model.error = f"model {model.name} cannot be loaded: {what}; see the service's log"
             model.retry_at = time.monotonic() + RETRY_S
         waiting, model.waiting, model.loading = model.waiting, [], None
         for start, call in waiting:

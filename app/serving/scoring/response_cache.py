@@ -33,7 +33,7 @@ class ResponseCache:
 
     A request says all that an answer depends on but the version, its catalogue, the user's
     stored events and the moment. All but the last are compared, so that a fresh event, a new
-    version or a changed item never meets an older answer; for the moment (models may see the
+    version or a changed item never gets an older answer; for the moment (models may see the
     hour, or the age of events) an answer lives for so many seconds. An older one stays until
     its memory is needed, for requests that have no time for more: `stale`. `entries` counts bytes and
     look-ups.

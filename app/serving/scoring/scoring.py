@@ -1,14 +1,13 @@
-"""A call from its body to its answer, and the scoring of calls in batches."""
+"""The scoring of calls in batches."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
@@ -17,11 +16,9 @@ from app.bundle.retrieval.latency_budget import POPULAR
 from app.bundle.runtime import PreparedRequest
 from app.events import HistoryEvent
 from app.serving.feedback.user_events import Lookup, UserEventCache
-from app.serving.http.calls import JSON
-from app.serving.http.problems import CONTENT_TYPE, from_error
-from app.serving.http.protocol import Reply
 from app.serving.metrics import Metrics
 from app.serving.scoring.batching import MicroBatcher
+from app.serving.scoring.call import Call
 from app.serving.scoring.response_cache import ResponseCache
 from app.serving.versions.traffic_split import TrafficSplit, Variant
 
@@ -30,60 +27,7 @@ CACHED = "cached answer"  # of before the user's last events, or of a while ago
 UNINFORMED = "without stored events: their store does not answer"
 Request = RankRequest | RecommendRequest
 _encode = msgspec.json.Encoder().encode
-_HEADERS = {"content-type": JSON}
-_PROBLEM_HEADERS = {"content-type": CONTENT_TYPE}
 _log = logging.getLogger("ray.serve")
-
-
-class Call:
-    """One call that waits for its answer, and gets exactly one: the first.
-
-    Args:
-        path: of the call.
-        request_id: named by problem documents and the log.
-        reply: where the answer goes.
-        on_answer: called once, with the call and the status, before the answer goes out.
-        body: of the call; empty: no other call is equal to it.
-    """
-
-    __slots__ = ("_on_answer", "_reply", "answered", "body", "path", "request_id", "started", "variant")
-
-    def __init__(
-        self,
-        path: str,
-        request_id: str,
-        reply: Reply,
-        on_answer: Callable[[Call, int], None],
-        body: bytes = b"",
-    ) -> None:
-        self.path, self.request_id, self.started, self.body = path, request_id, time.perf_counter(), body
-        self._reply, self._on_answer = reply, on_answer
-        self.variant: Variant | None = None  # that the user is assigned to
-        self.answered = False
-
-    def answer(self, content: Any, status: int = 200) -> None:
-        """Answer with a structure."""
-        self.answer_json(_encode(content), status)
-
-    def answer_json(self, content: bytes, status: int = 200) -> None:
-        """Answer with JSON as it is."""
-        self._send(status, content, _HEADERS)
-
-    def fail(self, error: Exception) -> None:
-        """Answer with the problem document of an error; nothing where the call is answered."""
-        if not self.answered:
-            problem = from_error(error, self.request_id)
-            headers = {**problem.headers, **_PROBLEM_HEADERS}
-            self._send(problem.status, problem.document(self.request_id), headers)
-
-    def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-        if self.answered:
-            return
-        self.answered = True
-        try:
-            self._on_answer(self, status)
-        finally:
-            self._reply(status, content, headers)
 
 
 @dataclass(slots=True, eq=False)
@@ -111,7 +55,7 @@ class _Batch:
 
 
 class Scoring:
-    """Scores the calls of one path in batches. Equal calls that meet in a batch are scored once.
+    """Scores the calls of one path in batches. Equal calls of a batch are scored once.
 
     A call that comes while an equal one is being scored waits, as every call does, for the batch
     to end, and then finds its answer in the cache.
@@ -249,7 +193,7 @@ class Scoring:
         call.answer_json(entry.content)
 
     def _learn(self, entry: _Entry, answer: Answer) -> None:
-        """Cache an answer that is whole, and tell the traffic split of it."""
+        """Cache an answer that is whole, and record it for the traffic split."""
         variant, stored = entry.variant, entry.stored
         if self.cache is not None and entry.key and not answer.degraded:
             version = variant.digest, entry.catalogue_version

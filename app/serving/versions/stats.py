@@ -25,7 +25,7 @@ class Scores(msgspec.Struct):
     squares: float = 0.0
 
     def add(self, score: float) -> None:
-        """Count one more score."""
+        """Count one more best score."""
         self.count += 1
         self.sum += score
         self.squares += score * score
@@ -50,7 +50,7 @@ class VersionStats(msgspec.Struct):
     scores: Scores = msgspec.field(default_factory=Scores)
 
     def answered(self, seconds: float, fault: bool) -> None:
-        """Count one answer."""
+        """Count one answer of the version."""
         self.requests += 1
         self.errors += fault
         self.times[bisect_left(BOUNDS, seconds)] += 1

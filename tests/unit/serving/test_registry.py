@@ -19,7 +19,7 @@ from app.serving import replica as module
 from app.serving.http.calls import RANK as RANK_CALL
 from app.serving.replica import Replica
 from app.serving.scoring import registry
-from app.serving.scoring.scoring import Call
+from app.serving.scoring.call import Call
 from tests.fakes import FakeRanker, fake_replica, sample, transport
 
 RANK = {"user": "u1", "items": ["a", "ccc", "bb"]}

@@ -24,8 +24,9 @@ from app.events import HistoryEvent
 from app.recipe import Serve
 from app.serving.feedback.user_events import UserEventCache
 from app.serving.metrics import Metrics
+from app.serving.scoring.call import Call
 from app.serving.scoring.response_cache import OVERHEAD, ResponseCache
-from app.serving.scoring.scoring import CACHED, UNINFORMED, Call, Scoring
+from app.serving.scoring.scoring import CACHED, UNINFORMED, Scoring
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.traffic_split import TrafficSplit, Variant
 from tests.bundles import NOW, bundle_of, random_model
