@@ -44,7 +44,7 @@ from app.recipe import Recipe
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
-STAGE_VERSION = 2  # raise it when the same recipe and files come to give another data set
+STAGE_VERSION = 3  # raise it when the same recipe and files come to give another data set
 _BLOCK = 1 << 22
 __all__ = ["check", "prepare", "source_digests"]
 

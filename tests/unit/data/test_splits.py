@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -181,3 +182,45 @@ def test_buckets_do_not_change_what_is_written(tmp_path: Path, method: str) -> N
             {name: entry["sha256"] for name, entry in files.items() if not name.startswith("rejected")}
         )
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("method", ["leave_last", "time", "time_by_days", "user", "random", "kfold", "given"])
+@pytest.mark.parametrize(("valid", "test"), [(0, 0.2), (0.2, 0), (0, 0)])
+def test_a_part_may_be_left_out_by_every_method(
+    tmp_path: Path, method: str, valid: float, test: float
+) -> None:
+    events = [(f"u{n % 40}", f"i{n % 23}", 86_400 * n) for n in range(400)]
+    rule: dict[str, Any] = {"method": method, "valid": valid, "test": test}
+    if method == "time_by_days":
+        rule |= {"method": "time", "valid_days": 100 * valid, "test_days": 100 * test}
+    extra = pl.DataFrame([("u1", "new", 10**8)], schema=["user", "item", "timestamp"], orient="row")
+    extra.write_parquet(tmp_path / "test.parquet")
+    if method == "given" and test:
+        rule["test_events"] = [str(tmp_path / "test.parquet")]
+    dataset = split(tmp_path, events, rule)
+    assert (dataset.valid.label > 0).any() == (valid > 0)
+    assert method == "user" or len(dataset.valid) == 0 or valid > 0  # there, history of those held out
+    assert bool(len(dataset.test)) == (test > 0)
+    assert sum(len(part) for part in dataset.parts) == 400 + (method == "given" and test > 0)
+    assert dataset.test.indptr.tolist()[-1] == len(dataset.test)
+    if method.startswith("time"):
+        bounds = [(part.time.min(), part.time.max()) for part in dataset.parts]
+        assert all(before[1] < after[0] for before, after in itertools.pairwise(bounds))
+        assert len(dataset.train) > 300
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ({"test_days": 3, "valid": 0}, (7, 0, 3)),
+        ({"test_days": 3, "valid": 0.2}, (5, 2, 3)),
+        ({"test": 0, "valid_days": 2}, (8, 2, 0)),
+        ({"test": 0.3, "valid_days": 2}, (5, 2, 3)),
+    ],
+)
+def test_days_of_one_part_and_a_share_for_the_other(
+    tmp_path: Path, rule: dict[str, Any], expected: tuple[int, ...]
+) -> None:
+    events = [("a", f"i{n}", n * 86_400) for n in range(10)]
+    dataset = split(tmp_path, events, {"method": "time", **rule})
+    assert (len(dataset.train), len(dataset.valid), len(dataset.test)) == expected

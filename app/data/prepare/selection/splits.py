@@ -14,7 +14,7 @@
                 validates.
 
 A share `valid` or `test` of 0 leaves that part out: what it would hold trains, and given test
-files are not read. With `new_items_only`, events after training on an item that the user has in
+files are not read. (The history of held-out users stays in the validation part.) With `new_items_only`, events after training on an item that the user has in
 training have label 0: they are history, and not tested.
 """
 
