@@ -31,7 +31,7 @@ def one_line(context: Any, value: Any) -> bytes:
 
 
 def check(url: str, headers: Mapping[str, str], examples: int) -> Counter[tuple[str, int]]:
-    """Call every operation so often with what its schema allows, and with what it does not.
+    """Call every operation `examples` times with requests that its schema allows, and with others.
 
     Returns:
         How often which path had which status.
@@ -39,7 +39,7 @@ def check(url: str, headers: Mapping[str, str], examples: int) -> Counter[tuple[
     Raises:
         Exception: an answer that the document does not announce; names it.
     """
-    found: Counter[tuple[str, int]] = Counter()
+    statuses: Counter[tuple[str, int]] = Counter()
     for result in schemathesis.openapi.from_url(f"{url}/openapi.json").get_all_operations():
         operation = result.ok()
         modes = GenerationMode if operation.body else (GenerationMode.POSITIVE,)
@@ -56,7 +56,7 @@ def check(url: str, headers: Mapping[str, str], examples: int) -> Counter[tuple[
             @given(operation.as_strategy(generation_mode=mode))
             def conforms(case: Any) -> None:
                 response = case.call_and_validate(checks=CHECKS, headers=dict(headers))
-                found[case.operation.path, response.status_code] += 1
+                statuses[case.operation.path, response.status_code] += 1
 
             conforms()
-    return found
+    return statuses

@@ -1,4 +1,4 @@
-"""Which items compete with the targets of a request."""
+"""The items that compete with the targets of a request."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import numpy as np
 from app.data.dataset import Array, Part
 from app.evaluation.requests import Requests
 
-ROUNDS = 32  # of redrawing; a user who has seen almost everything gets fewer negatives
+ROUNDS = 32  # times that a draw is repeated; a user who has seen almost every item gets fewer negatives
 
 
 def seen_of(requests: Requests, chosen: slice) -> tuple[Array, Array]:
-    """What the users of some requests did before: rows within the block and items, both (S,)."""
+    """Earlier events of the users of some requests: rows within the block and items, both (S,)."""
     users = requests.user[chosen]
-    found = [_events_of(part, users) for part in requests.past]
-    return np.concatenate([rows for rows, _ in found]), np.concatenate([items for _, items in found])
+    rows, items = zip(*(_events_of(part, users) for part in requests.past), strict=True)
+    return np.concatenate(rows), np.concatenate(items)
 
 
 def _events_of(part: Part, users: Array) -> tuple[Array, Array]:
@@ -22,15 +22,15 @@ def _events_of(part: Part, users: Array) -> tuple[Array, Array]:
     starts = np.where(known, part.indptr[users], 0)
     counts = np.where(known, part.indptr[users + 1], 0) - starts
     rows = np.repeat(np.arange(len(users)), counts)
-    places = np.arange(len(rows)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
-    return rows, np.asarray(part.item[places]).astype(np.int64)
+    events = np.arange(len(rows)) + np.repeat(starts - (np.cumsum(counts) - counts), counts)
+    return rows, np.asarray(part.item[events]).astype(np.int64)
 
 
 def excluded_of(requests: Requests, chosen: slice, targets: Array) -> tuple[Array, Array]:
-    """What a user has seen and is not to be ranked, as `seen_of`.
+    """The seen items that are not ranked, as `seen_of`.
 
-    Where a target itself was seen before, nothing of that request is excluded: were only the
-    targets left among the seen items, a model that ranks seen items first would look perfect.
+    Where a target itself was seen before, nothing of that request is excluded: if only the targets
+    were left among the seen items, a model that ranks seen items first would look perfect.
     """
     rows, items = seen_of(requests, chosen)
     again = np.zeros(len(targets), bool)
@@ -54,7 +54,7 @@ def listed_of(requests: Requests, chosen: slice, targets: Array) -> Array:
 def sampled_of(
     requests: Requests, chosen: slice, targets: Array, items: int, count: int, rng: np.random.Generator
 ) -> Array:
-    """(B, count) distinct items that the user has not met, drawn uniformly; 0 where there are no more.
+    """(B, count) distinct items that the user has not met, drawn uniformly; 0 where there are no others.
 
     Args:
         items: rows of items, the unknown one included.

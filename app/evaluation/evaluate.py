@@ -1,11 +1,11 @@
-"""The evaluation: one ranking a test user, figures with intervals, segments, baselines beside.
+"""The evaluation: one ranking for each test user, figures with intervals, segments and baselines.
 
 `Report` is the result; `validate` is the quick form for after each epoch and for tuning.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -67,22 +67,9 @@ def evaluate(
     everyone = requests_of(dataset, part)
     requests = everyone.sample(recipe.evaluate.max_users, recipe.seed)
     if not len(requests):
-        raise DataError(
-            f"the {part} part has no positive event to predict",
-            where=str(dataset.path),
-            remedy=f"give [split] a larger {part} part, or check data.positive",
-        )
+        raise _nothing_to_predict(dataset, part)
     names = recipe.evaluate.baselines if baselines else []
-    others = [name for name in names if not _is_the_model(name, recipe)]
-    with progress("evaluate", len(requests) * (1 + len(others))) as bar:
-        measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
-        beside = {
-            name: _measure(
-                recipe, dataset, requests, ModelScorer(build_model(name, {}, dataset)), protocol, bar
-            )
-            for name in others
-        }
-    comparable = {name: _comparable(beside.get(name, measured).figures) for name in names}
+    measured, compared = _measure_all(recipe, dataset, requests, scorer, protocol, names)
     return Report(
         name=recipe.name,
         model=recipe.model.name,
@@ -90,11 +77,38 @@ def evaluate(
         protocol=_describe(dataset, requests, protocol),
         figures=measured.figures,
         intervals=measured.intervals(recipe.evaluate.bootstrap, recipe.seed),
-        baselines=comparable,
-        ratios={name: _ratios(measured.figures, other) for name, other in comparable.items()},
+        baselines=compared,
+        ratios={name: _ratios(measured.figures, figures) for name, figures in compared.items()},
         segments=measured.segments(dataset, requests),
         calibration=measured.calibration,
         notes=_notes(requests, everyone, protocol, measured.nan),
+    )
+
+
+def _measure_all(
+    recipe: Recipe,
+    dataset: Dataset,
+    requests: Requests,
+    scorer: Scorer,
+    protocol: Protocol,
+    baselines: Sequence[str],
+) -> tuple[Measured, dict[str, Figures]]:
+    """The model, and the comparable figures of each baseline; one that is the model is not fitted again."""
+    others = [name for name in baselines if not _is_the_model(name, recipe)]
+    with progress("evaluate", len(requests) * (1 + len(others))) as bar:
+        measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
+        figures = dict.fromkeys(baselines, measured.figures)
+        for name in others:
+            baseline = ModelScorer(build_model(name, {}, dataset))
+            figures[name] = _measure(recipe, dataset, requests, baseline, protocol, bar).figures
+    return measured, {name: _comparable(values) for name, values in figures.items()}
+
+
+def _nothing_to_predict(dataset: Dataset, part: str) -> DataError:
+    return DataError(
+        f"the {part} part has no positive event to predict",
+        where=str(dataset.path),
+        remedy=f"give [split] a larger {part} part, or check data.positive",
     )
 
 

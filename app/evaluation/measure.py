@@ -1,4 +1,4 @@
-"""Figures of a ranking: their means, bootstrap intervals and segments."""
+"""Figures of a ranking: means over requests, bootstrap intervals, and segments."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from app.evaluation.metrics import Floats
 from app.evaluation.ranking import Ranked
 from app.evaluation.requests import Requests
 
-NEW, LIGHT = 5, 50  # training events that a new, and a light, user has at most
-HEAD = 0.8  # share of training events that the head items make
-DRAWS = 1 << 22  # of a bootstrap at a time
+NEW, LIGHT = 5, 50  # training events that a new user, and a light one, has at most
+HEAD = 0.8  # share of the positive training events that are on head items
+DRAWS = 1 << 22  # requests drawn for a bootstrap at a time
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Measured:
 
     @property
     def nan(self) -> int:
-        """Scores that were NaN."""
+        """How many scores were NaN."""
         return self.ranked.nan
 
     def intervals(self, resamples: int, seed: int) -> dict[str, list[float]]:
@@ -138,8 +138,9 @@ def _novelty(top: Array, bits: Floats) -> tuple[Floats, Floats]:
 
 def _share(over: Array, under: Array) -> Floats:
     """`over` / `under`, NaN where there is nothing to divide by."""
-    shares = np.full(np.shape(under), np.nan)
-    return np.divide(over, under, out=shares, where=np.asarray(under) > 0)
+    shares: Floats = np.full(np.shape(under), np.nan)
+    np.divide(over, under, out=shares, where=np.asarray(under) > 0)
+    return shares
 
 
 def _interval(values: Floats) -> list[float]:
@@ -162,7 +163,7 @@ def _bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Gener
 
 
 def head_items(popularity: Array) -> Array:
-    """(items,) bool: the fewest items that make HEAD of the training events. Row 0 is none."""
+    """(items,) bool: the fewest items with HEAD of the positive training events; row 0 is no item."""
     order = np.argsort(-popularity, kind="stable")
     before = np.cumsum(popularity[order]) - popularity[order]
     head = np.zeros(len(popularity), bool)

@@ -21,8 +21,8 @@ BINS = 15
 def break_ties(owner: Array, higher: Array, equal: Array, rng: np.random.Generator) -> Floats:
     """Ranks (T,) of targets: ties fall as in a random order of the tied candidates.
 
-    The tied targets of a request take distinct places, drawn uniformly among all that tie
-    with them; so a scorer that says the same of everything ranks at random.
+    The tied targets of a request get distinct ranks, drawn uniformly among those of all candidates
+    that tie with them; so a scorer that scores all items alike ranks at random.
 
     Args:
         higher, equal: candidates above each target, and tied with it, itself included.
@@ -52,7 +52,7 @@ def at_k(owner: Array, rank: Floats, requests: int, ks: Sequence[int]) -> dict[s
     order = np.lexsort((rank, owner))
     rank, owner = rank[order], owner[order]
     targets = np.bincount(owner, minlength=requests)
-    place = np.arange(len(owner)) - np.searchsorted(owner, owner) + 1  # nth best target of its request
+    nth = np.arange(len(owner)) - np.searchsorted(owner, owner) + 1  # nth best target of its request
     figures: dict[str, Floats] = {}
     for k in ks:
         hit = rank <= k
@@ -64,8 +64,8 @@ def at_k(owner: Array, rank: Floats, requests: int, ks: Sequence[int]) -> dict[s
             f"precision@{k}": hits / k,
             f"hit_rate@{k}": (hits > 0).astype(float),
             f"ndcg@{k}": _sum(owner, hit / np.log2(1 + rank), requests) / ideal,
-            f"mrr@{k}": _sum(owner, (hit & (place == 1)) / rank, requests),
-            f"map@{k}": _sum(owner, np.where(hit, place / rank, 0), requests) / best,
+            f"mrr@{k}": _sum(owner, (hit & (nth == 1)) / rank, requests),
+            f"map@{k}": _sum(owner, np.where(hit, nth / rank, 0), requests) / best,
         }
     return figures
 
@@ -119,10 +119,10 @@ def log_loss(logits: Array, label: Array) -> Floats:
 
 def calibration(probability: Floats, label: Array, bins: int = BINS) -> list[dict[str, float]]:
     """Mean prediction and observed share of positives in bins of equal width, empty ones left out."""
-    place = np.minimum((probability * bins).astype(int), bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    bin_of = np.minimum((probability * bins).astype(int), bins - 1)
+    counts = np.bincount(bin_of, minlength=bins)
     full = np.flatnonzero(counts)
-    predicted, observed = (np.bincount(place, weights=v, minlength=bins) for v in (probability, label))
+    predicted, observed = (np.bincount(bin_of, weights=v, minlength=bins) for v in (probability, label))
     return [
         {"predicted": float(p), "observed": float(o), "count": int(n)}
         for p, o, n in zip(
@@ -144,9 +144,9 @@ def coverage(top: Array, items: int) -> float:
 
 
 def self_information(popularity: Array) -> Floats:
-    """(N,) bits that seeing an item is worth: -log2 of its share of training events (counts + 1).
+    """The self-information (N,) of each item in bits: -log2 of its share of training events (counts + 1).
 
-    Its mean over what is recommended is novelty (Zhou 2010).
+    Its mean over the recommended items is their novelty (Zhou 2010).
     """
     counts = popularity + 1.0
     bits: Floats = -np.log2(counts / counts.sum())

@@ -29,7 +29,7 @@ Curve = Sequence[Mapping[str, float]]
 
 
 def draw(report: Report, curve: Curve, folder: Path) -> list[str]:
-    """Write the plots that there are data for; returns their file names."""
+    """Write the plots for which the report has data; returns their file names."""
     import matplotlib
 
     matplotlib.use("Agg")  # no display
@@ -61,7 +61,7 @@ def headline(report: Report) -> str:
 
 
 def label_of(figure: str) -> str:
-    """A figure's name as people write it: ndcg@10 -> NDCG@10, hit_rate@5 -> hit rate@5."""
+    """A figure's name for readers: ndcg@10 -> NDCG@10, hit_rate@5 -> hit rate@5."""
     name, at, cut = figure.partition("@")
     return (name.upper() if name in ("ndcg", "mrr", "map", "auc") else name.replace("_", " ")) + at + cut
 
@@ -69,15 +69,15 @@ def label_of(figure: str) -> str:
 def _figures(axes: Axes, report: Report) -> None:
     cut = headline(report).partition("@")[2]
     names = [f"{name}@{cut}" for name in ("ndcg", "hit_rate", "recall", "mrr", "map")]
-    beside = [(f"{name} (baseline)", figures) for name, figures in report.baselines.items()]
-    bars = [(report.model, report.figures), *beside]
+    baselines = [(f"{name} (baseline)", figures) for name, figures in report.baselines.items()]
+    bars = [(report.model, report.figures), *baselines]
     colours = [BLUE, ORANGE, GREY, "#38a169", "#805ad5"]
     width = 0.8 / len(bars)
-    for place, (who, figures) in enumerate(bars):
-        x = [i + (place - (len(bars) - 1) / 2) * width for i in range(len(names))]
+    for index, (model, figures) in enumerate(bars):
+        x = [i + (index - (len(bars) - 1) / 2) * width for i in range(len(names))]
         values = [figures[name] for name in names]
-        axes.bar(x, values, width * 0.92, color=colours[place % len(colours)], label=who)
-        if place == 0 and report.intervals:
+        axes.bar(x, values, width * 0.92, color=colours[index % len(colours)], label=model)
+        if index == 0 and report.intervals:
             axes.errorbar(x, values, _arms(values, names, report), fmt="none", ecolor="#1a202c", capsize=3)
     axes.set_xticks(range(len(names)), [label_of(name) for name in names])
     axes.set_ylabel("mean over users")

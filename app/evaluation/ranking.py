@@ -1,6 +1,6 @@
 """Ranks the targets of requests among their candidates: counts, not sorted lists.
 
-A target's place follows from how many candidates score higher and how many score the same,
+A target's rank follows from how many candidates score higher and how many score the same,
 so one sort of each request's scores and a binary search serve any number of targets.
 """
 
@@ -25,7 +25,7 @@ LOWEST, HIGHEST = float(np.finfo(np.float32).min), float(np.finfo(np.float32).ma
 
 @dataclass(frozen=True)
 class Protocol:
-    """What a request is ranked against.
+    """Which candidates the targets of a request are ranked among.
 
     "all": every item (but not the unknown one), without what the user has seen where
     `exclude_seen`; "listed": the negatives listed with the events; "sampled": `negatives`
@@ -40,7 +40,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Ranked:
-    """Where T targets of U requests stand.
+    """How T targets of U requests rank.
 
     `higher` and `equal` count the candidates that score higher and those that score the same,
     itself included; `equal` is 0 for a target that is never ranked (an unknown item).
@@ -174,8 +174,8 @@ class _Block:
         count = min(count, self.scores.shape[1])
         if not count:
             return np.zeros((len(self.scores), 0), np.int64)
-        values, places = torch.from_numpy(self.scores).topk(count, 1)
-        items = np.take_along_axis(np.broadcast_to(self.items, self.scores.shape), places.numpy(), 1)
+        values, columns = torch.from_numpy(self.scores).topk(count, 1)
+        items = np.take_along_axis(np.broadcast_to(self.items, self.scores.shape), columns.numpy(), 1)
         return np.where(values.numpy() > -np.inf, items, 0)
 
     def _negatives(self, count: int) -> Array:
@@ -189,11 +189,11 @@ class _Block:
         allowed[rows, self.columns[rows, slots]] = -np.inf
         open_ = np.broadcast_to(self.present[:, :, None], shape).copy()
         for _ in range(ROUNDS):
-            rows, slots, places = np.nonzero(open_)
-            found = allowed[rows, self.rng.integers(0, allowed.shape[1], len(rows))]
-            good = found > -np.inf
-            drawn[rows[good], slots[good], places[good]] = found[good]
-            open_[rows[good], slots[good], places[good]] = False
+            rows, slots, draws = np.nonzero(open_)
+            scores = allowed[rows, self.rng.integers(0, allowed.shape[1], len(rows))]
+            good = scores > -np.inf
+            drawn[rows[good], slots[good], draws[good]] = scores[good]
+            open_[rows[good], slots[good], draws[good]] = False
             if good.all():
                 break
         return drawn

@@ -1,4 +1,4 @@
-"""The report folder: report.json for programs, report.md and plots for people."""
+"""The folder of a report: report.json for programs, report.md and plots for people."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def write_report(
     """Publish a report as an artefact of kind "report".
 
     Args:
-        settings, parents: what it was made from, for the manifest and its cache key.
+        settings, parents: of the manifest, for its cache key.
         curve: epochs of the training, each {"epoch", "loss", a validation figure, "seconds"},
             or the curve.json that holds them; a model that is not trained by epochs has none.
 
@@ -73,12 +73,12 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> str:
 
 
 GLOSSARY = (
-    "* Ties are broken at random, so a model that says the same of everything ranks at random.",
+    "* Ties are broken at random, so a model that scores all items alike ranks at random.",
     "* The interval holds 95 % of the values over bootstrap resamples of the users.",
     "* log_loss, accuracy, f1 and calibration_error compare each target with non-targets drawn beside it,"
     " as many as training draws; they mean something where the model's loss fits probabilities.",
-    "* coverage is the share of all items that anyone is shown; novelty the mean bits of surprise of an"
-    " item shown, by its training events.",
+    "* coverage is the share of all items that are recommended to any user; novelty is the mean"
+    " self-information of the recommended items in bits, by their training events.",
     "* Users are grouped by their events in training. An unknown user is an id that the data set does not"
     " hold; an untrained one is in the data set and had no event in training. Both are ranked for with the"
     " row of the unknown user, the untrained one with the attributes of the user.",
@@ -106,7 +106,7 @@ def _figures(report: Report) -> list[str]:
     for figure in _ordered(report.figures):
         low_high = report.intervals.get(figure)
         interval = f"{_number(low_high[0])} – {_number(low_high[1])}" if low_high else ""
-        beside = [
+        baselines = [
             cell
             for name in names
             for cell in (
@@ -114,7 +114,7 @@ def _figures(report: Report) -> list[str]:
                 _number(report.ratios[name].get(figure), "{:.2f} ×"),
             )
         ]
-        rows.append([figure, f"**{_number(report.figures[figure])}**", interval, *beside])
+        rows.append([figure, f"**{_number(report.figures[figure])}**", interval, *baselines])
     return _table(head, rows)
 
 

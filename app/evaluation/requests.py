@@ -2,10 +2,10 @@
 
 Protocol: one request a user, at the time of the first event to predict, with all that is
 known before the part. Its targets are the distinct items of the user's positive events in
-the part. What training never saw counts against the model, as it would for a user: an
-unknown item (row 0) is a target that no ranking holds; each event on one counts, since two
-of them cannot be told apart. Unknown users (row 0) cannot be told apart either: their events
-of one moment, such as those of a basket, are one request with no history.
+the part. An item that training dropped (row 0) counts against the model, as it would for a
+user: it is a target that no ranking holds. Each event on one counts, because nothing tells two
+of them apart. Nor does anything tell unknown users (row 0) apart: their events of one moment,
+such as those of a basket, are one request with no history.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Requests:
     """U requests with T targets in all.
 
     Targets of request u are those from indptr[u] to indptr[u + 1]; `row` (T,) is the event in
-    `part` that each was found in, and `target` its item, 0 where training does not know it.
+    `part` that each is, and `target` its item, 0 where training does not know it.
     """
 
     part: Part
@@ -68,8 +68,8 @@ class Requests:
     def batch(self, dataset: Dataset, chosen: slice, items: Array) -> Batch:
         """Model input of some requests with candidates `items` (B, C).
 
-        A request is never made before the events it may use: a random split has profiles
-        that reach beyond the event to predict, and their ages would all be 0.
+        The time of a request is never before the events that it may use: a random split has
+        histories that reach beyond the event to predict, and their ages would all be 0.
         """
         users = self.user[chosen]
         recent = recent_of(dataset, users, self.past)

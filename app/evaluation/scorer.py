@@ -1,4 +1,4 @@
-"""Scores of requests: what an evaluation ranks by, whatever computes them."""
+"""Scores of requests, by which an evaluation ranks, whatever computes them."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class ModelScorer:
 
     @torch.no_grad()
     def all(self, batch: Batch) -> Tensor:
-        """(B, items)."""
+        """Scores (B, items) of every item."""
         return self.model.score_all(self._state(batch), self._item).float().cpu()
 
     @torch.no_grad()
     def candidates(self, batch: Batch) -> Tensor:
-        """(B, C); some rows at a time, so that the gathered item rows stay small."""
+        """Scores (B, C), some requests at a time, so that the gathered item rows stay small."""
         state, items = self._state(batch), batch.item.to(self.device)
         size = max(1, FLOATS // max(1, items.shape[1] * self._item.shape[1]))
         parts = [

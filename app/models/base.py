@@ -65,7 +65,7 @@ class History:
 
     @property
     def mask(self) -> Tensor:
-        """(B, L) float32."""
+        """(B, L) float32: 1 where there is an event, 0 where there is padding."""
         return (self.item > 0).float()
 
 
@@ -80,7 +80,7 @@ class Batch:
     label: Tensor  # (B, C) float32
 
     def to(self, device: torch.device) -> Batch:
-        """The batch on another device."""
+        """The same batch on another device."""
 
         def move(tensor: Tensor) -> Tensor:
             return tensor.to(device, non_blocking=True)
@@ -126,46 +126,46 @@ class Model(nn.Module):
         for name, value in vars(content).items():
             self.register_buffer(name, value, persistent=False)
 
-    # --- static rows, made in advance when exported -------------------------------------
+    # --- static rows, computed in advance for export --------------------------------------
     def user_rows(self, users: Tensor) -> Tensor:
-        """(…) user ids -> (…, Du): all that depends on the user's id and attributes alone."""
+        """Rows (…, Du) of user ids (…): all that depends on a user's id and attributes alone."""
         return users.new_zeros((*users.shape, 0), dtype=torch.float32)
 
     def history_rows(self, items: Tensor) -> Tensor:
-        """(…) item ids -> (…, Dh): an item as seen in a history."""
+        """Rows (…, Dh) of item ids (…): an item as an event of a history."""
         return items.new_zeros((*items.shape, 0), dtype=torch.float32)
 
     def item_rows(self, items: Tensor) -> Tensor:
-        """(…) item ids -> (…, R): an item as seen as a candidate."""
+        """Rows (…, R) of item ids (…): an item as a candidate."""
         raise NotImplementedError
 
     # --- per request, exported to ONNX --------------------------------------------------
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
-        """(B, Du), (B, L, Dh), History, (B, T) -> (B, Q): once a request.
+        """The state (B, Q) of B requests, from rows (B, Du) and (B, L, Dh) and the context (B, T).
 
         Exported: use history.mask, .event and .age, never history.item as an index.
         """
         raise NotImplementedError
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """(B, Q), (B, C, R) -> logits (B, C). Exported."""
+        """Logits (B, C) from states (B, Q) and rows of candidates (B, C, R). Exported."""
         raise NotImplementedError
 
     # --- composed -----------------------------------------------------------------------
     def state(self, batch: Batch) -> Tensor:
-        """(B, Q) of a batch."""
+        """The user states (B, Q) of a batch."""
         return self.user_state(
             self.user_rows(batch.user), self.history_rows(batch.history.item), batch.history, batch.context
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        """Logits (B, C)."""
+        """Logits (B, C) of the candidates of a batch."""
         return self.score(self.state(batch), self.item_rows(batch.item))
 
     def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """(B, Q), (N, R) -> logits (B, N): every item for every row, in bounded memory."""
+        """Logits (B, N) of every item for every state (B, Q), from rows (N, R), in bounded memory."""
         # Blocks that stay in the cache take a third of the time of large ones.
         block = max(1, (1 << 17) // max(1, len(user_state) * max(1, item_rows.shape[1])))
         parts = [
@@ -175,7 +175,7 @@ class Model(nn.Module):
         return torch.cat(parts, 1)
 
     def loss(self, batch: Batch) -> Tensor:
-        """Scalar loss of a training batch, by the configured objective."""
+        """The scalar loss of a training batch, by the objective of `config.loss`."""
         if self.config.loss == "sampled_softmax":
             return losses.in_batch_softmax(
                 self.score_all(self.state(batch), self.item_rows(batch.item[:, 0])),
@@ -185,5 +185,5 @@ class Model(nn.Module):
         return losses.LISTWISE[self.config.loss](self(batch), batch.label)
 
     def fit(self, dataset: Any) -> None:
-        """Fit in closed form from a Dataset; only where not `learns`."""
+        """Fit in closed form to the training part of a Dataset; only where not `learns`."""
         raise NotImplementedError

@@ -28,7 +28,7 @@ class BilinearConfig(ModelConfig):
 
 
 class Bilinear(Model):
-    """sigma(b_u' W y_c + a_u), F content floats an item."""
+    """The logit b_u' W y_c + a_u, with F content floats an item."""
 
     Config = BilinearConfig
     SPACE: ClassVar[dict[str, Any]] = {"half_life_days": [0.0, 7.0, 30.0], "prior": [True, False]}
@@ -50,11 +50,11 @@ class Bilinear(Model):
         self.bias = tables("user_bias", inputs.users, 1)  # a
 
     def user_rows(self, users: Tensor) -> Tensor:
-        """a_u."""
+        """The bias a_u of each user."""
         return self.bias.lookup(users)
 
     def history_rows(self, items: Tensor) -> Tensor:
-        """y of an item in the history."""
+        """The content y of items in the history."""
         content: Tensor = self.content(self.item_dense[items], self.item_category[items])
         return content
 
@@ -81,6 +81,6 @@ class Bilinear(Model):
         return torch.cat([behaviour, user_rows], 1)
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """b_u' (W y_c) + a_u."""
+        """The logits b_u' (W y_c) + a_u of the candidates."""
         behaviour, bias = user_state[:, :-1], user_state[:, -1:]
         return torch.matmul(item_rows, behaviour.unsqueeze(-1)).squeeze(-1) + bias

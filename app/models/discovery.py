@@ -22,7 +22,6 @@ from app.errors import RecipeError
 from app.models.base import Model, ModelConfig
 from app.tables.discovery import table_class
 
-
 MODEL_FILE = "model.py"  # a copy of the user's file, in a checkpoint and in the folder of a run
 
 

@@ -30,11 +30,11 @@ from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.tables.base import Tables
 
 LONGEST = 2000  # last events of a user that count: pairs grow with the square
-PAIRS = 1 << 24  # similarities held at a time
+PAIRS = 1 << 24  # similarities in memory at a time
 
 
 class ItemKnnConfig(ModelConfig):
-    """Hyperparameters of the neighbourhood."""
+    """Hyperparameters of the neighbours and of their weights."""
 
     neighbours: int = Field(50, ge=1, description="most similar items kept of each")
     shrinkage: float = Field(10.0, ge=0, description="pulls similarities that few users support to 0")
@@ -70,35 +70,35 @@ class ItemKnn(Model):
         self.register_buffer("weight", weight, persistent=False)
 
     def history_rows(self, items: Tensor) -> Tensor:
-        """(…, 2K): ids of the neighbours, exact in float32 up to 16 million, then their similarities."""
+        """Ids of the neighbours, exact in float32 up to 16 million, then their similarities: (…, 2K)."""
         return torch.cat([self.neighbour[items].float(), self.similarity[items]], -1)
 
     def item_rows(self, items: Tensor) -> Tensor:
-        """(…, 2): the id, and what the item is worth to anyone."""
+        """The id of each item and the score that its popularity adds, (…, 2)."""
         return torch.stack([items.float(), self.prior[items]], -1)
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
-        """(B, N): the score of every item."""
+        """The summed similarity of every item, (B, N)."""
         ids, similarity = history_rows.chunk(2, 2)
         weighted = similarity * self.weight.unsqueeze(-1)
         state = history_rows.new_zeros((history_rows.shape[0], self.inputs.items))
         return state.scatter_add(1, ids.flatten(1).long(), weighted.flatten(1))
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """(B, C): looked up, popularity added."""
+        """The summed similarities of the candidates (B, C), popularity added."""
         return user_state.gather(1, item_rows[..., 0].long()) + item_rows[..., 1]
 
     def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """(B, N): looked up, popularity added."""
+        """The summed similarities of every item (B, N), popularity added."""
         return user_state.index_select(1, item_rows[:, 0].long()) + item_rows[:, 1]
 
     def fit(self, dataset: Dataset) -> None:
         """Find the neighbours of every item, from all training events whatever their type."""
-        found, value = neighbours(sets_of(dataset), self.neighbour.shape[1], self.config.shrinkage)
-        self.neighbour.copy_(torch.from_numpy(found))
-        self.similarity.copy_(torch.from_numpy(value))
+        ids, similarity = neighbours(sets_of(dataset), self.neighbour.shape[1], self.config.shrinkage)
+        self.neighbour.copy_(torch.from_numpy(ids))
+        self.similarity.copy_(torch.from_numpy(similarity))
         counts = torch.from_numpy(dataset.popularity).float()
         self.prior.copy_(self.config.prior * counts / counts.max().clamp(min=1))
 
@@ -130,13 +130,13 @@ def neighbours(met: sparse.csr_array, count: int, shrinkage: float) -> tuple[Arr
     """The `count` most similar items of each, and their similarities, both (items, count).
 
     Similarity of items with n and m users, c of them common: c / (sqrt(n m) + shrinkage).
-    Similarities are made sparsely and some items at a time. Places beyond an item's
+    Similarities are computed sparsely and some items at a time. Columns beyond an item's
     neighbours are 0, with similarity 0.
     """
     items = met.shape[1]
     root = np.sqrt(np.asarray(met.sum(0)).ravel())
     by_item = met.T.tocsr()
-    found, value = np.zeros((items, count), np.int32), np.zeros((items, count), np.float32)
+    ids, value = np.zeros((items, count), np.int32), np.zeros((items, count), np.float32)
     step = max(1, PAIRS // items)
     for start in range(0, items, step):
         common = (by_item[start : start + step] @ met).tocsr()
@@ -144,11 +144,11 @@ def neighbours(met: sparse.csr_array, count: int, shrinkage: float) -> tuple[Arr
         common.data /= root[rows] * root[common.indices] + shrinkage
         for row, (low, high) in enumerate(zip(common.indptr[:-1], common.indptr[1:], strict=True), start):
             best = low + _largest(common.data[low:high], count)
-            found[row, : len(best)], value[row, : len(best)] = common.indices[best], common.data[best]
-    return found, value
+            ids[row, : len(best)], value[row, : len(best)] = common.indices[best], common.data[best]
+    return ids, value
 
 
 def _largest(values: Array, count: int) -> Array:
-    """Places of the largest `count` values, in order."""
+    """Indices of the largest `count` values, in order."""
     best = np.argpartition(-values, count)[:count] if len(values) > count else np.arange(len(values))
     return best[np.argsort(-values[best], kind="stable")]

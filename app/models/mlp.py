@@ -25,7 +25,7 @@ class MlpConfig(ModelConfig):
     hidden: list[int] = Field(default=[64, 32], min_length=1, description="widths of the dense layers")
     heads: int = Field(2, ge=0, description="ways to weigh the history; 0: no history")
     similarity: bool = Field(False, description="score nearness to the items of the history, too")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the dense inputs left out in training")
 
 
 class Mlp(Model):
@@ -85,7 +85,7 @@ class Mlp(Model):
         return torch.cat([half, *near], 1)
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """The remaining layers."""
+        """Logits of the candidates, by the remaining layers."""
         first = self.config.hidden[0]
         half, bias = item_rows[..., :first], item_rows[..., first]
         deep: Tensor = self.layers(user_state[:, :first].unsqueeze(1) + half)

@@ -20,18 +20,18 @@ from app.tables.base import Tables
 
 
 class NeumfConfig(ModelConfig):
-    """Hyperparameters of NeuMF."""
+    """Hyperparameters of the two towers of NeuMF."""
 
     factors: int = Field(32, ge=1, description="floats of GMF's embeddings")
     width: int = Field(16, ge=1, description="floats of the MLP tower's embeddings")
     hidden: list[int] = Field(default=[32, 16], min_length=1, description="widths of the dense layers")
     heads: int = Field(2, ge=0, description="ways to weigh the history; 0: as in the paper")
     history_width: int = Field(32, ge=1, description="floats of an item in the history")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the dense inputs left out in training")
 
 
 class Neumf(Model):
-    """GMF and MLP towers."""
+    """The GMF and the MLP tower, whose outputs are added."""
 
     Config = NeumfConfig
     SPACE: ClassVar[dict[str, Any]] = {

@@ -1,4 +1,4 @@
-"""Popularity: every user gets the items that most events are on. The floor of any comparison."""
+"""Popularity: every user gets the items with the most events. Any other model should rank better."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ class Popularity(Model):
         self.register_buffer("share", torch.zeros(inputs.items))
 
     def item_rows(self, items: Tensor) -> Tensor:
-        """(…, 1): log share."""
+        """The log share of each item, (…, 1)."""
         return self.get_buffer("share")[items].unsqueeze(-1)
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
-        """(B, 0): nothing of the user counts."""
+        """An empty state (B, 0): nothing of the user counts."""
         return context.new_zeros((context.shape[0], 0))
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """(B, C)."""
+        """The log shares of the candidates, (B, C)."""
         return item_rows[..., 0]
 
     def fit(self, dataset: Dataset) -> None:
-        """Count; an item without events counts as one, so that its logarithm is finite."""
+        """Count the events; each item counts one more, so that its logarithm is finite."""
         counts = torch.from_numpy(dataset.popularity + 1.0)
         self.get_buffer("share").copy_((counts / counts.sum()).log())

@@ -26,7 +26,7 @@ class TwoTowerConfig(ModelConfig):
     width: int = Field(64, ge=1, description="floats of the vectors, and of the embeddings")
     heads: int = Field(2, ge=0, description="ways to weigh the history; 0: no history")
     temperature: float = Field(0.1, gt=0, description="of the cosine; lower is sharper")
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1, description="share of the user's features left out in training")
 
 
 class TwoTower(Model):
@@ -50,9 +50,9 @@ class TwoTower(Model):
         self.user_content = Attributes("user", inputs.user_dense, inputs.user_categories, tables)
         self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
         self.pool = HistoryPool(inputs.history, inputs.events, config.heads) if config.heads else None
-        aside = self.user_content.width + config.heads * width + inputs.context
+        features = self.user_content.width + config.heads * width + inputs.context
         # The embedding enters as it is and the rest is added: an id then learns from its first event.
-        self.user_tower = nn.Linear(aside, width)
+        self.user_tower = nn.Linear(features, width)
         self.item_tower = nn.Linear(self.item_content.width, width)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -66,24 +66,24 @@ class TwoTower(Model):
         return self.item_rows(items) if self.pool is not None else super().history_rows(items)
 
     def item_rows(self, items: Tensor) -> Tensor:
-        """(…) ids -> (…, D), of length 1."""
+        """Vectors (…, D) of items, of length 1."""
         content = self.item_content(self.item_dense[items], self.item_category[items])
         return F.normalize(self.items.lookup(items) + self.item_tower(content), dim=-1)
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
     ) -> Tensor:
-        """(B, D), of length 1 / temperature."""
+        """Vectors (B, D) of users, of length 1 / temperature."""
         width = self.config.width
         pooled = [self.pool(history_rows, history)] if self.pool is not None else []
-        aside = torch.cat([user_rows[:, width:], *pooled, context], 1)
-        vector = user_rows[:, :width] + self.user_tower(self.dropout(aside))
+        features = torch.cat([user_rows[:, width:], *pooled, context], 1)
+        vector = user_rows[:, :width] + self.user_tower(self.dropout(features))
         return F.normalize(vector, dim=-1) / self.config.temperature
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """Inner product."""
+        """Inner products of a user and its candidates."""
         return torch.matmul(item_rows, user_state.unsqueeze(-1)).squeeze(-1)
 
     def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
-        """All inner products at once."""
+        """Inner products of every user and every item."""
         return user_state @ item_rows.T

@@ -1,4 +1,4 @@
-"""A hashed table: fewer rows than ids, each id the sum of two rows picked by two hashes.
+"""Hashed tables: fewer rows than ids, each id the sum of two rows picked by two hashes.
 
 Two hashes make full collisions rare (Serrà and Karatzoglou 2017, "Getting deep recommenders
 fit", hash embeddings; the k = 2 case without importance weights).

@@ -140,8 +140,8 @@ class Rows:
         Raises:
             IndexError: an id is not a row.
         """
-        found = self._data.take(ids, 0)
-        return self._decode(found, None if self._scales is None else self._scales.take(ids))
+        scales = None if self._scales is None else self._scales.take(ids)
+        return self._decode(self._data.take(ids, 0), scales)
 
     def block(self, start: int, stop: int) -> Floats:
         """Rows `start` to `stop` as (n, D) float32; a view where they are stored so."""
@@ -150,7 +150,7 @@ class Rows:
         )
 
     def all(self) -> Floats:
-        """(N, D) float32; a view where rows are stored so."""
+        """All rows (N, D) as float32; a view where they are stored so."""
         return self.block(0, len(self))
 
     def copy_to(self, folder: Path, name: str) -> None:

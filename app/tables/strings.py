@@ -32,13 +32,13 @@ class Strings:
     def save(folder: Path, values: Iterable[str]) -> None:
         """Write strings as `offsets.npy` and `bytes.npy`."""
         folder.mkdir(parents=True, exist_ok=True)
-        made = Strings.of(values)
-        np.save(folder / "offsets.npy", made.offsets)
-        np.save(folder / "bytes.npy", made.data)
+        strings = Strings.of(values)
+        np.save(folder / "offsets.npy", strings.offsets)
+        np.save(folder / "bytes.npy", strings.data)
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Strings:
-        """Strings in memory."""
+        """The values as a sequence in memory."""
         encoded = [value.encode() for value in values]
         offsets = np.zeros(len(encoded) + 1, np.int64)
         np.cumsum([len(e) for e in encoded], out=offsets[1:])
@@ -56,5 +56,5 @@ class Strings:
             yield data[start:end].decode()
 
     def index(self) -> dict[str, int]:
-        """Map each string to its position."""
+        """The row of each string."""
         return {value: position for position, value in enumerate(self)}

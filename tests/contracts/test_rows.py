@@ -44,18 +44,18 @@ def test_a_round_trip_errs_by_at_most_half_a_step(
     precision: Precision,
     rows: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
-    found = stored(tmp_path, rows, precision).all()
-    assert found.shape == rows.shape and found.dtype == np.float32
-    assert (np.abs(found - rows) <= allowed_error(rows, precision)).all()
+    table = stored(tmp_path, rows, precision).all()
+    assert table.shape == rows.shape and table.dtype == np.float32
+    assert (np.abs(table - rows) <= allowed_error(rows, precision)).all()
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_gather_agrees_with_all_for_any_shape_of_ids(tmp_path: Path, precision: Precision) -> None:
     rows = np.random.default_rng(0).normal(size=(50, 7)).astype(np.float32)
-    found = stored(tmp_path, rows, precision)
+    table = stored(tmp_path, rows, precision)
     for ids in (np.array(3), np.array([4, 4, 0]), np.arange(50).reshape(5, 10), np.zeros((2, 0), int)):
-        assert np.array_equal(found.gather(ids), found.all()[ids])
-    assert np.array_equal(found.block(10, 20), found.all()[10:20])
+        assert np.array_equal(table.gather(ids), table.all()[ids])
+    assert np.array_equal(table.block(10, 20), table.all()[10:20])
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -83,35 +83,35 @@ def test_what_float16_cannot_hold_is_refused(tmp_path: Path) -> None:
     ("precision", "expected"), [("float32", 28), ("float16", 14), ("int8", 4 + 7), ("int4", 4 + 4)]
 )
 def test_size_in_bytes_is_exact(tmp_path: Path, precision: Precision, expected: int) -> None:
-    found = stored(tmp_path, np.ones((10, 7), np.float32), precision)
+    table = stored(tmp_path, np.ones((10, 7), np.float32), precision)
     on_disk = sum(p.stat().st_size for p in tmp_path.iterdir() if p.suffix != ".json")
-    assert found.bytes == on_disk == 10 * expected
+    assert table.bytes == on_disk == 10 * expected
     assert row_bytes(7, precision) == expected
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_store_of_width_0_gathers_nothing(tmp_path: Path, precision: Precision) -> None:
-    found = stored(tmp_path, np.zeros((4, 0), np.float32), precision)
-    assert (len(found), found.width) == (4, 0)
-    assert found.gather(np.array([[1, 2]])).shape == (1, 2, 0)
-    assert found.all().shape == (4, 0)
+    table = stored(tmp_path, np.zeros((4, 0), np.float32), precision)
+    assert (len(table), table.width) == (4, 0)
+    assert table.gather(np.array([[1, 2]])).shape == (1, 2, 0)
+    assert table.all().shape == (4, 0)
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_opening_reads_no_rows(tmp_path: Path, precision: Precision) -> None:
     write_rows(tmp_path, "item", np.ones((1000, 8), np.float32), precision)
-    found = Rows.open(tmp_path, "item")
+    table = Rows.open(tmp_path, "item")
     # A change on disk after opening is seen, so nothing had been copied.
     with (tmp_path / "item.rows").open("r+b") as stream:
         stream.write(b"\0" * row_bytes(8, "float32"))
-    assert found.gather(np.array([0]))[0, 0] != found.gather(np.array([999]))[0, 0]
+    assert table.gather(np.array([0]))[0, 0] != table.gather(np.array([999]))[0, 0]
 
 
 def test_int4_is_worked_out_by_hand(tmp_path: Path) -> None:
     """Scale 7/7 = 1; -7, 3.4 -> 3 and 0.6 -> 1 are packed as 1 | 11 << 4 and 9 | 8 << 4."""
-    found = stored(tmp_path, np.array([[-7, 3.4, 0.6]], np.float32), "int4")
+    table = stored(tmp_path, np.array([[-7, 3.4, 0.6]], np.float32), "int4")
     assert (tmp_path / "item.rows").read_bytes() == bytes([1 | 11 << 4, 9 | 8 << 4])
-    assert found.all().tolist() == [[-7, 3, 1]]
+    assert table.all().tolist() == [[-7, 3, 1]]
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
@@ -124,9 +124,9 @@ def test_storing_what_was_stored_changes_nothing(tmp_path: Path, precision: Prec
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_copy_is_the_same_store(tmp_path: Path, precision: Precision) -> None:
-    found = stored(tmp_path, np.random.default_rng(2).normal(size=(9, 3)), precision)
-    found.copy_to(tmp_path / "copy", "other")
-    assert np.array_equal(Rows.open(tmp_path / "copy", "other").all(), found.all())
+    table = stored(tmp_path, np.random.default_rng(2).normal(size=(9, 3)), precision)
+    table.copy_to(tmp_path / "copy", "other")
+    assert np.array_equal(Rows.open(tmp_path / "copy", "other").all(), table.all())
 
 
 @pytest.mark.parametrize("ending", ["json", "rows", "scales"])

@@ -47,15 +47,15 @@ def write_item_graph(model: Model, folder: Path) -> int:
     Raises:
         RayRecError: the graph differs from the model by more than 1e-4.
     """
-    newcomer = _NewItem(model).eval()
-    examples = _examples(model, newcomer.names)
+    new_item = _NewItem(model).eval()
+    examples = _examples(model, new_item.names)
     with torch.no_grad():
-        expected = np.concatenate([newcomer(*example).numpy() for example in examples])
+        expected = np.concatenate([new_item(*example).numpy() for example in examples])
     if np.abs(expected - expected[0]).max(initial=0) == 0:
         return 0
     path = folder / ITEM_GRAPH
-    _trace(newcomer, examples[0], path)
-    _check(path, newcomer, examples, expected)
+    _trace(new_item, examples[0], path)
+    _check(path, new_item, examples, expected)
     return path.stat().st_size
 
 
@@ -65,15 +65,15 @@ def _examples(model: Model, names: list[str]) -> list[tuple[Tensor, ...]]:
     return [tuple(getattr(model, name)[row : row + 1] for name in names) for row in rows.tolist()]
 
 
-def _trace(newcomer: _NewItem, example: tuple[Tensor, ...], path: Path) -> None:
+def _trace(new_item: _NewItem, example: tuple[Tensor, ...], path: Path) -> None:
     whole = path.with_suffix(".whole")
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter is deprecated
         torch.onnx.export(
-            newcomer,
+            new_item,
             example,
             whole,
-            input_names=newcomer.names,
+            input_names=new_item.names,
             output_names=["output"],
             opset_version=OPSET,
             dynamo=False,
@@ -87,11 +87,11 @@ def _trace(newcomer: _NewItem, example: tuple[Tensor, ...], path: Path) -> None:
     whole.unlink()
 
 
-def _check(path: Path, newcomer: _NewItem, examples: list[tuple[Tensor, ...]], expected: Array) -> None:
+def _check(path: Path, new_item: _NewItem, examples: list[tuple[Tensor, ...]], expected: Array) -> None:
     graph = Graph(path, 1)
-    feeds = [dict(zip(newcomer.names, map(Tensor.numpy, example), strict=True)) for example in examples]
-    found = np.concatenate([graph.run({n: v for n, v in one.items() if n in graph.inputs}) for one in feeds])
-    worst = float((np.abs(found - expected) / np.maximum(1, np.abs(expected))).max(initial=0))
+    feeds = [dict(zip(new_item.names, map(Tensor.numpy, example), strict=True)) for example in examples]
+    rows = np.concatenate([graph.run({n: v for n, v in feed.items() if n in graph.inputs}) for feed in feeds])
+    worst = float((np.abs(rows - expected) / np.maximum(1, np.abs(expected))).max(initial=0))
     if not worst <= TOLERANCE:
         raise RayRecError(
             f"the ONNX graph differs from the model by {worst:.2g}",

@@ -86,7 +86,7 @@ class TestAgainstScikitLearn:
 
 
 class TestByHand:
-    def test_two_targets_at_the_second_and_fourth_place(self):
+    def test_two_targets_at_the_second_and_fourth_rank(self):
         figures = metrics.at_k(np.array([0, 0]), np.array([4.0, 2.0]), 1, [3, 5])
         ideal = 1 + 1 / np.log2(3)
         expected = {
@@ -147,18 +147,18 @@ class TestTies:
         users, items = 4000, 50
         relevant = np.eye(items, dtype=int)[RNG.integers(0, items, users)]
         figures = metrics.at_k(*ranked(np.zeros((users, items)), relevant), users, [10])
-        expected = (1 / np.log2(np.arange(2, 12))).sum() / items  # over a uniform place
+        expected = (1 / np.log2(np.arange(2, 12))).sum() / items  # over a uniform rank
         assert figures["hit_rate@10"].mean() == pytest.approx(10 / items, abs=0.03)
         assert figures["ndcg@10"].mean() == pytest.approx(expected, abs=0.015)
         assert metrics.auc(*counted(np.zeros((users, items)), relevant)).mean() == 0.5
 
-    def test_tied_targets_of_a_request_take_distinct_places(self):
+    def test_tied_targets_of_a_request_take_distinct_ranks(self):
         relevant = np.ones((300, 4), int)
         relevant[:, 3] = 0
         owner, rank = ranked(np.zeros((300, 4)), relevant)
-        places = rank.reshape(300, 3)
-        assert all(len(set(row)) == 3 for row in places)
-        # Each of the four places is taken by three targets out of four, within chance.
+        ranks = rank.reshape(300, 3)
+        assert all(len(set(row)) == 3 for row in ranks)
+        # Each of the four ranks is taken by three targets out of four, within chance.
         assert np.bincount(rank.astype(int))[1:] / 300 == pytest.approx([0.75] * 4, abs=0.1)
         assert metrics.at_k(owner, rank, 300, [4])["recall@4"].min() == 1
 

@@ -61,16 +61,16 @@ CONSTANT = lambda users, items: torch.zeros(users.shape[0], items.shape[1])  # n
 class TestKnownScorers:
     def test_the_oracle_is_perfect(self, dataset, candidates):
         table = wanted(dataset)
-        found = evaluate(
+        report = evaluate(
             recipe_of(evaluate__candidates=candidates),
             dataset,
             Fake(dataset, lambda users, items: table[users, items]),
             baselines=False,
         )
         for name in ("ndcg@10", "recall@5", "hit_rate@5", "mrr@20", "map@20", "auc"):
-            assert found.figures[name] == 1
+            assert report.figures[name] == 1
             if name != "auc":
-                assert found.intervals[name] == [1, 1]
+                assert report.intervals[name] == [1, 1]
 
     def test_a_constant_scorer_gets_the_random_figure(self, dataset, candidates):
         figures = evaluate(
@@ -89,15 +89,15 @@ class TestKnownScorers:
 
     def test_nan_ranks_last_and_is_reported(self, dataset, candidates):
         table = wanted(dataset)
-        found = evaluate(
+        report = evaluate(
             recipe_of(evaluate__candidates=candidates),
             dataset,
             Fake(dataset, lambda u, i: torch.where(table[u, i] > 0, math.nan, 0.0)),
             baselines=False,
         )
-        assert found.figures["auc"] == 0
-        assert found.figures["mrr@20"] < 0.1
-        assert any("400 scores were NaN" in note for note in found.notes)
+        assert report.figures["auc"] == 0
+        assert report.figures["mrr@20"] < 0.1
+        assert any("400 scores were NaN" in note for note in report.notes)
 
     def test_infinite_scores_keep_their_order(self, dataset, candidates):
         table = wanted(dataset)
@@ -193,7 +193,7 @@ class TestFigures:
             mean = sum(s["targets"] * s["ndcg@10"] for s in groups) / 300
             assert mean == pytest.approx(report.figures["ndcg@10"])
 
-    def test_who_was_drawn_is_said(self, report):
+    def test_a_note_says_how_many_users_were_drawn(self, report):
         assert any("300 were drawn" in note for note in report.notes)
 
     def test_head_items_make_four_fifths_of_the_events(self):
@@ -255,7 +255,7 @@ class TestModelScorer:
         torch.testing.assert_close(zero, zero[:, :1].expand_as(zero))
 
 
-def test_nothing_to_predict_is_said(tmp_path):
+def test_a_part_without_positive_events_is_refused(tmp_path):
     dataset = tiny_dataset(tmp_path / "dataset", users=20)
     object.__setattr__(dataset.test, "label", np.zeros(len(dataset.test), np.float32))
     object.__setattr__(dataset.valid, "label", np.zeros(len(dataset.valid), np.float32))
@@ -273,8 +273,8 @@ def test_unknown_items_and_users_count_against_the_model(tmp_path):
     object.__setattr__(dataset.test, "item", item)
     object.__setattr__(dataset.test, "user", user)
     scorer = Fake(dataset, lambda users, items: oracle[users, items] + (items == 0) * 9)
-    found = evaluate(recipe_of(), dataset, scorer, baselines=False)
-    assert found.figures["hit_rate@20"] <= 15 / 20
-    assert found.figures["auc"] < 1
-    assert any("5 targets are items that training does not know" in note for note in found.notes)
-    assert any("2 requests are of users that training does not know" in note for note in found.notes)
+    report = evaluate(recipe_of(), dataset, scorer, baselines=False)
+    assert report.figures["hit_rate@20"] <= 15 / 20
+    assert report.figures["auc"] < 1
+    assert any("5 targets are items that training does not know" in note for note in report.notes)
+    assert any("2 requests are of users that training does not know" in note for note in report.notes)

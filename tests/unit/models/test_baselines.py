@@ -28,10 +28,10 @@ SETS = sparse.csr_array(np.array([[0, 1, 1, 0], [0, 1, 1, 0], [0, 1, 0, 0], [0, 
 
 class TestNeighbours:
     def test_cosine_by_hand(self):
-        found, value = neighbours(SETS, 3, 0.0)
-        assert found[1].tolist() == [1, 2, 0]
+        ids, value = neighbours(SETS, 3, 0.0)
+        assert ids[1].tolist() == [1, 2, 0]
         assert value[1].tolist() == pytest.approx([1, 2 / 3, 0])
-        assert found[3].tolist() == [3, 2, 0]
+        assert ids[3].tolist() == [3, 2, 0]
         assert value[3].tolist() == pytest.approx([1, 1 / np.sqrt(3), 0])
         assert not value[0].any()
 

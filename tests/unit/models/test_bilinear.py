@@ -40,8 +40,8 @@ def ask(model: Bilinear, user: int, history: list[int], ages: list[float] | None
         torch.tensor([[int(item > 0) for item in history]]),
         torch.tensor([ages or [0.0] * len(history)]),
     )
-    asked = Batch(torch.tensor([user]), torch.tensor([[1]]), events, torch.zeros(1, 0), torch.zeros(1, 1))
-    logits: Tensor = model(asked).detach()
+    request = Batch(torch.tensor([user]), torch.tensor([[1]]), events, torch.zeros(1, 0), torch.zeros(1, 1))
+    logits: Tensor = model(request).detach()
     return logits[0, 0]
 
 
@@ -61,8 +61,8 @@ def test_behaviour_is_the_mean_of_the_history() -> None:
 
 def test_an_event_of_one_half_life_counts_half() -> None:
     day = torch.log1p(torch.tensor(24.0)).item()
-    found = ask(worked(half_life_days=1.0), 1, [3, 2], [day, 0.0])
-    assert found == pytest.approx((0.2 * 0.5 + 0.15) / 1.5, rel=1e-5)
+    logit = ask(worked(half_life_days=1.0), 1, [3, 2], [day, 0.0])
+    assert logit == pytest.approx((0.2 * 0.5 + 0.15) / 1.5, rel=1e-5)
 
 
 @pytest.mark.parametrize("days", [20.0, 500.0])

@@ -23,8 +23,8 @@ def test_bce_of_no_opinion_is_log_two() -> None:
 
 
 def test_mse() -> None:
-    found = losses.mse(torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [4.0]]))
-    assert found.item() == 2.0
+    value = losses.mse(torch.tensor([[1.0], [4.0]]), torch.tensor([[3.0], [4.0]]))
+    assert value.item() == 2.0
 
 
 def test_cross_entropy_weighs_by_label() -> None:
@@ -35,35 +35,35 @@ def test_cross_entropy_weighs_by_label() -> None:
 
 
 def test_bpr_compares_with_each_negative() -> None:
-    found = losses.bpr(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
+    value = losses.bpr(torch.tensor([[1.0, 1.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]))
     expected = (math.log(2) + math.log1p(math.exp(-1))) / 2
-    torch.testing.assert_close(found, torch.tensor(expected))
+    torch.testing.assert_close(value, torch.tensor(expected))
 
 
 def test_in_batch_softmax_corrects_for_popularity() -> None:
     """An item drawn three times as often must score log 3 more to be even."""
     log_q = torch.tensor([0.0, math.log(0.75), math.log(0.25)])
     even = torch.tensor([[math.log(0.75), math.log(0.25)]] * 2)
-    found = losses.in_batch_softmax(even, torch.tensor([1, 2]), log_q)
-    torch.testing.assert_close(found, torch.tensor(math.log(2)))
+    value = losses.in_batch_softmax(even, torch.tensor([1, 2]), log_q)
+    torch.testing.assert_close(value, torch.tensor(math.log(2)))
 
 
 def test_in_batch_softmax_has_no_negative_of_the_same_item() -> None:
     items, log_q = torch.tensor([1, 1]), torch.zeros(2)
-    found = losses.in_batch_softmax(torch.randn(2, 2), items, log_q)
-    torch.testing.assert_close(found, torch.tensor(0.0))
+    value = losses.in_batch_softmax(torch.randn(2, 2), items, log_q)
+    torch.testing.assert_close(value, torch.tensor(0.0))
 
 
 def test_a_pooled_history_is_a_weighted_mean() -> None:
     pool = HistoryPool(length=3, events=2, heads=2)
     rows = torch.randn(4, 3, 5)
     item = torch.tensor([[0, 0, 0], [0, 0, 7], [0, 8, 9], [1, 2, 3]])
-    found = pool(rows, History(item, (item > 0).long(), torch.zeros(4, 3))).view(4, 2, 5)
-    torch.testing.assert_close(found[0], torch.zeros(2, 5))
-    torch.testing.assert_close(found[1], rows[1, 2:].expand(2, 5))
-    torch.testing.assert_close(found[3, 0], rows[3].mean(0))  # head 0 begins without preference
+    pooled = pool(rows, History(item, (item > 0).long(), torch.zeros(4, 3))).view(4, 2, 5)
+    torch.testing.assert_close(pooled[0], torch.zeros(2, 5))
+    torch.testing.assert_close(pooled[1], rows[1, 2:].expand(2, 5))
+    torch.testing.assert_close(pooled[3, 0], rows[3].mean(0))  # head 0 begins without preference
     low, high = rows[2, 1:].amin(0), rows[2, 1:].amax(0)
-    assert (found[2] >= low - 1e-6).all() and (found[2] <= high + 1e-6).all()
+    assert (pooled[2] >= low - 1e-6).all() and (pooled[2] <= high + 1e-6).all()
 
 
 def old_events(length: int, days: int) -> tuple[HistoryPool, History]:
@@ -88,13 +88,13 @@ def test_events_that_are_old_weigh_1_together_as_new_ones_do(days: int) -> None:
 
 @given(st.integers(0, 6), st.floats(-30, 30), st.floats(-30, 30), st.floats(0, 14))
 def test_padding_never_changes_a_pooled_history(
-    events: int, weight_of_age: float, place: float, oldest: float
+    events: int, weight_of_age: float, position: float, oldest: float
 ) -> None:
     """The pool of a padded history is the softmax over its real events, computed without padding."""
     pool = HistoryPool(6, events=3, heads=1)
     with torch.no_grad():
         pool.age.fill_(weight_of_age)
-        pool.position.copy_(torch.linspace(place, 0, 6)[None])
+        pool.position.copy_(torch.linspace(position, 0, 6)[None])
         pool.event.copy_(torch.tensor([[50.0], [1.0], [-1.0]]))
     rows, kinds = torch.randn(1, 6, 2), torch.tensor([[1, 2, 1, 2, 1, 2]])
     age = torch.linspace(oldest, 0, 6)[None]

@@ -39,9 +39,9 @@ def test_a_new_item_with_the_content_of_an_untrained_one_gets_its_rows(
     for row in untrained:
         content = {key: dataset.feature(key)[row : row + 1] for key in ("item_dense", "item_category")}
         content["item_category"] = content["item_category"].astype(np.int64)
-        made = graph.run({key: values for key, values in content.items() if key in graph.inputs})
+        computed = graph.run({key: values for key, values in content.items() if key in graph.inputs})
         expected = np.concatenate([rows["item"][row], rows["history"][row]])
-        np.testing.assert_allclose(made[0], expected, atol=1e-5)
+        np.testing.assert_allclose(computed[0], expected, atol=1e-5)
 
 
 def test_untrained_ids_of_equal_content_have_equal_rows(tmp_path: Path) -> None:
