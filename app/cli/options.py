@@ -1,0 +1,62 @@
+"""What the verbs share: their options, and how they read a recipe and print a result."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from app.terminal import summary
+from app.terminal.console import table
+
+if TYPE_CHECKING:
+    from app.recipe import Recipe
+
+RecipeFile = Annotated[Path, typer.Argument(help="The recipe, a TOML file.")]
+BundleFolder = Annotated[Path, typer.Argument(help="The bundle: a folder that `export` or `run` made.")]
+BundleLocation = Annotated[
+    str,
+    typer.Argument(help="The bundle: a folder that `export` or `run` made, or a URI (s3://, gs://...)."),
+]
+Out = Annotated[
+    Path, typer.Option("--out", help="Folder for the results of all stages; unchanged ones are used again.")
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a key of the recipe, e.g. --set train.epochs=3 (repeatable)."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Run stages again even if nothing has changed.")]
+Verbose = Annotated[bool, typer.Option("--verbose", help="Show Ray's log and tracebacks.")]
+Store = Annotated[str, typer.Option("--store", help="Store folder of the service that is meant.")]
+Port = Annotated[
+    int, typer.Option("--port", help="Port of the service that is meant; by default the only one that runs.")
+]
+RUNS = Path("runs")  # of results, unless --out says otherwise
+
+
+def load_recipe(recipe: Path, changes: list[str] | None) -> Recipe:
+    """Read the recipe before anything heavy is imported, so that a mistake in it shows at once."""
+    from app.recipe_toml import load
+
+    return load(recipe, changes or ())
+
+
+def set_verbose(verbose: bool) -> None:
+    """Have Ray's log and tracebacks shown, here and in processes that are started."""
+    if verbose:
+        os.environ["RAYREC_VERBOSE"] = "1"
+
+
+def print_result(
+    result: dict[str, Any], as_json: bool, rows: Callable[[dict[str, Any]], summary.Rows] = summary.of_stage
+) -> None:
+    """Print a result as one JSON object, or as a table of the rows that `rows` makes of it."""
+    if as_json:
+        print(json.dumps(result, default=str))
+    else:
+        table(rows(result))

@@ -1,0 +1,159 @@
+"""The verbs that take a recipe: a new one, its check, its stages, and the search."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import Annotated
+
+import typer
+
+from app.cli.options import (
+    RUNS,
+    AsJson,
+    Force,
+    Out,
+    RecipeFile,
+    Sets,
+    Verbose,
+    load_recipe,
+    print_result,
+    set_verbose,
+)
+from app.terminal import summary
+from app.terminal.console import say
+
+# Their files are listed, not imported, so that `rayrec --help` is quick.
+FORMATS = [module.name for module in iter_modules([f"{Path(__file__).parents[1]}/bundle/export/formats"])]
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder in which recipe.toml is written.")],
+    json: AsJson = False,
+) -> None:
+    """Write a recipe with every key, its default and its meaning."""
+    from app.terminal import scaffold
+
+    print_result(scaffold.init(folder), json)
+
+
+def check(
+    recipe: RecipeFile,
+    set: Sets = None,
+    model: Annotated[
+        bool, typer.Option("--model", help="Check the model instead: whether it keeps what models promise.")
+    ] = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Check the recipe and the data without training.
+
+    Shows the schema, counts, the rows that would be rejected, and the expected time.
+    """
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, set)
+    if model:
+        from app.evaluation.contract import check_model
+
+        print_result(check_model(loaded.model), json)
+        return
+    from app.data.stage import check as check_data
+    from app.models.discovery import model_config
+
+    model_config(loaded.model.source, loaded.model.hyperparameters)
+    print_result(check_data(loaded), json)
+
+
+def make_stage_verb(name: str, description: str) -> Callable[..., None]:
+    """The verb that runs a recipe up to one stage.
+
+    Args:
+        name: of the stage.
+        description: what its help says.
+    """
+
+    def run_until(
+        recipe: RecipeFile,
+        out: Out = RUNS / "latest",
+        set: Sets = None,
+        force: Force = False,
+        json: AsJson = False,
+        verbose: Verbose = False,
+    ) -> None:
+        set_verbose(verbose)
+        loaded = load_recipe(recipe, set)
+        from app import pipeline
+
+        done = pipeline.run(loaded, out.absolute(), until=name, force=force)
+        artifact = done.artifacts[name]
+        print_result({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
+
+    run_until.__doc__ = description
+    return run_until
+
+
+def export(
+    recipe: RecipeFile,
+    out: Out = RUNS / "latest",
+    format: Annotated[
+        str, typer.Option(help=f"One of {', '.join(FORMATS)}; a bundle is what is served.")
+    ] = "bundle",
+    set: Sets = None,
+    force: Force = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Make the bundle that is served, or another format."""
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, set)
+    from app import pipeline
+
+    done = pipeline.run(loaded, out.absolute(), force=force, format=format)
+    artifact = done.artifacts["export"]
+    print_result({"path": str(artifact.path), "figures": artifact.figures, "seconds": done.seconds}, json)
+
+
+def run(
+    recipe: RecipeFile,
+    out: Out = RUNS / "latest",
+    set: Sets = None,
+    force: Force = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run all stages, from the event log to a bundle."""
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, set)
+    from app import pipeline
+
+    result = pipeline.run(loaded, out.absolute(), force=force).summary()
+    print_result(result, json, summary.of_run)
+    if not json:
+        say(f"Report: {out / 'report' / 'report.md'}")
+        say(f"Next: rayrec serve {result['bundle']}")
+
+
+def tune(
+    recipe: RecipeFile,
+    trials: Annotated[
+        int | None, typer.Option(help="Number of finished trials, earlier ones included.", min=1)
+    ] = None,
+    budget: Annotated[
+        str, typer.Option(help='Limits that the chosen model keeps, e.g. "p95_ms<=8, mb<=20".')
+    ] = "",
+    out: Out = RUNS / "tune",
+    set: Sets = None,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Search hyperparameters and compression together.
+
+    Chooses the cheapest model that keeps the quality.
+    """
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, set)
+    from tuning.search import tune as search
+
+    wanted = trials or loaded.tune.trials
+    print_result(search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget), json)
