@@ -209,10 +209,10 @@ class Dataset:
         absent = rows < ends[:, :1]
         if not len(part):
             return tuple(np.zeros(rows.shape, c.dtype) for c in (part.item, part.event, part.time))  # type: ignore[return-value]
-        found = tuple(column.take(rows, mode="clip") for column in (part.item, part.event, part.time))
-        for column in found:
+        events = tuple(column.take(rows, mode="clip") for column in (part.item, part.event, part.time))
+        for column in events:
             np.copyto(column, 0, where=absent)
-        return found  # type: ignore[return-value]
+        return events  # type: ignore[return-value]
 
     def recent(self, users: Array, *parts: Part) -> tuple[Array, Array, Array]:
         """The last L events of users (B,) over several parts, by time.
@@ -220,10 +220,10 @@ class Dataset:
         Returns:
             item, event, time, each (B, L), the most recent last, 0 where there is none.
         """
-        found = [
+        histories = [
             self.history(np.stack([part.indptr[users], part.indptr[users + 1]], 1), part) for part in parts
         ]
-        item, event, time = (np.concatenate(columns, 1) for columns in zip(*found, strict=True))
+        item, event, time = (np.concatenate(columns, 1) for columns in zip(*histories, strict=True))
         if len(parts) == 1:
             return item, event, time
         order = np.argsort(np.where(item > 0, time, np.iinfo(np.int64).min), axis=1, kind="stable")

@@ -26,7 +26,7 @@ _BLOCKS = 4096  # of Ray Data, each with its own account
 
 @dataclass(frozen=True)
 class Failed:
-    """An error on its way to the driver."""
+    """An error that travels from a task to the driver as a value."""
 
     error: RayRecError
 
@@ -40,20 +40,24 @@ def cores() -> int:
     return max(1, min(total, os.cpu_count() or 1) if len(nodes) == 1 else total)
 
 
-def _guarded(work: Callable[..., Any], arguments: tuple[Any, ...], place: str) -> Any:
+def _guarded(work: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> Any:
     try:
-        with disk_errors(place):
+        with disk_errors(folder):
             return work(*arguments)
     except RayRecError as error:
         return Failed(error)
 
 
 def run_all(
-    work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], description: str, place: str
+    work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], description: str, folder: str
 ) -> Iterator[tuple[int, Any]]:
     """(number, `work(*call)`) of all calls as they end; at most one a core runs at a time.
 
-    An empty description shows no progress.
+    Args:
+        work: a function that Ray can send to its workers.
+        calls: its arguments, call by call.
+        description: for the progress bar; empty shows none.
+        folder: where the work writes, named by errors of the disk.
 
     Raises:
         RayRecError: the first that a task raised.
@@ -66,7 +70,7 @@ def run_all(
     with progress(description, len(calls)) if description else nullcontext() as bar:
         while True:
             for number, call in itertools.islice(waiting, cores() - len(running)):
-                running[task.remote(work, call, place)] = number
+                running[task.remote(work, call, folder)] = number
             if not running:
                 return
             done = ray.wait(list(running), num_returns=1)[0][0]
@@ -82,11 +86,12 @@ def _unwrap(result: Any) -> Any:
 
 
 def map_splits(
-    work: Callable[..., Json], splits: Sequence[Any], shared: tuple[Any, ...], description: str, place: str
+    work: Callable[..., Json], splits: Sequence[Any], shared: tuple[Any, ...], description: str, folder: str
 ) -> list[Json]:
     """`work(split, *shared)` of every split through Ray Data; its small reports, unordered.
 
     A task reads and handles its split as a whole, so rows never travel through the object store.
+    `description` and `folder` are as in `run_all`.
 
     Raises:
         RayRecError: the first that a task raised.
@@ -96,8 +101,8 @@ def map_splits(
     _quiet()
 
     def handle(batch: Any) -> Any:
-        made = [_guarded(work, (splits[int(n)], *shared), place) for n in batch["item"]]
-        return {"report": np.array([_encode(m) for m in made], dtype=object)}
+        results = [_guarded(work, (splits[int(n)], *shared), folder) for n in batch["item"]]
+        return {"report": np.array([_encode(result) for result in results], dtype=object)}
 
     numbers = ray.data.from_items(list(range(len(splits))), override_num_blocks=len(splits))
     pool = ray.data.TaskPoolStrategy(size=min(cores(), len(splits)))
@@ -111,16 +116,16 @@ def map_splits(
 
 
 class _Actor:
-    """What `maker` makes, once a process."""
+    """The work that `maker` makes, once in each process of the pool."""
 
-    def __init__(self, maker: Callable[..., Any], arguments: tuple[Any, ...], place: str) -> None:
-        self.place, self.made = place, _guarded(maker, arguments, place)
+    def __init__(self, maker: Callable[..., Any], arguments: tuple[Any, ...], folder: str) -> None:
+        self.folder, self.work = folder, _guarded(maker, arguments, folder)
 
     def __call__(self, batch: Any) -> Any:
-        if isinstance(self.made, Failed):
-            reports = [self.made for _ in batch["item"]]
+        if isinstance(self.work, Failed):
+            reports = [self.work for _ in batch["item"]]
         else:
-            reports = [_guarded(self.made, (int(number),), self.place) for number in batch["item"]]
+            reports = [_guarded(self.work, (int(number),), self.folder) for number in batch["item"]]
         return {"report": np.array([_encode(report) for report in reports], dtype=object)}
 
 
@@ -128,9 +133,9 @@ def map_in_actors(
     maker: Callable[..., Callable[[int], Json]],
     arguments: tuple[Any, ...],
     numbers: Sequence[int],
-    place: str,
+    folder: str,
 ) -> Iterator[Json]:
-    """`work(number)` of every number through Ray Data, as they end; `work` is made once a process.
+    """`work(number)` of every number through Ray Data, as they end; `maker` makes `work` once a process.
 
     Raises:
         RayRecError: the first that `maker(*arguments)` or its work raised.
@@ -140,8 +145,10 @@ def map_in_actors(
     _quiet()
     entries = ray.data.from_items(list(numbers), override_num_blocks=min(len(numbers), _BLOCKS))
     pool = ray.data.ActorPoolStrategy(size=min(cores(), len(numbers)))
-    made = (maker, arguments, place)
-    mapped = entries.map_batches(_Actor, fn_constructor_args=made, batch_size=1, compute=pool, num_cpus=1)
+    constructor = (maker, arguments, folder)
+    mapped = entries.map_batches(
+        _Actor, fn_constructor_args=constructor, batch_size=1, compute=pool, num_cpus=1
+    )
     for row in mapped.iter_rows():
         yield _decode(row["report"])
 
@@ -157,11 +164,11 @@ def _quiet() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def _encode(made: Json | Failed) -> str:
-    if isinstance(made, Failed):
-        e = made.error
+def _encode(result: Json | Failed) -> str:
+    if isinstance(result, Failed):
+        e = result.error
         return json.dumps({"error": type(e).__name__, "what": e.what, "where": e.where, "remedy": e.remedy})
-    return json.dumps(made)
+    return json.dumps(result)
 
 
 def _decode(text: str) -> Json:

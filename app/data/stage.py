@@ -201,13 +201,13 @@ def _put_aside(ingested: Ingested, out: Path, rejected: int) -> None:
     folder.mkdir()
     if not rejected:
         return
-    shared = (ingested.plan, ingested.places, str(folder))
-    made = map_splits(
+    shared = (ingested.plan, ingested.positions, str(folder))
+    reports = map_splits(
         put_aside, ingested.splits, shared, "putting rejected rows aside", ingested.plan.scratch
     )
-    written = sum(m["rows"] for m in made)
+    written = sum(report["rows"] for report in reports)
     if written != rejected:
         raise RayRecError(
-            f"{written} rejected rows were found again of {rejected}",
+            f"{written} rejected rows were read again of {rejected}",
             remedy="do not change input files meanwhile",
         )

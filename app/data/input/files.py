@@ -1,4 +1,4 @@
-"""The input files: found, told apart by content, and cut into splits that several cores read.
+"""The input files: which there are, what they hold, and how they are cut into splits for several cores.
 
 A split is a byte range of plain CSV or JSON lines that starts and ends at a newline, some
 row groups of a Parquet file, or a whole compressed file.
@@ -29,7 +29,7 @@ ROW_BYTES, GZIP_RATIO = 60, 6  # to guess the rows of a text file
 
 @dataclass(frozen=True)
 class Source:
-    """One input file, or a feedback log of which there is a copy.
+    """An input file, or a feedback log of which there is a copy.
 
     Attributes:
         name: path or URI, as messages show it.
@@ -98,13 +98,13 @@ def _expand(entry: str, key: str) -> list[str]:
     system, path = filesystem(entry)
     prefix = entry[: len(entry) - len(path)] if "://" in entry and entry.endswith(path) else ""
     try:
-        found = list(_files(system, path))
+        names = list(_files(system, path))
     except OSError as error:
         raise DataError(f"cannot be read ({error})", where=entry, remedy=f"correct {key}") from None
-    if not found:
+    if not names:
         remedy = f"correct {key}; relative paths count from the recipe's folder"
         raise DataError("no such file, or no data file in the folder", where=entry, remedy=remedy)
-    return [prefix + name for name in found]
+    return [prefix + name for name in names]
 
 
 def _files(system: fs.FileSystem, path: str) -> Iterator[str]:
@@ -197,9 +197,9 @@ def _edges(file: pa.NativeFile, start: int, size: int) -> Iterator[int]:
 def _after_newline(file: pa.NativeFile, position: int, size: int) -> int:
     while position < size:
         part = file.read_at(min(1 << 16, size - position), position)
-        found = part.find(b"\n")
-        if found >= 0:
-            return int(position + found + 1)
+        newline = part.find(b"\n")
+        if newline >= 0:
+            return int(position + newline + 1)
         position += len(part)
     return size
 

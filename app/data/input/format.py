@@ -1,4 +1,4 @@
-"""What a file holds: by its ending, by its first bytes, and its header."""
+"""The format of a file by its ending and its first bytes, and the columns that its header names."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def refuse_disguise(file: pa.NativeFile, name: str, kind: Format, gzip: bool, si
     """
     first = file.read_at(min(size, 4096), 0)
     last = file.read_at(min(size, 4), max(0, size - 4))
-    found = _content(first)
+    content = _content(first)
     if kind == "parquet" and not gzip:
         if not first.startswith(_PARQUET):
-            raise _disguised(name, kind, found or f"text that starts with {_sample(first)}")
+            raise _disguised(name, kind, content or f"text that starts with {_sample(first)}")
         if last != _PARQUET:
             raise DataError(
                 "the Parquet file is truncated: its end is missing", where=name, remedy="copy it again"
             )
-    elif gzip != first.startswith(_GZIP) or (found and not gzip):
-        raise _disguised(name, kind, found or f"text that starts with {_sample(first)}", gzip)
+    elif gzip != first.startswith(_GZIP) or (content and not gzip):
+        raise _disguised(name, kind, content or f"text that starts with {_sample(first)}", gzip)
 
 
 def _content(first: bytes) -> str:
@@ -71,10 +71,10 @@ def _content(first: bytes) -> str:
     return foreign or ("binary data" if b"\0" in first and not first.startswith(_MARKS) else "")
 
 
-def _disguised(name: str, kind: Format, found: str, gzip: bool = False) -> DataError:
+def _disguised(name: str, kind: Format, content: str, gzip: bool = False) -> DataError:
     expected = f"gzip-compressed {_LABEL[kind]}" if gzip else _LABEL[kind]
     return DataError(
-        f"should be {expected} by its ending (or data.format), but holds {found}",
+        f"should be {expected} by its ending (or data.format), but holds {content}",
         where=name,
         remedy="rename the file to what it holds, or set data.format",
     )

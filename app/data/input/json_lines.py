@@ -1,4 +1,4 @@
-"""JSON lines: each line an object; what is not is set aside, never fatal."""
+"""JSON lines: each line is an object; lines that are not are set aside with their text."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def frame_of(rows: list[Row], columns: tuple[str, ...]) -> pl.DataFrame:
     names = dict.fromkeys(columns)
     for row in rows:
         names.update(dict.fromkeys(row))
-    made = {n: pl.Series(n, [_text(row.get(n)) for row in rows], pl.String) for n in names}
-    return pl.DataFrame(made)
+    texts = {n: pl.Series(n, [_text(row.get(n)) for row in rows], pl.String) for n in names}
+    return pl.DataFrame(texts)
 
 
 def _text(value: Any) -> str | None:

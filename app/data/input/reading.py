@@ -31,7 +31,7 @@ class Torn(Exception):
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a split.
+    """Consecutive rows of a split, as they were read.
 
     Attributes:
         frame: the readable rows, original columns.
@@ -53,7 +53,7 @@ def pieces(split: Split, data: Data) -> Iterator[Piece]:
     """Read a split in pieces of bounded size.
 
     Raises:
-        DataError: damaged, truncated or in another encoding; names the place.
+        DataError: damaged, truncated or in another encoding; names file and line.
         Torn: a byte range of a CSV file has an odd number of quotes.
     """
     reader = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[split.source.format]
@@ -198,14 +198,14 @@ def _parquet(split: Split, data: Data) -> Iterator[Piece]:
 def _wrong_encoding(source: Source, data: Data) -> DataError:
     """Find the first byte that does not decode, and the line that it is on."""
     decoder = codecs.getincrementaldecoder(data.encoding)()
-    line, offset, held = 1, 0, b""
+    line, offset, undecoded = 1, 0, b""
     with source.open() as file:
         stream = pa.CompressedInputStream(file, "gzip") if source.gzip else file
         while block := stream.read(_READ):
             try:
                 decoder.decode(block)
             except UnicodeDecodeError as error:
-                start = error.start - len(held)
+                start = error.start - len(undecoded)
                 line += block[: max(start, 0)].count(b"\n")
                 value = error.object[error.start]
                 return DataError(
@@ -213,6 +213,6 @@ def _wrong_encoding(source: Source, data: Data) -> DataError:
                     where=f"{source.name}, line {line}",
                     remedy='set data.encoding, e.g. "latin-1" or "cp1252"',
                 )
-            held = decoder.getstate()[0]
+            undecoded = decoder.getstate()[0]
             line, offset = line + block.count(b"\n"), offset + len(block)
     return DataError(f"does not decode as {data.encoding}", where=source.name, remedy="set data.encoding")

@@ -48,7 +48,7 @@ def copy_log(entry: str, target: Path, data: Data) -> tuple[Source, pl.DataFrame
     without a value has 1, as in a file without that column, unless `data.missing` says what to do.
 
     Returns:
-        The source, and what PUT /v1/items said of items: id and columns as text, one row an id.
+        The source, and the items that PUT /v1/items stored: id and columns as text, one row an id.
 
     Raises:
         DataError: there is no log, it is damaged, or of a newer version.

@@ -96,7 +96,7 @@ class Buckets:
                 dropped, fallen = dropped + report["dropped"], fallen + report["fallen"]
             enough = trained >= self.plan.data.min_item_events
             still_left = items_left & (enough | (self.plan.data.min_item_events == 1))
-            # Moments that cut by time were found before this round dropped rows.
+            # The cuts of a split by time were computed before this round dropped rows.
             cuts_hold = dropped == 0 or self.plan.split.method != "time"
             if cuts_hold and fallen == 0 and (still_left == items_left).all():
                 return items_left

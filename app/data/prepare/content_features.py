@@ -1,4 +1,8 @@
-"""Content features of items and users, fitted on what training knows, written block by block."""
+"""Content features of items and users, fitted to the ids that occur in training.
+
+The two arrays of a kind are built in memory, because features are looked up at random; the columns go
+through the transformation a block at a time.
+"""
 
 from __future__ import annotations
 
@@ -45,20 +49,16 @@ def write_features(
     fitted = fit_columns(specs, values, train)
     fitted.save(folder, name)
     (folder / name / FILLS).write_text(json.dumps({c: fill for c, fill in fills.items() if fill}) + "\n")
-    dense = _new(folder / f"{name}_dense.npy", np.float32, (len(train) + 1, fitted.dense_width))
-    category = _new(folder / f"{name}_category.npy", np.int32, (len(train) + 1, len(fitted.categories)))
+    dense = np.zeros((len(train) + 1, fitted.dense_width), np.float32)
+    category = np.zeros((len(train) + 1, len(fitted.categories)), np.int32)
     for start in range(0, len(train) if specs else 0, _BLOCK):
         block = {c: v[start : start + _BLOCK] for c, v in values.items()}
-        made = fitted.transform(block)
-        rows = slice(start + 1, start + 1 + len(made[0]))
-        dense[rows], category[rows] = made
+        values_dense, values_category = fitted.transform(block)
+        rows = slice(start + 1, start + 1 + len(values_dense))
+        dense[rows], category[rows] = values_dense, values_category
     np.save(folder / f"{name}_dense.npy", dense)
     np.save(folder / f"{name}_category.npy", category)
     return fitted
-
-
-def _new(path: Path, kind: type, shape: tuple[int, int]) -> Array:
-    return np.zeros(shape, kind)
 
 
 def _fill(column: pl.Series, train: Array, policy: str) -> str:
@@ -86,9 +86,9 @@ def write_raw(path: Path, columns: pl.DataFrame, specs: Sequence[Feature]) -> No
     """Raw attributes as Parquet, row 0 (unknown) first; numbers where a feature says so."""
     path.parent.mkdir()
     numbers = {feature.column for feature in specs if feature.cells == "number"}
-    made = columns.select(
+    attributes = columns.select(
         as_number(c, columns.schema).alias(c) if c in numbers else pl.col(c) for c in columns.columns
     )
-    first = pl.DataFrame({c: pl.Series([None], dtype=made.schema[c]) for c in made.columns})
-    table: pa.Table = pl.concat([first, made]).to_arrow()
+    first = pl.DataFrame({c: pl.Series([None], dtype=attributes.schema[c]) for c in attributes.columns})
+    table: pa.Table = pl.concat([first, attributes]).to_arrow()
     pq.write_table(table, path)

@@ -28,7 +28,7 @@ ORDER_STEP = 1_000_000  # microseconds between rows where their order is the ord
 
 @dataclass(frozen=True)
 class PieceInfo:
-    """What phase 2 knows of a piece: its files, where it lies in the input, its event types.
+    """A piece as phase 2 reads it: the name of its files, its offset in the input, its event types.
 
     `offset` is the position of the split's first row in the whole input.
     """
@@ -103,13 +103,13 @@ def _users(
 ) -> tuple[pl.DataFrame, list[Array]]:
     """The bucket's users by hash and id, and each piece's codes of them."""
     frames = [pl.DataFrame(pl.from_arrow(read_batch(scratch / f"{i.name}.users", bucket))) for i in infos]
-    found = pl.concat(frames, how="diagonal").with_row_index("place").sort("hash", "id", "place")
-    new = (found["hash"] != found["hash"].shift()) | (found["id"] != found["id"].shift())
-    found = found.with_columns(code=new.fill_null(True).cum_sum().cast(pl.Int64) - 1)
-    codes = np.empty(len(found), np.int64)
-    codes[found["place"].to_numpy()] = found["code"].to_numpy()
-    firsts = [pl.col(c).drop_nulls().first() for c in plan.user_columns if c in found.columns]
-    users = found.group_by("code", maintain_order=True).agg(pl.col("hash", "id").first(), *firsts)
+    entries = pl.concat(frames, how="diagonal").with_row_index("position").sort("hash", "id", "position")
+    new = (entries["hash"] != entries["hash"].shift()) | (entries["id"] != entries["id"].shift())
+    entries = entries.with_columns(code=new.fill_null(True).cum_sum().cast(pl.Int64) - 1)
+    codes = np.empty(len(entries), np.int64)
+    codes[entries["position"].to_numpy()] = entries["code"].to_numpy()
+    firsts = [pl.col(c).drop_nulls().first() for c in plan.user_columns if c in entries.columns]
+    users = entries.group_by("code", maintain_order=True).agg(pl.col("hash", "id").first(), *firsts)
     ends = np.cumsum([len(f) for f in frames])
     return users.drop("code"), np.split(codes, ends[:-1])
 

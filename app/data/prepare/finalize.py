@@ -93,7 +93,7 @@ def _write_negatives(scratch: Path, bucket: int, chosen: Array, width: int) -> N
     """Lists as (rows, M) int32 item rows, zeros behind the shorter ones."""
     lists = read_batch(scratch / f"bucket-{bucket}.rows")["negatives"].take(pa.array(chosen))
     lengths = lists.value_lengths().to_numpy(zero_copy_only=False)
-    made = np.zeros((len(chosen), width), np.int32)
+    negatives = np.zeros((len(chosen), width), np.int32)
     items = np.load(scratch / ITEM_ROWS, mmap_mode="r")
-    made[np.arange(width) < lengths[:, None]] = items[lists.flatten().to_numpy()]
-    made.tofile(scratch / "test" / f"negatives.{bucket}")
+    negatives[np.arange(width) < lengths[:, None]] = items[lists.flatten().to_numpy()]
+    negatives.tofile(scratch / "test" / f"negatives.{bucket}")

@@ -1,4 +1,4 @@
-"""Phase 1 as a whole: find the input, cut it, scatter it, and see that it can be used."""
+"""Phase 1 as a whole: list the input, cut it into splits, partition them, and refuse what cannot be used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from app.data.input.stored_log import copy_log, is_log
 from app.data.prepare.dedupe_sort import PieceInfo
 from app.data.prepare.partition import MAX_EVENTS, partition
 from app.data.prepare.plan import Plan, make_plan
-from app.data.prepare.rejected import Place
+from app.data.prepare.rejected import SplitPosition
 from app.data.ray_map import map_splits
 from app.errors import DataError
 from app.recipe import Recipe
@@ -27,14 +27,14 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True)
 class Ingested:
-    """What phase 1 found. Lists are in the order of the input."""
+    """The outcome of phase 1. Lists are in the order of the input."""
 
     plan: Plan
     splits: list[Split]
     reports: list[Json]  # one a split
     offsets: list[int]  # rows before each split
     events: list[str]  # row 0 is ""
-    items_put: list[pl.DataFrame]  # what PUT /v1/items said, one frame a feedback log
+    items_put: list[pl.DataFrame]  # attributes by PUT /v1/items, one frame a feedback log
 
     @property
     def rows(self) -> int:
@@ -47,14 +47,14 @@ class Ingested:
         return sum((Counter(r["rejected"]) for r in self.reports), Counter())
 
     @property
-    def places(self) -> dict[int, Place]:
-        """Where each split lies, by its number."""
+    def positions(self) -> dict[int, SplitPosition]:
+        """Where the rows of each split are in the input, by its number."""
         begins: dict[Source, int] = {}
-        found = {}
+        positions = {}
         for split, report, offset in zip(self.splits, self.reports, self.offsets, strict=True):
             begin = begins.setdefault(split.source, offset)
-            found[split.number] = Place(offset, offset - begin, report["rows"])
-        return found
+            positions[split.number] = SplitPosition(offset, offset - begin, report["rows"])
+        return positions
 
     @property
     def infos(self) -> list[PieceInfo]:
@@ -78,7 +78,7 @@ def sources_of(recipe: Recipe, scratch: Path) -> tuple[list[Source], list[pl.Dat
         RecipeError: a split of given files without test files.
     """
     if not recipe.data.events:
-        find([])  # says so
+        find([])  # raises that there are none
     sources, items = [], []
     for number, entry in enumerate(recipe.data.events):
         if is_log(entry):
@@ -118,7 +118,7 @@ def _partition_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[J
     reports = {r["split"]: r for r in map_splits(partition, splits, (plan,), "reading", plan.scratch)}
     torn = {splits[n].source for n, r in reports.items() if r.get("torn")}
     if torn:
-        # Quotes may span lines there, so byte ranges cannot be told apart: read as one.
+        # Quotes may span lines there, so that a byte range may begin within a value: read as one.
         again = {s: next(p for p in splits if p.source == s) for s in torn}
         for split in (s for s in splits if s.source in torn):
             for path in Path(plan.scratch).glob(f"{split.number:07d}-*"):
@@ -151,10 +151,10 @@ def _refuse(ingested: Ingested) -> None:
 
 
 def _notes(ingested: Ingested, role: str) -> list[tuple[Json, str]]:
-    """Notes on a column that tell of bad values, with the place of the first."""
-    places = ingested.places
+    """Notes on a column that has bad values, each with file and row of the first."""
+    positions = ingested.positions
     return [
-        (note, f"{split.source.name}, row {places[split.number].in_file + note['row'] + 1}")
+        (note, f"{split.source.name}, row {positions[split.number].in_file + note['row'] + 1}")
         for split, report in zip(ingested.splits, ingested.reports, strict=True)
         for note in report["notes"]
         if note["column"] == role and note["bad"]
@@ -162,24 +162,24 @@ def _notes(ingested: Ingested, role: str) -> list[tuple[Json, str]]:
 
 
 def _refuse_mixed(ingested: Ingested) -> None:
-    """A few values that are no numbers are dirt, and told; more than half are a mistake."""
+    """Say that a few values are no numbers; refuse a column where more than half are none."""
     notes = _notes(ingested, "value")
     if not notes:
         return
-    told = f"{ingested.plan.data.value} = {notes[0][0]['value']!r} is not a number"
+    example = f"{ingested.plan.data.value} = {notes[0][0]['value']!r} is not a number"
     bad = sum(note["bad"] for note, _ in notes)
     good = sum(n["good"] for r in ingested.reports for n in r["notes"] if n["column"] == "value")
     if bad > good:
         remedy = "map data.value to a column of numbers, or leave it out"
-        raise DataError(f"{told}, nor are most values of this column", where=notes[0][1], remedy=remedy)
-    say(f"{notes[0][1]}: {told}; {bad} such values count as missing")
+        raise DataError(f"{example}, nor are most values of this column", where=notes[0][1], remedy=remedy)
+    say(f"{notes[0][1]}: {example}; {bad} such values count as missing")
 
 
 def no_events(rejected: Counter[str], rows: int, example: str = "") -> DataError:
     """The error when cleaning leaves nothing, with the counts."""
     counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common()) or "none rejected"
-    told = f"; e.g. {example}" if example else ""
+    suffix = f"; e.g. {example}" if example else ""
     remedy = "relax the rule that rejects most"
     if rejected and rejected.most_common(1)[0][0] == "bad_time":
         remedy = "set data.time_format or data.time_unit, or mend data.earliest and data.latest"
-    return DataError(f"no events are left of {rows} rows ({counts}{told})", where="data", remedy=remedy)
+    return DataError(f"no events are left of {rows} rows ({counts}{suffix})", where="data", remedy=remedy)

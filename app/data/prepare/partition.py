@@ -1,7 +1,7 @@
-"""Phase 1, one task a split: read, clean, and scatter the rows kept over buckets of users.
+"""Phase 1, one task a split: read, clean, and partition the rows kept into buckets of users.
 
 A piece of a split becomes three Arrow files in `scratch`: rows (one record batch a bucket),
-the users found in them (one batch a bucket), and the items. Rows name their user and item by
+their users (one batch a bucket), and the items. Rows name their user and item by
 position in these, so that text is handled once a distinct id and not once a row. The bucket
 of a user is the range that a hash of the id falls in, so buckets in order are users in
 order, however many buckets there are.
@@ -29,22 +29,26 @@ from app.errors import DataError
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
-REJECT = np.dtype([("split", "<i4"), ("row", "<i8"), ("reason", "u1")])
+REJECT = np.dtype([("row", "<i8"), ("reason", "u1")])
 MAX_EVENTS = 255
 
 
 def partition(split: Split, plan: Plan) -> Json:
-    """Write the pieces of a split; returns counts: rows, rejected, pieces, notes, times."""
+    """Write the pieces of a split.
+
+    Returns:
+        split: its number; rows: rows read; rejected: rows by reason; pieces: name, rows kept and event
+        types of each; notes: on values that cannot be used. Or split and torn, where quotes span its ends.
+    """
     report: Json = {"split": split.number, "rows": 0, "rejected": Counter(), "pieces": [], "notes": []}
-    report["times"] = []
     try:
         for number, piece in enumerate(pieces(split, plan.data)):
             name = f"{split.number:07d}-{number:05d}"
             report["rows"] += piece.count
-            made = _piece(piece, split, plan, str(Path(plan.scratch) / name))
-            report["rejected"].update(made.pop("rejected"))
-            report["notes"] += made.pop("notes")
-            report["pieces"].append({"name": name, **made})
+            counts = _piece(piece, split, plan, str(Path(plan.scratch) / name))
+            report["rejected"].update(counts.pop("rejected"))
+            report["notes"] += counts.pop("notes")
+            report["pieces"].append({"name": name, **counts})
     except Torn:
         return {"split": split.number, "torn": True}
     return report
@@ -53,21 +57,20 @@ def partition(split: Split, plan: Plan) -> Json:
 def _piece(piece: Piece, split: Split, plan: Plan, target: str) -> Json:
     rejects = np.zeros(len(piece.bad), REJECT)
     rejects["row"], rejects["reason"] = [r for r, _ in piece.bad], plan.code("unreadable")
-    made: Json = {"kept": 0, "events": [], "notes": []}
+    report: Json = {"kept": 0, "events": [], "notes": []}
     if piece.frame.height:
         cleaned = clean(piece, plan)
         bad = np.flatnonzero(cleaned.reason)
         more = np.zeros(len(bad), REJECT)
         more["row"], more["reason"] = piece.rows[bad], cleaned.reason[bad]
         rejects = np.concatenate([rejects, more])
-        made["notes"] = [{"column": c, **asdict(n)} for c, n in cleaned.notes.items() if n.bad or n.good]
-        made |= _write(cleaned, piece.rows, split, plan, target)
+        report["notes"] = [{"column": c, **asdict(n)} for c, n in cleaned.notes.items() if n.bad or n.good]
+        report |= _write(cleaned, piece.rows, split, plan, target)
     counts = np.bincount(rejects["reason"], minlength=len(plan.reasons))
-    made["rejected"] = {plan.reasons[code]: int(counts[code]) for code in np.flatnonzero(counts)}
-    rejects["split"] = split.number
+    report["rejected"] = {plan.reasons[code]: int(counts[code]) for code in np.flatnonzero(counts)}
     if len(rejects) and not plan.dry:
         np.save(f"{target}.rejects.npy", rejects)
-    return made
+    return report
 
 
 def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str) -> Json:
@@ -90,10 +93,9 @@ def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str)
         raise DataError(what, where=split.source.name, remedy=remedy)
     negatives, items = _negatives(cleaned, kept, items)
     _write_batches(f"{target}.items", items, np.array([len(items)]))
-    made = {"kept": len(kept), "events": event_texts.to_list(), "first": int(rows[0])}
-    made["span"] = [int(cleaned.time[kept].min()), int(cleaned.time[kept].max())] if len(kept) else []
+    report = {"kept": len(kept), "events": event_texts.to_list()}
     if plan.dry:
-        return made
+        return report
     # Positions within the bucket's own users, which are the consecutive ones of `order`.
     starts = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=plan.buckets))])
     local = np.empty(len(order), np.int64)
@@ -105,7 +107,7 @@ def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str)
         table.take(np.argsort(of_row, kind="stable")),
         np.bincount(of_row, minlength=plan.buckets),
     )
-    return made
+    return report
 
 
 def bucket_of(hashes: npt.NDArray[np.uint64], buckets: int) -> Array:
@@ -126,7 +128,7 @@ def _text(texts: pl.Series) -> pa.Array:
 
 
 def _without_bounds(plan: Plan) -> list[str]:
-    """Item attributes; those under an outlier rule are taken once the fences are known."""
+    """Item attributes; those under an outlier rule are taken once its bounds are known."""
     return [c for c in plan.item_columns if c not in plan.outlier_columns]
 
 
@@ -134,17 +136,17 @@ def _firsts(
     frame: pl.DataFrame, kept: Array, codes: Array, columns: Sequence[str], count: int
 ) -> dict[str, pa.Array]:
     """The first value that is not missing of each id (count,), as text."""
-    made = {}
+    firsts = {}
     for column in columns:
         if column not in frame.columns:
             continue
         values = text_of(frame[column])
         present = values.is_not_null().to_numpy()[kept]
-        found, first = np.unique(codes[present], return_index=True)
+        ids, first = np.unique(codes[present], return_index=True)
         position = np.full(count, len(values))
-        position[found] = kept[present][first]
-        made[column] = _text(values.extend_constant(None, 1)[position])
-    return made
+        position[ids] = kept[present][first]
+        firsts[column] = _text(values.extend_constant(None, 1)[position])
+    return firsts
 
 
 def _row_table(
@@ -183,7 +185,7 @@ def text_of_raw(series: pl.Series) -> pl.Series:
 
 
 def within_bounds(column: str) -> str:
-    """Name of a column that rows carry for its outlier fences."""
+    """Name of a column that rows carry for its outlier rules."""
     return f"outlier {column}"
 
 

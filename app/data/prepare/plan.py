@@ -1,4 +1,4 @@
-"""What the recipe means for the files found: roles, policies and limits, checked once."""
+"""The recipe applied to the files that there are: roles, policies and limits, checked once."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def outlier_columns(self) -> list[str]:
-        """Numeric columns that rows carry for their fences, each once."""
+        """Numeric columns that rows carry for outlier rules, each once."""
         return list(dict.fromkeys(o.column for o in self.data.outliers))
 
     @property
@@ -121,8 +121,8 @@ def _attributes(
     named: Sequence[str], features: Sequence[str], file: object, train: Sequence[Source]
 ) -> tuple[str, ...]:
     """Columns named, and those that features name and no attribute file can hold."""
-    found = {c for s in train for c in s.columns}
-    implied = [c for c in features if c in found] if file is None else []
+    known = {c for s in train for c in s.columns}
+    implied = [c for c in features if c in known] if file is None else []
     return tuple(dict.fromkeys([*named, *implied]))
 
 
@@ -181,9 +181,11 @@ def _require(source: Source, column: str, key: str) -> None:
     if column in source.columns:
         return
     close = difflib.get_close_matches(column, source.columns, 1, 0.5)
-    found = ", ".join(source.columns)
+    columns = ", ".join(source.columns)
     hint = f"did you mean {close[0]!r}? " if close else ""
     only = source.columns[0] if len(source.columns) == 1 else ""
     other = next((d for d in (";", "\t", "|") if d in only), "")
     hint = f"set data.delimiter = {other!r}; " if other else hint
-    raise DataError(f"no column {column!r} ({key})", where=source.name, remedy=f"{hint}the file has {found}")
+    raise DataError(
+        f"no column {column!r} ({key})", where=source.name, remedy=f"{hint}the file has {columns}"
+    )

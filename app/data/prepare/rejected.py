@@ -1,4 +1,4 @@
-"""Puts rejected rows aside: their original columns, why, and where they stood."""
+"""Puts rejected rows aside: their original columns, the reason, and file and row."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a split's rows lie."""
+class SplitPosition:
+    """Where the rows of a split are in the input."""
 
     offset: int  # rows of the whole input before it
     in_file: int  # rows of its file before it
     rows: int
 
 
-def put_aside(split: Split, plan: Plan, places: dict[int, Place], folder: str) -> dict[str, int]:
+def put_aside(split: Split, plan: Plan, positions: dict[int, SplitPosition], folder: str) -> dict[str, int]:
     """Read a split again and write the rows that some phase rejected, in their order.
 
     Args:
         split: the split.
         plan: the plan.
-        places: where each split lies, by its number.
+        positions: of all splits, by their numbers.
         folder: rejected/ of the data set.
     """
-    place = places[split.number]
-    reasons = _reasons(split, plan, place.offset, place.rows)
+    position = positions[split.number]
+    reasons = _reasons(split, plan, position.offset, position.rows)
     if not reasons.any():
         return {"rows": 0}
     written = 0
@@ -45,7 +45,7 @@ def put_aside(split: Split, plan: Plan, places: dict[int, Place], folder: str) -
         frame = _frame(piece, reasons, split, plan)
         written += len(frame)
         if len(frame):
-            frame = frame.with_columns(pl.col("_row") + place.in_file)
+            frame = frame.with_columns(pl.col("_row") + position.in_file)
             target = Path(folder) / f"{split.number:07d}-{number:05d}.parquet"
             pq.write_table(frame.to_arrow(), target, compression="zstd")
     return {"rows": written}
@@ -56,13 +56,13 @@ def _reasons(split: Split, plan: Plan, offset: int, count: int) -> Array:
     scratch = Path(plan.scratch)
     reasons = np.zeros(count, np.uint8)
     for path in scratch.glob(f"{split.number:07d}-*.rejects.npy"):
-        found = np.load(path)
-        reasons[found["row"]] = found["reason"]
+        rejects = np.load(path)
+        reasons[rejects["row"]] = rejects["reason"]
     for bucket in range(plan.buckets):
         for name in ("duplicates", "dropped"):
-            found = np.load(scratch / f"bucket-{bucket}.{name}.npy", mmap_mode="r")
-            start, end = np.searchsorted(found["row"], [offset, offset + count])
-            reasons[found["row"][start:end] - offset] = found["reason"][start:end]
+            late = np.load(scratch / f"bucket-{bucket}.{name}.npy", mmap_mode="r")
+            start, end = np.searchsorted(late["row"], [offset, offset + count])
+            reasons[late["row"][start:end] - offset] = late["reason"][start:end]
     return reasons
 
 

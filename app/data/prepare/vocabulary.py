@@ -24,12 +24,12 @@ _FOLD_ROWS = 2_000_000
 
 def first_values(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
     """One row an id, sorted by id, with the first value of each column that is not missing."""
-    held: list[pl.DataFrame] = []
+    gathered: list[pl.DataFrame] = []
     for frame in frames:
-        held.append(frame)
-        if sum(len(f) for f in held) > _FOLD_ROWS and len(held) > 1:
-            held = [_fold(held)]
-    return _fold(held).sort("id")
+        gathered.append(frame)
+        if sum(len(f) for f in gathered) > _FOLD_ROWS and len(gathered) > 1:
+            gathered = [_fold(gathered)]
+    return _fold(gathered).sort("id")
 
 
 def _fold(frames: list[pl.DataFrame]) -> pl.DataFrame:
@@ -47,7 +47,7 @@ def items_of(plan: Plan, names: Sequence[str], put: Sequence[pl.DataFrame]) -> p
     Args:
         plan: the plan.
         names: of the pieces.
-        put: what was said of items while a service ran; the last word holds, also against the file.
+        put: attributes that were put while a service ran; the latest hold, also against the file.
     """
     seen = first_values(
         pl.DataFrame(pl.from_arrow(read_batch(Path(plan.scratch) / f"{n}.items"))) for n in names
@@ -90,19 +90,19 @@ def attribute_file(source: AttributeFile | None, data: Data, key: str) -> pl.Dat
         for split in cut(file, 0, data):
             for piece in pieces(split, data):
                 if piece.frame.height:
-                    made = {c: text_of(piece.frame[c]) for c in columns if c in piece.frame.columns}
-                    frames.append(pl.DataFrame({"id": normal_ids(piece.frame[source.id]), **made}))
+                    texts = {c: text_of(piece.frame[c]) for c in columns if c in piece.frame.columns}
+                    frames.append(pl.DataFrame({"id": normal_ids(piece.frame[source.id]), **texts}))
     return first_values(f.drop_nulls("id") for f in frames)
 
 
 def write_maps(plan: Plan, names: Sequence[str], items: pl.DataFrame) -> None:
     """For each piece, the position in `items` of each of its own items, as NAME.map.npy."""
-    numbered = items.select("id").with_row_index("place")
+    numbered = items.select("id").with_row_index("position")
     for name in names:
         path = Path(plan.scratch) / name
         own = pl.DataFrame(pl.from_arrow(read_batch(path.with_name(f"{name}.items")))).select("id")
-        found = own.join(numbered, on="id", how="left", maintain_order="left")
-        np.save(path.with_name(f"{name}.map.npy"), found["place"].to_numpy().astype(np.int32))
+        mapped = own.join(numbered, on="id", how="left", maintain_order="left")
+        np.save(path.with_name(f"{name}.map.npy"), mapped["position"].to_numpy().astype(np.int32))
 
 
 def bounded_attributes(plan: Plan, items: pl.DataFrame) -> pl.DataFrame:
@@ -111,10 +111,10 @@ def bounded_attributes(plan: Plan, items: pl.DataFrame) -> pl.DataFrame:
         if column not in plan.outlier_columns:
             continue
         paths = [Path(plan.scratch) / f"bucket-{b}.attributes-{number}" for b in range(plan.buckets)]
-        found = pl.concat([pl.DataFrame(pl.from_arrow(read_batch(p))) for p in paths]).sort("row")
-        found = found.unique("item", keep="first", maintain_order=True)
+        firsts = pl.concat([pl.DataFrame(pl.from_arrow(read_batch(p))) for p in paths]).sort("row")
+        firsts = firsts.unique("item", keep="first", maintain_order=True)
         values = np.full(len(items), np.nan)
-        values[found["item"].to_numpy()] = found["value"].to_numpy()
+        values[firsts["item"].to_numpy()] = firsts["value"].to_numpy()
         texts = text_of(pl.Series(column, values))
         filed = items[column] if column in items.columns else None
         items = items.with_columns(texts if filed is None else filed.zip_with(filed.is_not_null(), texts))

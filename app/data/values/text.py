@@ -94,8 +94,8 @@ def lists_of(series: pl.Series) -> pl.Series:
     if isinstance(series.dtype, pl.List | pl.Array):
         inner = series.cast(pl.List(pl.String))
         return inner.list.eval(pl.element().str.replace(_WHOLE_FLOAT, "$1"))
-    found = text_of(series).str.extract_all(_LIST)
-    return found.list.eval(pl.element().str.replace(_WHOLE_FLOAT, "$1"))
+    texts = text_of(series).str.extract_all(_LIST)
+    return texts.list.eval(pl.element().str.replace(_WHOLE_FLOAT, "$1"))
 
 
 def stable_hash(texts: pl.Series) -> npt.NDArray[np.uint64]:

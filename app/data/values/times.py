@@ -25,12 +25,12 @@ LIMIT = 9e18  # microseconds that fit 64 bits
 def times_of(series: pl.Series, data: Data) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Microseconds (N,), and which of them are times at all (N,)."""
     if series.dtype.is_temporal():
-        made = _typed(series)
+        micros = _typed(series)
     elif series.dtype == pl.String:
-        made = _text(series, data)
+        micros = _text(series, data)
     else:
-        made = _numeric(number_of(series), data)
-    return made.fill_null(0).to_numpy(), made.is_not_null().to_numpy()
+        micros = _numeric(number_of(series), data)
+    return micros.fill_null(0).to_numpy(), micros.is_not_null().to_numpy()
 
 
 def _typed(series: pl.Series) -> pl.Series:
@@ -45,21 +45,21 @@ def _text(series: pl.Series, data: Data) -> pl.Series:
     """Each spelling is tried on what the ones before left, where the first rows left have it."""
     if data.time_format:
         return _parse(series.str.strip_chars(), data.time_format)
-    made, left = None, series
+    parsed, left = None, series
     for number, spelling in enumerate([*_ISO, ""]):
         if number == 1:  # few logs have spaces around times; only those pay for stripping
             left = left.str.strip_chars()
         if _spelled(left.drop_nulls().head(_PROBE), spelling, data).is_not_null().any():
-            found = _spelled(left, spelling, data)
-            made = found if made is None else made.zip_with(made.is_not_null(), found)
-            left = pl.select(pl.when(made.is_null()).then(left)).to_series()
+            times = _spelled(left, spelling, data)
+            parsed = times if parsed is None else parsed.zip_with(parsed.is_not_null(), times)
+            left = pl.select(pl.when(parsed.is_null()).then(left)).to_series()
         if left.null_count() == len(left):
             break
     rest = left.drop_nulls().unique()
     if len(rest):
         slow = left.replace_strict({v: _slow(v) for v in rest}, default=None, return_dtype=pl.Int64)
-        made = slow if made is None else made.zip_with(made.is_not_null(), slow)
-    return pl.repeat(None, len(series), dtype=pl.Int64, eager=True) if made is None else made
+        parsed = slow if parsed is None else parsed.zip_with(parsed.is_not_null(), slow)
+    return pl.repeat(None, len(series), dtype=pl.Int64, eager=True) if parsed is None else parsed
 
 
 def _spelled(text: pl.Series, pattern: str, data: Data) -> pl.Series:
@@ -87,7 +87,7 @@ def _numeric(numbers: pl.Series, data: Data) -> pl.Series:
         scale = np.select([size < bound for bound, _ in _BOUNDS], [factor for _, factor in _BOUNDS], np.nan)
     else:
         scale = np.full(len(x), _UNITS[data.time_unit])
-    made = x * scale
-    good = np.abs(made) < LIMIT  # false for NaN
-    made = np.where(good, np.round(np.where(good, made, 0)), 0).astype(np.int64)
-    return pl.select(pl.when(pl.Series(good)).then(pl.Series(made))).to_series()
+    micros = x * scale
+    good = np.abs(micros) < LIMIT  # false for NaN
+    whole = np.where(good, np.round(np.where(good, micros, 0)), 0).astype(np.int64)
+    return pl.select(pl.when(pl.Series(good)).then(pl.Series(whole))).to_series()

@@ -13,9 +13,10 @@
     given       test files test; the last positive training event of a user with two or more
                 validates.
 
-A share `valid` or `test` of 0 leaves that part out: what it would hold trains, and given test
-files are not read. (The history of held-out users stays in the validation part.) With `new_items_only`, events after training on an item that the user has in
-training have label 0: they are history, and not tested.
+A share `valid` or `test` of 0 leaves that part out: what it would hold trains, and given test files
+are not read. (The history of held-out users stays in the validation part.) With `new_items_only`,
+events after training on an item that the user has in training have label 0: they are history, and
+not tested.
 """
 
 from __future__ import annotations
