@@ -27,6 +27,7 @@ from app.data.stage import STAGE_VERSION as PREPARE_VERSION
 from app.data.stage import prepare as prepare_data
 from app.data.stage import source_digests
 from app.errors import RecipeError
+from app.evaluation.evaluate import check_baseline
 from app.evaluation.evaluate import evaluate as evaluate_model
 from app.evaluation.report import STAGE_VERSION as REPORT_VERSION
 from app.evaluation.report import write_report
@@ -180,6 +181,8 @@ def run(
     if until == "refit":
         _refuse_unasked_refit(recipe)
     model_config(recipe.model.source, recipe.model.hyperparameters)
+    for name in recipe.evaluate.baselines:
+        check_baseline(name)
     with shared_session(), verified_once():
         for name, stage in STAGES.items():
             if name == "refit" != until and not recipe.train.refit:

@@ -43,7 +43,7 @@ class Section(BaseModel):
 
 
 class Outlier(Section):
-    """A rule for a numeric column: values beyond its bounds are dropped or clipped."""
+    """A rule for a numeric column: values beyond the bounds of its training rows are dropped or clipped."""
 
     column: str = Field(description="numeric column that the rule is about")
     method: Literal["iqr", "zscore"] = Field(
@@ -105,8 +105,8 @@ class Data(Section):
     outliers: list[Outlier] = Field(default=[], description="rules for values beyond bounds, see below")
     earliest: str = Field("", description="earlier events are rejected (ISO 8601); empty: none are")
     latest: str = Field("", description="later events are rejected (ISO 8601); empty: those after now")
-    min_user_events: Positive = Field(1, description="users with fewer events are left out")
-    min_item_events: Positive = Field(1, description="items with fewer events are left out")
+    min_user_events: Positive = Field(1, description="users with fewer training events are left out")
+    min_item_events: Positive = Field(1, description="items with fewer training events are left out")
     item_columns: list[str] = Field(default=[], description="columns of the event files that describe items")
     user_columns: list[str] = Field(default=[], description="columns of the event files that describe users")
     items: AttributeFile | None = Field(None, description="files of item attributes, see below")
@@ -122,8 +122,12 @@ class Split(Section):
     method: Literal["time", "leave_last", "user", "random", "kfold", "given"] = Field(
         "leave_last", description="leave_last: each user's last event tests, the one before validates"
     )
-    valid: Fraction = Field(0.1, description="validation share: of events (time, random) or users (user)")
-    test: Fraction = Field(0.1, description="test share: of events (time, random) or users (user)")
+    valid: Fraction = Field(
+        0.1, description="validation share: of events (time, random) or users (user); 0: no such part"
+    )
+    test: Fraction = Field(
+        0.1, description="test share: of events (time, random) or users (user); 0: no such part"
+    )
     valid_days: float = Field(0, ge=0, description="time: days of the validation part; 0: by share")
     test_days: float = Field(0, ge=0, description="time: days of the test part; 0: by share")
     folds: int = Field(5, ge=2, description="kfold: number of parts")
@@ -247,14 +251,19 @@ class Train(Section):
 class Evaluate(Section):
     """The protocol of the reported figures."""
 
-    k: list[Positive] = Field(default=[5, 10, 20], description="lengths of the lists that are measured")
-    candidates: Literal["all", "listed"] = Field(
-        "all", description="what is ranked: all items, or the negatives that the test part lists"
+    k: list[Positive] = Field(
+        default=[5, 10, 20], description="lengths of the lists for which figures are computed"
     )
-    exclude_seen: bool = Field(True, description="do not rank what the user has in the training part")
+    candidates: Literal["all", "listed"] = Field(
+        "all", description="targets are ranked among all items, or among the negatives of the test part"
+    )
+    exclude_seen: bool = Field(
+        True, description="items of the user's earlier events are not ranked, unless one of them is a target"
+    )
     bootstrap: Count = Field(200, description="resamples of users for confidence intervals; 0: no intervals")
     baselines: list[str] = Field(
-        default=["popularity", "item_knn"], description="models that the report compares with"
+        default=["popularity", "item_knn"],
+        description="models in closed form that the report compares with, popularity or item_knn",
     )
     max_users: Count = Field(0, description="users drawn at random to be ranked; 0: all")
 

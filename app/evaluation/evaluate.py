@@ -20,6 +20,7 @@ from app.evaluation.ranking import Protocol, rank
 from app.evaluation.requests import Requests, requests_of
 from app.evaluation.scorer import ModelScorer, Scorer
 from app.models.build import build_model
+from app.models.discovery import model_class, model_names
 from app.recipe import Recipe
 from app.terminal.console import Progress, progress
 
@@ -94,6 +95,8 @@ def _measure_all(
     baselines: Sequence[str],
 ) -> tuple[Measured, dict[str, Figures]]:
     """The model, and the comparable figures of each baseline; one that is the model is not fitted again."""
+    for name in baselines:
+        check_baseline(name)
     others = [name for name in baselines if not _is_the_model(name, recipe)]
     with progress("evaluate", len(requests) * (1 + len(others))) as bar:
         measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
@@ -102,6 +105,21 @@ def _measure_all(
             baseline = ModelScorer(build_model(name, {}, dataset))
             figures[name] = _measure(recipe, dataset, requests, baseline, protocol, bar).figures
     return measured, {name: _comparable(values) for name, values in figures.items()}
+
+
+def check_baseline(name: str) -> None:
+    """Refuse an entry of `evaluate.baselines` that cannot be one.
+
+    Raises:
+        RecipeError: there is no such model, or it learns and would be compared untrained.
+    """
+    if model_class(name).learns:
+        closed = [other for other in model_names() if not model_class(other).learns]
+        raise RecipeError(
+            f"{name!r} is trained, and a baseline is fitted in closed form",
+            where="evaluate.baselines",
+            remedy=f"choose among {', '.join(closed)}",
+        )
 
 
 def _nothing_to_predict(dataset: Dataset, part: str) -> DataError:

@@ -255,6 +255,12 @@ class TestModelScorer:
         torch.testing.assert_close(zero, zero[:, :1].expand_as(zero))
 
 
+def test_a_baseline_that_would_have_to_be_trained_is_refused(dataset):
+    recipe = recipe_of(evaluate__baselines=["popularity", "mlp"])
+    with pytest.raises(RecipeError, match=r"'mlp' is trained.+choose among item_knn, popularity"):
+        evaluate(recipe, dataset, Fake(dataset, CONSTANT))
+
+
 def test_a_part_without_positive_events_is_refused(tmp_path):
     dataset = tiny_dataset(tmp_path / "dataset", users=20)
     object.__setattr__(dataset.test, "label", np.zeros(len(dataset.test), np.float32))
