@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from app.bundle.request.prepare import PreparedRequest
 from app.bundle.request.requests import Answer, RankRequest, RecommendRequest
 from app.bundle.retrieval.latency_budget import POPULAR
-from app.bundle.runtime import PreparedRequest
 from app.events import HistoryEvent
 from app.serving.feedback.user_events import Lookup, UserEventCache
 from app.serving.metrics import Metrics
@@ -238,9 +238,9 @@ def _better(entry: _Entry, older: bytes) -> Answer | Exception | None:
     answer = entry.answer
     if not isinstance(answer, Answer) or answer.degraded != POPULAR:
         return answer
-    ids, excluded = entry.variant.ranker.items, set(entry.prepared.asked.rows.tolist())
+    ids, excluded = entry.variant.ranker.items, set(entry.prepared.encoded.rows.tolist())
     last = msgspec.json.decode(older, type=Answer)
-    items = [scored for scored in last.items if ids.find(scored.item) not in excluded]
+    items = [scored for scored in last.items if ids.row(scored.item) not in excluded]
     return msgspec.structs.replace(last, items=items, degraded=CACHED) if items else answer
 
 
