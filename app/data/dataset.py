@@ -1,4 +1,4 @@
-"""The prepared data set on disk: columnar arrays, memory-mapped, numpy alone.
+"""The prepared data set on disk: columns as memory-mapped arrays, read with numpy alone.
 
 dataset/
   manifest.json          figures: rows_in, rows_kept, rejected {reason: n}, users, items, train, valid, test
@@ -121,17 +121,17 @@ class Dataset:
 
     @cached_property
     def train(self) -> Part:
-        """Events to fit on."""
+        """The events that models are fitted to."""
         return Part.load(self.path / "train")
 
     @cached_property
     def valid(self) -> Part:
-        """Events to stop and choose on."""
+        """The events that decide when training stops and which trial is best."""
         return Part.load(self.path / "valid")
 
     @cached_property
     def test(self) -> Part:
-        """Events of the reported figures."""
+        """The events that the reported figures are of."""
         return Part.load(self.path / "test")
 
     @property
@@ -163,12 +163,12 @@ class Dataset:
 
     @cached_property
     def users(self) -> Strings:
-        """User ids by row."""
+        """The ids of users by their rows."""
         return Strings.load(self.path / "users")
 
     @cached_property
     def items(self) -> Strings:
-        """Item ids by row."""
+        """The ids of items by their rows."""
         return Strings.load(self.path / "items")
 
     def feature(self, name: str) -> Array:

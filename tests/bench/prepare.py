@@ -73,7 +73,7 @@ def make_log(folder: Path, rows: int) -> Path:
     return folder / "events.csv"
 
 
-class ReplicaAgent:
+class ProcessMeter:
     """Memory and CPU of a process and all below it, sampled.
 
     Memory is the proportional set size: pages that processes share count once. CPU seconds
@@ -128,14 +128,14 @@ def ours_here(events: Path, out: Path) -> Figures:
 
     with ray_session():
         time.sleep(3)  # the node settles: what is measured now counts as idle
-        watch = ReplicaAgent(os.getpid())
-        idle, before = watch.sample(), sum(watch.cpu.values())
-        with watch.running():
+        meter = ProcessMeter(os.getpid())
+        idle, before = meter.sample(), sum(meter.cpu.values())
+        with meter.running():
             start = time.perf_counter()
             artifact = prepare(recipe_of(events), out)
             seconds = time.perf_counter() - start
-    cpu = sum(watch.cpu.values()) - before
-    memory = {"idle_mib": idle, "peak_mib": watch.peak, "over_idle_mib": watch.peak - idle}
+    cpu = sum(meter.cpu.values()) - before
+    memory = {"idle_mib": idle, "peak_mib": meter.peak, "over_idle_mib": meter.peak - idle}
     return {"seconds": seconds, "cpu_seconds": cpu, **memory, **artifact.figures}
 
 
@@ -145,22 +145,22 @@ def run(name: str, events: Path, out: Path) -> Figures:
     command = [sys.executable, "-m", *module, str(events), str(out)]
     load = os.getloadavg()[0]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
-    watch = ReplicaAgent(process.pid)
-    with watch.running():
+    meter = ProcessMeter(process.pid)
+    with meter.running():
         output = process.communicate()[0]
     if process.returncode:
         raise SystemExit(f"{name} ended with exit code {process.returncode} (negative: by that signal)")
-    found = {"peak_mib": watch.peak, "cpu_seconds": sum(watch.cpu.values())}
-    found |= json.loads(output.splitlines()[-1]) | {"load_before": load}
-    say(f"{name}: {found}")
-    return found
+    figures = {"peak_mib": meter.peak, "cpu_seconds": sum(meter.cpu.values())}
+    figures |= json.loads(output.splitlines()[-1]) | {"load_before": load}
+    say(f"{name}: {figures}")
+    return figures
 
 
 def digest_of_peer(out: Path) -> dict[str, tuple[int, int]]:
     """Rows of each part and a sum of their hashes, which their order does not change."""
     import polars as pl
 
-    found = {}
+    figures = {}
     for part in PARTS:
         columns = [
             pl.col("user_id"),
@@ -168,8 +168,8 @@ def digest_of_peer(out: Path) -> dict[str, tuple[int, int]]:
             pl.col("time").cast(pl.Datetime("us")).dt.epoch("us"),
         ]
         frame = pl.scan_parquet(out / f"{part}.parquet").select(columns).collect()
-        found[part] = _digest(frame.rename({"user_id": "user", "item_id": "item"}))
-    return found
+        figures[part] = _digest(frame.rename({"user_id": "user", "item_id": "item"}))
+    return figures
 
 
 def digest_of_ours(out: Path) -> dict[str, tuple[int, int]]:
@@ -180,7 +180,7 @@ def digest_of_ours(out: Path) -> dict[str, tuple[int, int]]:
 
     dataset = Dataset.open(out, verify=False)
     users, items = (pl.Series(list(ids), dtype=pl.String) for ids in (dataset.users, dataset.items))
-    found = {}
+    figures = {}
     for part in PARTS:
         rows = getattr(dataset, part)
         columns = {
@@ -188,8 +188,8 @@ def digest_of_ours(out: Path) -> dict[str, tuple[int, int]]:
             "item": items[np.asarray(rows.item).astype(np.uint32)],
             "time": pl.Series(np.asarray(rows.time)),
         }
-        found[part] = _digest(pl.DataFrame(columns))
-    return found
+        figures[part] = _digest(pl.DataFrame(columns))
+    return figures
 
 
 def _digest(frame: Any) -> tuple[int, int]:

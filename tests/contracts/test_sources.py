@@ -158,10 +158,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def expected(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return made(as_csv, tmp_path_factory.mktemp("expected"))
+    return prepared_from(as_csv, tmp_path_factory.mktemp("expected"))
 
 
-def made(write: Write, folder: Path) -> Dataset:
+def prepared_from(write: Write, folder: Path) -> Dataset:
     events = write(log(), folder)
     recipe = parse(
         {
@@ -192,7 +192,7 @@ def test_same_events_same_data_set(
 ) -> None:
     if write is as_redis:
         (tmp_path / "redis").write_text(request.getfixturevalue("redis_url"))
-    dataset = made(write, tmp_path)
+    dataset = prepared_from(write, tmp_path)
     assert dataset.artifact.figures == expected.artifact.figures
     assert rows_of(dataset) == rows_of(expected)
     assert list(dataset.users) == list(expected.users)

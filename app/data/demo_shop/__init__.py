@@ -1,1 +1,1 @@
-"""The embedded synthetic shop."""
+"""The demo shop: a synthetic event log whose truth is known."""

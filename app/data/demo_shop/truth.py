@@ -17,7 +17,7 @@ from app.errors import DataError
 Array = npt.NDArray[Any]
 START = 1_704_067_200  # seconds since the epoch, 2024-01-01 UTC: the log begins
 K = 10
-BLOCK = 1 << 23  # weights held at a time
+BLOCK = 1 << 23  # weights in memory at a time
 
 
 class Truth(msgspec.Struct, frozen=True):
@@ -31,7 +31,7 @@ class Truth(msgspec.Struct, frozen=True):
     rejected: dict[str, int]  # reason -> rows, each under its first reason
 
     def save(self, folder: Path) -> None:
-        """Write `truth.json`."""
+        """Write the counts as `truth.json` in a folder."""
         (folder / "truth.json").write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
 
     @classmethod

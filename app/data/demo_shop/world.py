@@ -56,14 +56,14 @@ class World:
         return self.item_category * TIERS + self.item_tier
 
     def save(self, folder: Path) -> None:
-        """One .npy an array."""
+        """Write each array as NAME.npy."""
         folder.mkdir(parents=True, exist_ok=True)
         for field in fields(self):
             np.save(folder / f"{field.name}.npy", getattr(self, field.name))
 
     @classmethod
     def load(cls, folder: Path) -> World:
-        """What `save` wrote."""
+        """Read the arrays that `save` wrote."""
         return cls(**{f.name: np.load(folder / f"{f.name}.npy", allow_pickle=False) for f in fields(cls)})
 
     def weights(self, users: Array, time: Array, previous: Array) -> Array:

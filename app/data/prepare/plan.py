@@ -60,7 +60,7 @@ class Plan:
 
     @cached_property
     def where(self) -> Where | None:
-        """The row filter."""
+        """The recipe's row filter, parsed; None where there is none."""
         return parse(self.data.where) if self.data.where else None
 
     @property
@@ -74,7 +74,7 @@ class Plan:
         return self.data.duplicate_key if self.data.duplicates == "key" else []
 
     def code(self, reason: str) -> int:
-        """Code of a reason."""
+        """The number that stands for a reason in arrays."""
         return self.reasons.index(reason)
 
 

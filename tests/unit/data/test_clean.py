@@ -108,7 +108,7 @@ def test_exact_and_key_duplicates(tmp_path: Path) -> None:
     for folder, data, gone in [
         ("exact", {"duplicates": "exact"}, [2]),
         ("key", {"duplicates": "key"}, [2, 3]),
-        ("one", {"duplicates": "key", "duplicate_key": ["value"]}, [2]),
+        ("value", {"duplicates": "key", "duplicate_key": ["value"]}, [2]),
         ("keep", {"duplicates": "keep"}, []),
     ]:
         (tmp_path / folder).mkdir()
@@ -203,11 +203,11 @@ def test_core_is_taken_until_stable(tmp_path: Path) -> None:
 
 def test_check_counts_without_writing(tmp_path: Path) -> None:
     path = write(tmp_path, "a,i,1,view,1", "b,j,2,view,1", ",j,3,view,1")
-    found = check(recipe_of(path))
-    assert found["rows_in"] == 3
-    assert found["rejected"] == {"missing_user": 1}
-    assert (found["users"], found["items"]) == (2, 2)
-    assert found["training_seconds"] >= 0
+    shown = check(recipe_of(path))
+    assert shown["rows_in"] == 3
+    assert shown["rejected"] == {"missing_user": 1}
+    assert (shown["users"], shown["items"]) == (2, 2)
+    assert shown["training_seconds"] >= 0
     assert [p.name for p in tmp_path.iterdir()] == ["log.csv"]
 
 

@@ -158,8 +158,8 @@ def test_kept_rows_are_the_walks(shop: Path) -> None:
         for row in range(walks.indptr[user], walks.indptr[user + 1])
     }
     _, kept = counted(shop)
-    found = {(r[0], r[1], int(datetime.fromisoformat(r[2] + "+00:00").timestamp())) for r in kept}
-    assert found == expected
+    rows = {(r[0], r[1], int(datetime.fromisoformat(r[2] + "+00:00").timestamp())) for r in kept}
+    assert rows == expected
 
 
 def test_no_user_meets_an_item_twice_and_their_time_rises(shop: Path) -> None:

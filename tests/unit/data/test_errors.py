@@ -30,8 +30,8 @@ def run(folder: Path, name: str, content: bytes | str, **data: Any) -> Dataset:
 
 def parquet(folder: Path) -> bytes:
     frame = pl.DataFrame({"user": ["a"] * 500, "item": [str(n) for n in range(500)], "timestamp": [1] * 500})
-    frame.write_parquet(folder / "made.parquet")
-    return (folder / "made.parquet").read_bytes()
+    frame.write_parquet(folder / "log.parquet")
+    return (folder / "log.parquet").read_bytes()
 
 
 CASES: list[tuple[str, Any, str]] = [
@@ -60,11 +60,11 @@ CASES: list[tuple[str, Any, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("name", "content", "told"), CASES)
-def test_unusable_files(tmp_path: Path, name: str, content: bytes | str, told: str) -> None:
+@pytest.mark.parametrize(("name", "content", "message"), CASES)
+def test_unusable_files(tmp_path: Path, name: str, content: bytes | str, message: str) -> None:
     with pytest.raises(DataError) as caught:
         run(tmp_path, name, content)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert len(str(caught.value)) < 600 + len(str(tmp_path))
     assert caught.value.remedy
     assert [p.name for p in tmp_path.iterdir()] == [name]
@@ -126,7 +126,7 @@ def test_mixed_types_and_bad_lines_in_json(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         ({"where": "price > 1"}, "no such column, 'price'"),
         ({"latest": "yesterday"}, "'yesterday' is not an ISO 8601 time"),
@@ -143,10 +143,10 @@ def test_mixed_types_and_bad_lines_in_json(tmp_path: Path) -> None:
         ({"outliers": [{"column": "prize"}]}, "no column 'prize' (data.outliers)"),
     ],
 )
-def test_recipes_at_odds_with_the_files(tmp_path: Path, data: dict[str, Any], told: str) -> None:
+def test_recipes_at_odds_with_the_files(tmp_path: Path, data: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         run(tmp_path, "log.csv", "user,item,timestamp,value\na,b,1,1\n", **data)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert isinstance(caught.value, RecipeError | DataError)
 
 
@@ -185,17 +185,17 @@ def test_splits_agree_with_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     rows = [f"u{n % 9},i{n % 70},{n}" if n % 13 else f",i{n},{n}" for n in range(3000)]
     rows[100] = rows[2500] = "torn"
     content = "user,item,timestamp\n" + "\n".join(rows)
-    found = []
+    results = []
     for size in (1 << 20, 3000):
         monkeypatch.setattr(sources, "SPLIT_BYTES", size)
         (tmp_path / str(size)).mkdir()
         dataset = run(tmp_path / str(size), "log.csv", content)
         frames = [pl.read_parquet(p) for p in sorted((dataset.path / "rejected").iterdir())]
         put_aside = pl.concat(frames).select("_row", "_reason").rows()
-        found.append((dataset.artifact.figures, dataset.train.time.tolist(), put_aside))
+        results.append((dataset.artifact.figures, dataset.train.time.tolist(), put_aside))
     assert len(frames) > 5
-    assert found[0] == found[1]
-    assert (101, "unreadable") in found[0][2]
+    assert results[0] == results[1]
+    assert (101, "unreadable") in results[0][2]
 
 
 @pytest.mark.parametrize(
@@ -214,8 +214,8 @@ def test_a_full_disk_is_told_and_nothing_is_left(
     rows = "".join(f"u{n},i{n},{n}\n,i{n},unlike{n * n}\n" for n in range(5_000))
     (tmp_path / "log.csv").write_text("user,item,timestamp\n" + rows)
     recipe = parse({"data": {"events": [str(tmp_path / "log.csv")]}}, "test")
-    place = importlib.import_module(f"app.data.{module}")
-    work = getattr(place, phase)
+    target = importlib.import_module(f"app.data.{module}")
+    work = getattr(target, phase)
 
     def choked(*arguments: Any) -> Any:
         limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -226,7 +226,7 @@ def test_a_full_disk_is_told_and_nothing_is_left(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
-    monkeypatch.setattr(place, phase, choked)
+    monkeypatch.setattr(target, phase, choked)
     with pytest.raises(MachineError, match=r"disk is full.*(File too large|requested and)") as caught:
         prepare(recipe, tmp_path / "out")
     assert "nothing was published" in caught.value.remedy

@@ -104,9 +104,9 @@ def test_popularity_counts_every_event_by_its_type(tmp_path: Path) -> None:
 
 def test_a_merged_data_set_opens_anywhere_and_keeps_its_features(tmp_path: Path) -> None:
     dataset = tiny_dataset(tmp_path / "dataset", negatives=3)
-    made = merge_parts(dataset, tmp_path / "merged")
+    whole = merge_parts(dataset, tmp_path / "merged")
     opened = Dataset.open(tmp_path / "merged")  # verifies every file
-    assert opened.artifact.digest == made.artifact.digest != dataset.artifact.digest
+    assert opened.artifact.digest == whole.artifact.digest != dataset.artifact.digest
     assert len(opened.train) == sum(len(part) for part in (dataset.train, dataset.valid, dataset.test))
     assert opened.test.negatives is None
     assert list(opened.items) == list(dataset.items)
@@ -114,7 +114,7 @@ def test_a_merged_data_set_opens_anywhere_and_keeps_its_features(tmp_path: Path)
         assert np.array_equal(opened.feature(name), dataset.feature(name))
     assert opened.artifact.figures["train"] == len(opened.train)
     assert opened.artifact.parents == {"dataset": dataset.artifact.digest}
-    assert made.train.user.base is not None  # a view of the file, not a copy
+    assert whole.train.user.base is not None  # a view of the file, not a copy
 
 
 def test_a_data_set_of_another_version_is_refused_by_name(tmp_path: Path) -> None:

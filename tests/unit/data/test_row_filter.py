@@ -60,7 +60,7 @@ def test_text_may_hold_a_quote() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "position", "told"),
+    ("text", "position", "message"),
     [
         ("amount >", 9, "expected a number"),
         ("mount > 1", 1, "did you mean 'amount'"),
@@ -72,11 +72,11 @@ def test_text_may_hold_a_quote() -> None:
         ("amount is 3", 11, "expected `null`"),
     ],
 )
-def test_errors_name_position_and_columns(text: str, position: int, told: str) -> None:
+def test_errors_name_position_and_columns(text: str, position: int, message: str) -> None:
     with pytest.raises(RecipeError) as caught:
         parse(text, tuple(FRAME.columns))
     assert f"position {position} " in caught.value.what
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "unit price" in caught.value.remedy
 
 

@@ -17,7 +17,7 @@ from app.recipe import parse
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 Events = list[tuple[str, str, int]]
-Placed = dict[str, Events]
+PartEvents = dict[str, Events]
 
 
 def split(folder: Path, events: list[tuple[Any, ...]], rule: dict[str, Any], **data: Any) -> Dataset:
@@ -27,7 +27,7 @@ def split(folder: Path, events: list[tuple[Any, ...]], rule: dict[str, Any], **d
     return Dataset.open(prepare(parse(content, "test"), folder / "out").path)
 
 
-def placed(dataset: Dataset, *, positive: bool = False) -> Placed:
+def events_of_parts(dataset: Dataset, *, positive: bool = False) -> PartEvents:
     """Events of each part, in seconds; only those to predict where `positive`."""
     users, items = list(dataset.users), list(dataset.items)
     return {
@@ -42,7 +42,7 @@ def placed(dataset: Dataset, *, positive: bool = False) -> Placed:
 
 def test_leave_last(tmp_path: Path) -> None:
     events = [("a", f"i{n}", n) for n in (3, 1, 4, 2)] + [("b", "i1", 1), ("b", "i2", 2)]
-    assert placed(split(tmp_path, events, {"method": "leave_last"})) == {
+    assert events_of_parts(split(tmp_path, events, {"method": "leave_last"})) == {
         "train": [("a", "i1", 1), ("a", "i2", 2), ("b", "i1", 1), ("b", "i2", 2)],
         "valid": [("a", "i3", 3)],
         "test": [("a", "i4", 4)],
@@ -51,7 +51,7 @@ def test_leave_last(tmp_path: Path) -> None:
 
 def test_equal_times_stay_in_the_order_of_the_input(tmp_path: Path) -> None:
     events = [("a", item, 1) for item in ("z", "y", "x", "w")]
-    assert [i for part in placed(split(tmp_path, events, {})).values() for _, i, _ in part] == [
+    assert [i for part in events_of_parts(split(tmp_path, events, {})).values() for _, i, _ in part] == [
         "y",
         "z",
         "x",
@@ -63,10 +63,10 @@ def test_leave_last_goes_by_positive_events(tmp_path: Path) -> None:
     kinds = ["buy", "view", "buy", "view", "buy", "view", "buy", "view"]
     events = [("a", f"i{n}", n, kind) for n, kind in enumerate(kinds, 1)]
     dataset = split(tmp_path, events, {}, event="event", positive=["buy"])
-    assert [t for _, _, t in placed(dataset)["train"]] == [1, 2, 3, 4]
-    assert [t for _, _, t in placed(dataset)["valid"]] == [5, 6]
-    assert [t for _, _, t in placed(dataset)["test"]] == [7, 8]
-    assert placed(dataset, positive=True)["test"] == [("a", "i7", 7)]
+    assert [t for _, _, t in events_of_parts(dataset)["train"]] == [1, 2, 3, 4]
+    assert [t for _, _, t in events_of_parts(dataset)["valid"]] == [5, 6]
+    assert [t for _, _, t in events_of_parts(dataset)["test"]] == [7, 8]
+    assert events_of_parts(dataset, positive=True)["test"] == [("a", "i7", 7)]
 
 
 @pytest.mark.parametrize(("valid", "expected"), [(0.0, (3, 0, 1)), (0.1, (2, 1, 1))])
@@ -82,7 +82,7 @@ def test_by_time_by_share_and_by_days(tmp_path: Path) -> None:
         [{"valid": 0.2, "test": 0.3}, {"valid_days": 2, "test_days": 3}, {"valid_days": 2, "test": 0.3}]
     ):
         (tmp_path / str(number)).mkdir()
-        parts = placed(split(tmp_path / str(number), events, {"method": "time", **rule}))
+        parts = events_of_parts(split(tmp_path / str(number), events, {"method": "time", **rule}))
         days = {name: sorted(t // day for _, _, t in rows) for name, rows in parts.items()}
         assert days == {"train": [1, 2, 3, 4, 5], "valid": [6, 7], "test": [8, 9, 10]}
 
@@ -90,15 +90,15 @@ def test_by_time_by_share_and_by_days(tmp_path: Path) -> None:
 def test_held_out_users_are_history_but_nothing_is_fitted_to_them(tmp_path: Path) -> None:
     events = [(f"u{u}", f"i{n}", n) for u in range(200) for n in (1, 2, 3)]
     dataset = split(tmp_path, events, {"method": "user", "valid": 0.2, "test": 0.2})
-    parts = placed(dataset, positive=True)
-    held, validates = ({u for u, _, _ in parts[name]} for name in ("test", "valid"))
-    assert 20 < len(held) < 60
+    parts = events_of_parts(dataset, positive=True)
+    held_out, validates = ({u for u, _, _ in parts[name]} for name in ("test", "valid"))
+    assert 20 < len(held_out) < 60
     assert 20 < len(validates) < 60
-    assert not held & validates
-    everything = placed(dataset)
-    assert not held & {u for u, _, _ in everything["train"]}
+    assert not held_out & validates
+    everything = events_of_parts(dataset)
+    assert not held_out & {u for u, _, _ in everything["train"]}
     assert all(t == 3 for name in ("valid", "test") for _, _, t in parts[name])
-    user = list(dataset.users).index(next(iter(held)))
+    user = list(dataset.users).index(next(iter(held_out)))
     items, _, _ = dataset.recent(np.array([user]), dataset.train, dataset.valid)
     assert [dataset.items[i] for i in items[0, -2:]] == ["i1", "i2"]
 
@@ -112,7 +112,9 @@ def test_random_and_folds(tmp_path: Path) -> None:
     tested: list[tuple[str, str, int]] = []
     for fold in range(3):
         (tmp_path / str(fold)).mkdir()
-        parts = placed(split(tmp_path / str(fold), events, {"method": "kfold", "folds": 3, "fold": fold}))
+        parts = events_of_parts(
+            split(tmp_path / str(fold), events, {"method": "kfold", "folds": 3, "fold": fold})
+        )
         assert all(len(rows) > 500 for rows in parts.values())
         tested += parts["test"]
     assert sorted(tested) == sorted(events)
@@ -128,7 +130,7 @@ def test_given_files_with_listed_negatives(tmp_path: Path) -> None:
     rule = {"method": "given", "test_events": [str(tmp_path / "test.csv")], "negatives": "no"}
     content = {"data": {"events": [str(tmp_path / "train.parquet")]}, "split": rule}
     dataset = Dataset.open(prepare(parse(content, "test"), tmp_path / "out").path)
-    assert placed(dataset) == {
+    assert events_of_parts(dataset) == {
         "train": [("1", "10", 1), ("1", "11", 2), ("2", "10", 1)],
         "valid": [("1", "12", 3)],
         "test": [("1", "13", 4), ("3", "10", 5)],
@@ -152,8 +154,8 @@ def test_an_item_of_the_test_part_alone_has_a_row(tmp_path: Path) -> None:
 def test_only_new_pairs(tmp_path: Path) -> None:
     events = [("a", "x", 1), ("a", "y", 2), ("a", "x", 3), ("b", "x", 1), ("b", "y", 2), ("b", "z", 3)]
     dataset = split(tmp_path, events, {"new_items_only": True})
-    assert placed(dataset, positive=True)["test"] == [("b", "z", 3)]
-    assert placed(dataset)["test"] == [("a", "x", 3), ("b", "z", 3)]  # history all the same
+    assert events_of_parts(dataset, positive=True)["test"] == [("b", "z", 3)]
+    assert events_of_parts(dataset)["test"] == [("a", "x", 3), ("b", "z", 3)]  # history all the same
     assert dataset.artifact.figures["repeated"] == 1
 
 
@@ -164,24 +166,24 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
 
 
 def test_a_user_with_one_event_trains(tmp_path: Path) -> None:
-    assert placed(split(tmp_path, [("a", "x", 1)], {}))["train"] == [("a", "x", 1)]
+    assert events_of_parts(split(tmp_path, [("a", "x", 1)], {}))["train"] == [("a", "x", 1)]
 
 
 @pytest.mark.parametrize("method", ["leave_last", "time", "random", "user"])
 def test_buckets_do_not_change_what_is_written(tmp_path: Path, method: str) -> None:
     rng = np.random.default_rng(3)
     events = [(f"u{u}", f"i{i}", int(t)) for u, i, t in rng.integers(0, 60, (1500, 3))]
-    found = []
+    written = []
     for buckets in (1, 7):
         (tmp_path / str(buckets)).mkdir()
         dataset = split(
             tmp_path / str(buckets), events, {"method": method}, buckets=buckets, min_user_events=3
         )
         files = dataset.artifact.files
-        found.append(
+        written.append(
             {name: entry["sha256"] for name, entry in files.items() if not name.startswith("rejected")}
         )
-    assert found[0] == found[1]
+    assert written[0] == written[1]
 
 
 @pytest.mark.parametrize("method", ["leave_last", "time", "time_by_days", "user", "random", "kfold", "given"])
@@ -199,7 +201,7 @@ def test_a_part_may_be_left_out_by_every_method(
         rule["test_events"] = [str(tmp_path / "test.parquet")]
     dataset = split(tmp_path, events, rule)
     assert (dataset.valid.label > 0).any() == (valid > 0)
-    assert method == "user" or len(dataset.valid) == 0 or valid > 0  # there, history of those held out
+    assert method == "user" or len(dataset.valid) == 0 or valid > 0  # there, history of those held out out
     assert bool(len(dataset.test)) == (test > 0)
     assert sum(len(part) for part in dataset.parts) == 400 + (method == "given" and test > 0)
     assert dataset.test.indptr.tolist()[-1] == len(dataset.test)

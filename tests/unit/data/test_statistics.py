@@ -25,7 +25,7 @@ FLOATS = st.lists(st.floats(allow_nan=True, allow_infinity=False, width=64), min
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks run in this process, so that many examples are quick."""
 
-    def run_all(work: Any, calls: Any, description: str, place: str) -> Any:
+    def run_all(work: Any, calls: Any, description: str, folder: str) -> Any:
         yield from ((n, work(*call)) for n, call in enumerate(calls))
 
     monkeypatch.setattr(statistics, "run_all", run_all)
@@ -42,14 +42,14 @@ def column_of(folder: Path, values: list[float], kind: Any = np.float64) -> Colu
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(FLOATS, st.floats(0, 1))
 def test_quantiles_are_those_of_numpy(here: None, tmp_path: Path, values: list[float], share: float) -> None:
-    found = column_of(tmp_path, values).quantile(share)
+    quantile = column_of(tmp_path, values).quantile(share)
     finite = [v for v in values if v == v]
     if not finite:
-        assert np.isnan(found)
+        assert np.isnan(quantile)
         return
     low, high = (np.quantile(finite, share, method=m) for m in ("lower", "higher"))
-    assert min(low, high) <= found <= max(low, high)
-    assert found == pytest.approx(np.quantile(finite, share), rel=1e-9, abs=1e-300) or low != high
+    assert min(low, high) <= quantile <= max(low, high)
+    assert quantile == pytest.approx(np.quantile(finite, share), rel=1e-9, abs=1e-300) or low != high
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)
@@ -84,9 +84,9 @@ def test_a_hash_depends_on_the_text_alone_and_buckets_are_ranges(texts: list[str
     for text, value in zip(texts, hashes, strict=True):
         assert stable_hash(pl.Series([text]))[0] == value
     order = np.argsort(hashes)
-    found = bucket_of(hashes, buckets)
-    assert (np.diff(found[order]) >= 0).all()
-    assert ((found >= 0) & (found < buckets)).all()
+    bucket = bucket_of(hashes, buckets)
+    assert (np.diff(bucket[order]) >= 0).all()
+    assert ((bucket >= 0) & (bucket < buckets)).all()
 
 
 def test_hashes_of_many_ids_differ_and_fill_the_buckets_evenly() -> None:

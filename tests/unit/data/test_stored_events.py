@@ -136,8 +136,8 @@ def test_items_that_were_put_are_attributes_and_the_latest_word_wins(tmp_path: P
     )  # fmt: skip
     dataset = prepared(recipe, tmp_path)
     columns = pl.read_parquet(dataset.path / "columns" / "items.parquet")
-    said = dict(zip(dataset.items, columns.select("colour", "price").rows(), strict=True))
-    assert said == {
+    attributes = dict(zip(dataset.items, columns.select("colour", "price").rows(), strict=True))
+    assert attributes == {
         "": (None, None), "new": ("white", 2.5), "x": ("green", 1.0), "y": ("blue", 2.0), "z": (None, None),
     }  # fmt: skip
 
