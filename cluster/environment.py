@@ -35,7 +35,7 @@ def of_client() -> dict[str, str]:
 def of_node(folder: Path) -> dict[str, str]:
     """The whole environment of `ray start`; `folder` is the node's own."""
     # An address or mark of another node would lead this one's processes there.
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAYREC_RUN")}
+    inherited = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAYREC_DRIVER")}
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     own = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
     return {**inherited, **of_client(), **own, **_haproxy(folder)}

@@ -14,7 +14,8 @@ from contextlib import contextmanager, suppress
 
 import psutil
 
-MARK = "RAYREC_RUN"
+# The name goes with the form of the mark: a version that writes another form must not take a driver for dead.
+MARK = "RAYREC_DRIVER"
 PATIENCE_S = 5.0
 SAME_S = 2.0  # the clock may be set while a process runs; a pid does not come round so quickly
 
