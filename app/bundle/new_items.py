@@ -2,8 +2,9 @@
 
 A new item has no embedding, but what its columns say has rows like any other's: the features
 that ran over the column in training run over its one value, and the bundle's item.onnx makes
-its rows. Where a model looks at no content, it gets the rows of an unknown item. A known item
-keeps its rows, because they were learned; its columns change at once.
+its rows. Where a model looks at no content, it gets the rows of an unknown item. An item of the
+bundle keeps its rows, which were learned or, without a training event, made of its content at
+export; its columns change at once.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ class NewItems:
 
     @property
     def names(self) -> list[str]:
-        """Of the columns that may be given."""
+        """The columns that an item may have."""
         return list(dict.fromkeys([*self._columns.names, *(f.column for f in self._features.features)]))
 
     @property
     def room(self) -> int:
-        """For so many other items."""
+        """How many further items can be kept."""
         return self.limit - len(self._cells)
 
-    def holds(self, row: int) -> bool:
+    def has(self, row: int) -> bool:
         """Whether an item is one of those kept."""
         return row in self._cells
 
@@ -93,8 +94,8 @@ class NewItems:
         for row, columns in items.items():
             texts = {name: cell(value) for name, value in columns.items()}
             if row >= self._trained:
-                for name, made in self._made(texts).items():
-                    rows[name][row - self._trained] = made
+                for name, values in self._compute_rows(texts).items():
+                    rows[name][row - self._trained] = values
             self._cells[row] = {
                 name: _number(text) if text is not None and name in numbers else text
                 for name, text in texts.items()
@@ -118,17 +119,17 @@ class NewItems:
             self._columns.names
         )
 
-    def _made(self, texts: Mapping[str, str | None]) -> Mapping[str, Array]:
+    def _compute_rows(self, texts: Mapping[str, str | None]) -> Mapping[str, Array]:
         """The rows (1, D) of a new item."""
         if self._graph is None or self.basis == "nothing":
             return self._unknown
         names = [feature.column for feature in self._features.features]
-        given = {name: np.array([texts.get(name) or self._fills.get(name)], object) for name in names}
-        dense, category = self._features.transform(given, 1)
+        columns = {name: np.array([texts.get(name) or self._fills.get(name)], object) for name in names}
+        dense, category = self._features.transform(columns, 1)
         feeds = {"item_dense": dense, "item_category": category.astype(np.int64)}
-        found = self._graph.run({n: values for n, values in feeds.items() if n in self._graph.inputs})
+        rows = self._graph.run({n: values for n, values in feeds.items() if n in self._graph.inputs})
         width = self.rows["item"].shape[1]
-        return {"item": found[:, :width], "history": found[:, width:]}
+        return {"item": rows[:, :width], "history": rows[:, width:]}
 
 
 def cell(value: Value) -> str | None:
@@ -136,7 +137,7 @@ def cell(value: Value) -> str | None:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return "|".join(cell(one) or "" for one in value) or None
+        return "|".join(cell(element) or "" for element in value) or None
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() and abs(value) < 2**63 else str(value)
     return None if value is None else str(value).strip() or None
@@ -165,5 +166,5 @@ def _number(text: str) -> float | None:
 
 
 def _field(name: str, names: list[str]) -> str:
-    """The place of an unknown column, whose name is the caller's text."""
+    """The path of an unknown column, whose name is the caller's text."""
     return f"columns.{name}" if name.isidentifier() and len(name) < 40 else "columns"

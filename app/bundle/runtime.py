@@ -6,10 +6,7 @@ stores, and requests with about as many candidates run through the model togethe
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,9 @@ from app.bundle.ranking.explain import explain
 from app.bundle.ranking.scorer import BatchScorer
 from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request import validation
-from app.bundle.request.encode import EncodedRequest, Reader
+from app.bundle.request.encode import RequestEncoder
 from app.bundle.request.limits import DEFAULT_LIMITS, Limits
+from app.bundle.request.prepare import PreparedRequest, RequestPreparer
 from app.bundle.request.requests import (
     Answer,
     Basis,
@@ -36,28 +34,18 @@ from app.bundle.request.requests import (
     SimilarRequest,
 )
 from app.bundle.request.seen import SeenItems
-from app.bundle.retrieval.recommend import Recommender, RecommendQuery
+from app.bundle.retrieval.recommend import Recommender
 from app.errors import RequestError
 from app.events import HistoryEvent, Value
 
 Stored = Sequence[Sequence[HistoryEvent] | None] | None
 
 
-@dataclass(frozen=True)
-class PreparedRequest:
-    """A request that can be answered, and its rows."""
-
-    request: RankRequest | RecommendRequest
-    items: list[str]  # candidates, each once; none for a recommendation
-    asked: EncodedRequest  # its rows: of the candidates, or of what must not be recommended
-    deadline: float = math.inf  # of a recommendation, on time.perf_counter's clock
-
-
 class Ranker:
     """A bundle, ready to rank. Safe to use from several threads.
 
-    `users` and `items` are the known ids by row, row 0 "". `edition` counts the changes of the catalogue.
-    `newcomers` are the items that came or changed after training.
+    `users` and `items` are the known ids by row, row 0 "". `catalogue_version` counts the changes of the
+    items. `new_items` are those that came or changed after training.
 
     Args:
         artifact: the opened bundle.
@@ -80,17 +68,18 @@ class Ranker:
         self.name = self.info.name
         self.version = self.info.version or artifact.digest[:12]
         self.users, self.items = Ids.open(path / "users"), Ids.open(path / "items")
-        self.items.remember()
-        self._users_trained = load_trained(path / "users", len(self.users))
-        self._items_trained = load_trained(path / "items", len(self.items))
-        self._popularity = load_array(path / "popularity.npy")
-        self._scores = BatchScorer(path, self.info, threads, user_vectors)
-        histories, scores_history = Histories.open(path / "history"), self._scores.take_history
-        self._reader = Reader(self.info, self.users, self.items, histories, scores_history=scores_history)
-        self._recommender = Recommender.open(path, self._scores, self._popularity, threads)
-        self._trained = self._scores, self._recommender  # without new items
+        self.items.build_table()
+        self._trained_users = load_trained(path / "users", len(self.users))
+        self._trained_items = load_trained(path / "items", len(self.items))
+        self._scorer = BatchScorer(path, self.info, threads, user_vectors)
+        histories, scores_history = Histories.open(path / "history"), self._scorer.takes_history
+        encoder = RequestEncoder(self.info, self.users, self.items, histories, scores_history=scores_history)
+        self._preparer = RequestPreparer(encoder, self.items, limits)
+        popularity = load_array(path / "popularity.npy")
+        self._recommender = Recommender.open(path, self._scorer, popularity, threads)
+        self._without_new_items = self._scorer, self._recommender
         columns = self._recommender.columns
-        self.new_items = NewItems(path, self._scores.stored, columns, limits.max_new_items)
+        self.new_items = NewItems(path, self._scorer.stored, columns, limits.max_new_items)
 
     @classmethod
     def open(
@@ -116,7 +105,7 @@ class Ranker:
         return self.artifact.figures
 
     def retrieval_s(self) -> float:
-        """Seconds that finding candidates for recommendations took since this was last asked."""
+        """Seconds that finding candidates for recommendations took since the last call."""
         return self._recommender.retrieval_s()
 
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
@@ -136,7 +125,7 @@ class Ranker:
 
     def has_room_for(self, name: str) -> bool:
         """Whether an item can be put."""
-        return self.new_items.room > 0 or self.new_items.holds(self.items.find(name))
+        return self.new_items.room > 0 or self.new_items.has(self.items.row(name))
 
     def basis_of(self, name: str) -> Basis:
         """What an item is, or would be, ranked by."""
@@ -144,16 +133,16 @@ class Ranker:
 
     def trained_on(self, name: str) -> bool:
         """Whether the weights were trained on an event of an item."""
-        return bool(self._items_trained[self.items.find(name)])
+        return bool(self._trained_items[self.items.row(name)])
 
     def knows_item(self, name: str) -> bool:
         """Whether an item has a row in the bundle, trained or not."""
-        return 0 < self.items.find(name) < self.info.items
+        return 0 < self.items.row(name) < self.info.items
 
     def put_items(self, items: Mapping[str, Mapping[str, Value]]) -> int:
         """Take in items that came or changed after training; requests read from now on know them.
 
-        A known item keeps what training learned of it, and its columns change. Columns that
+        An item of the bundle keeps what training learned of it, and its columns change. Columns that
         the bundle does not know are left aside. Requests may be answered meanwhile; items are
         put by one thread.
 
@@ -166,29 +155,25 @@ class Ranker:
         rows: dict[str, int] = {}
         room, following = self.new_items.room, len(self.items)
         for name in items:
-            row = self.items.find(name)
-            if not self.new_items.holds(row):
+            row = self.items.row(name)
+            if not self.new_items.has(row):
                 if not room:
                     continue
                 room -= 1
             rows[name] = row or following
             following += not row
         self.new_items.put({row: items[name] for name, row in rows.items()})
-        scores, recommender = self._trained
-        self._scores = scores.with_new_items(self.new_items.rows)
-        self._recommender = recommender.with_new_items(
-            self._scores, self.new_items.patch(), self.new_items.fresh()
-        )
-        untrained = np.zeros(
-            len(self.new_items.rows["item"]) + self.info.items - len(self._items_trained), bool
-        )
-        self._items_trained = np.concatenate([self._items_trained, untrained])
-        for name, row in rows.items():  # last: whoever finds an id finds its row
+        scorer, recommender = self._without_new_items
+        self._scorer = scorer.with_new_items(self.new_items.rows)
+        patch, fresh = self.new_items.patch(), self.new_items.fresh()
+        self._recommender = recommender.with_new_items(self._scorer, patch, fresh)
+        more = self._scorer.items - len(self._trained_items)
+        self._trained_items = np.concatenate([self._trained_items, np.zeros(more, bool)])
+        for name, row in rows.items():  # last: an id that is known has a row everywhere
             if row >= len(self.items):
                 self.items.add(name)
-        self.catalogue_version += (
-            1  # after all: an answer of before it may know the items, none of after it may not
-        )
+        # After all: an answer of an older version may know the items, one of this version does.
+        self.catalogue_version += 1
         return len(items) - len(rows)
 
     def read(
@@ -198,7 +183,7 @@ class Ranker:
         arrived: float | None = None,
         seen: SeenItems | None = None,
     ) -> PreparedRequest:
-        """Check a request and find its rows.
+        """Check a request and look up its rows.
 
         Args:
             request: of a ranking or a recommendation.
@@ -209,50 +194,20 @@ class Ranker:
         Raises:
             RequestError: names the field that is wrong.
         """
-        if isinstance(request, RecommendRequest):
-            self.check(request)
-            return self._read_recommend(request, stored, arrived, seen)
-        validation.check_but_ids(request, self.limits.max_candidates)
-        items, rows = self._candidates(request.items)
-        return PreparedRequest(request, items, self._reader.read(request, rows, stored))
+        if isinstance(request, RankRequest):
+            return self._preparer.rank(request, stored)
+        return self._preparer.recommend(request, stored, arrived, seen, self._recommender.check)
 
-    def _candidates(self, names: list[str]) -> tuple[list[str], Array]:
-        """Each candidate once, and its row."""
-        try:
-            items = list(dict.fromkeys(names))
-            rows = self.items.remembered(items)
-        except TypeError:  # not even hashable
-            items, rows = names, np.zeros(len(names), np.int64)
-        if np.count_nonzero(rows) < len(rows):  # an id that is remembered is well-formed
-            validation.check_ids(items, "items")
-            for place in np.flatnonzero(rows == 0).tolist():
-                rows[place] = self.items.find(items[place])
-        return items, rows
-
-    def _read_recommend(
-        self,
-        request: RecommendRequest,
-        stored: Sequence[HistoryEvent] | None,
-        arrived: float | None,
-        seen: SeenItems | None,
-    ) -> PreparedRequest:
-        rows = np.array([0, *self.items.find_all(request.exclude)], np.int64)
-        asked = self._reader.read(request, rows, stored)
-        if request.exclude_seen:
-            met = self._reader.seen(request, asked.user, stored, seen)
-            asked = replace(asked, rows=np.concatenate([rows, met]))
-        budget = request.budget_ms or self.limits.budget_ms
-        start = time.perf_counter() if arrived is None else arrived
-        return PreparedRequest(request, [], asked, start + budget / 1e3 if budget else math.inf)
-
-    def answer(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
-        """Answer questions of both kinds, each kind scored together."""
-        answers: list[Answer | None] = [None] * len(questions)
-        for kind, answer in ((RankRequest, self._rank), (RecommendRequest, self._recommend)):
-            places = [place for place, one in enumerate(questions) if type(one.request) is kind]
-            if places:
-                for place, found in zip(places, answer([questions[p] for p in places]), strict=True):
-                    answers[place] = found
+    def answer(self, requests: Sequence[PreparedRequest]) -> list[Answer]:
+        """Answer requests of both kinds, each kind scored together."""
+        answers: list[Answer | None] = [None] * len(requests)
+        kinds: tuple[tuple[type, Callable[[Sequence[PreparedRequest]], list[Answer]]], ...]
+        kinds = (RankRequest, self._rank), (RecommendRequest, self._recommend)
+        for kind, answer in kinds:
+            positions = [i for i, prepared in enumerate(requests) if type(prepared.request) is kind]
+            if positions:
+                for i, of_kind in zip(positions, answer([requests[i] for i in positions]), strict=True):
+                    answers[i] = of_kind
         return answers  # type: ignore[return-value]
 
     def rank(self, requests: Sequence[RankRequest], stored: Stored = None) -> list[Answer]:
@@ -286,33 +241,34 @@ class Ranker:
     def _read_all(
         self, requests: Sequence[RankRequest | RecommendRequest], stored: Stored
     ) -> list[PreparedRequest]:
-        return [self.read(one, stored[place] if stored else None) for place, one in enumerate(requests)]
+        return [self.read(request, stored[i] if stored else None) for i, request in enumerate(requests)]
 
-    def _rank(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
-        scores = self._scores.candidates([question.asked for question in questions])
-        return [self._ranked(*pair) for pair in zip(questions, scores, strict=True)]
+    def _rank(self, requests: Sequence[PreparedRequest]) -> list[Answer]:
+        scores = self._scorer.score([prepared.encoded for prepared in requests])
+        return [self._ranking(*pair) for pair in zip(requests, scores, strict=True)]
 
-    def _ranked(self, question: PreparedRequest, scores: Array) -> Answer:
-        request, items, asked = question.request, question.items, question.asked
+    def _ranking(self, prepared: PreparedRequest, scores: Array) -> Answer:
+        request, items, encoded = prepared.request, prepared.items, prepared.encoded
         assert isinstance(request, RankRequest)
-        warm = bool(self._items_trained[asked.rows].all())
-        if not warm and not asked.rows.all():
+        warm = bool(self._trained_items[encoded.rows].all())
+        if not warm and not encoded.rows.all():
             # All have one row, though not bit for bit one score: that depends on the position in the batch.
-            scores[asked.rows == 0] = scores[asked.rows == 0][0]
+            scores[encoded.rows == 0] = scores[encoded.rows == 0][0]
         order = np.argsort(-scores, kind="stable")[: request.k]
         names, values = map(items.__getitem__, order.tolist()), scores[order].tolist()
-        cold = not (warm and self._users_trained[asked.user])
+        cold = not (warm and self._trained_users[encoded.user])
         if not request.explain:
             return Answer(self.name, self.version, list(map(Scored, names, values)), cold)
-        effects = explain(self._scores, asked, asked.rows[order])
-        because = [{self.items[row]: change for row, change in one.items()} for one in effects]
+        effects = explain(self._scorer, encoded, encoded.rows[order])
+        because = [{self.items[row]: change for row, change in effect.items()} for effect in effects]
         return Answer(self.name, self.version, list(map(Scored, names, values, because)), cold)
 
-    def _recommend(self, questions: Sequence[PreparedRequest]) -> list[Answer]:
-        found = self._recommender.find([RecommendQuery(q.request, q.asked, q.deadline) for q in questions])  # type: ignore[arg-type]
+    def _recommend(self, requests: Sequence[PreparedRequest]) -> list[Answer]:
         return [
-            self._answer(one.rows, one.scores, not self._users_trained[question.asked.user], one.degraded)
-            for question, one in zip(questions, found, strict=True)
+            self._answer(
+                best.rows, best.scores, not self._trained_users[prepared.encoded.user], best.degraded
+            )
+            for prepared, best in zip(requests, self._recommender.recommend(requests), strict=True)
         ]
 
     def similar(self, requests: Sequence[SimilarRequest]) -> list[Answer]:
@@ -323,16 +279,16 @@ class Ranker:
         """
         for request in requests:
             self.check(request)
-        if self._scores.rows["item"].width < 2:
+        if self._scorer.rows["item"].width < 2:
             raise RequestError(
                 f"{self.info.model} has no item vectors", where="item", remedy="serve another model"
             )
         return [self._similar(request) for request in requests]
 
     def _similar(self, request: SimilarRequest) -> Answer:
-        row = self.items.find(request.item)
-        found = self._recommender.similar(row, request.k)
-        return self._answer(found.rows, found.scores, not self._items_trained[row])
+        row = self.items.row(request.item)
+        nearest = self._recommender.similar(row, request.k)
+        return self._answer(nearest.rows, nearest.scores, not self._trained_items[row])
 
     def _answer(self, rows: Array, scores: Array, cold: bool, degraded: str = "") -> Answer:
         pairs = zip(rows.tolist(), scores.tolist(), strict=True)

@@ -11,9 +11,10 @@ import pyarrow as pa
 
 from app.bundle.request.json_lines import read_line
 from app.bundle.request.limits import Limits
+from app.bundle.request.prepare import PreparedRequest
 from app.bundle.request.requests import Answer, RankRequest
 from app.bundle.request.seen import SeenItems
-from app.bundle.runtime import PreparedRequest, Ranker
+from app.bundle.runtime import Ranker
 from app.errors import RequestError
 from app.events import HistoryEvent
 from app.lists.parts import SCHEMA, Parts

@@ -1,7 +1,7 @@
 """Recommendations from a large catalogue: `python -m tests.bench.retrieval` (`make bench-retrieval`).
 
 Exports a bundle of clustered item vectors (tests.bench.retrieval_model), and measures what
-export takes, what share of the exact best 20 is found, and the time of a request: in this
+export takes, what share of the exact best 20 comes, and the time of a request: in this
 process, alone and in batches, with filters and rules; and over HTTP, from one replica without
 caches. Writes runs/bench/retrieval.json and .md; ends with 1 where a bar does not hold.
 """
@@ -22,8 +22,9 @@ import msgspec
 import numpy as np
 
 from app.bundle.export.build_index import build, recall, top
+from app.bundle.ranking.rows import Blocks
 from app.bundle.request.requests import Answer, RecommendRequest
-from app.bundle.retrieval.index import Blocks, Exact
+from app.bundle.retrieval.index import Exact
 from app.bundle.retrieval.pool import EligibleItems
 from app.bundle.runtime import Ranker
 from app.client import Client
@@ -74,28 +75,28 @@ def requests_of(ranker: Ranker, count: int, changes: dict[str, Any]) -> list[Rec
     return msgspec.convert(plain, list[RecommendRequest])
 
 
-def found_share(ranker: Ranker, requests: Sequence[RecommendRequest], given: Sequence[Answer]) -> float:
+def recall_of(ranker: Ranker, requests: Sequence[RecommendRequest], answered: Sequence[Answer]) -> float:
     """Recall@20 of answers against a search of all items that the filter lets through."""
-    scores, recommender = ranker._scores, ranker._recommender
-    asked = [ranker.read(request).asked for request in requests]
+    scorer, recommender = ranker._scorer, ranker._recommender
+    encoded = [ranker.read(request).encoded for request in requests]
     match = recommender._filters.match(requests[0].filter) if requests[0].filter else None
-    allowed = [EligibleItems(scores.info.items, np.zeros(1, np.int64), match)] * len(asked)
-    exact = Exact(Blocks(scores.rows["item"])).search(scores.states(asked), K, allowed)
-    answers = [np.array(ranker.items.find_all([one.item for one in answer.items])) for answer in given]
+    allowed = [EligibleItems(scorer.info.items, np.zeros(1, np.int64), match)] * len(encoded)
+    exact = Exact(Blocks(scorer.rows["item"])).search(scorer.user_vectors(encoded), K, allowed)
+    answers = [np.array(ranker.items.rows([one.item for one in answer.items])) for answer in answered]
     return recall(answers, [top(pool) for pool in exact])
 
 
 def exact_ms(ranker: Ranker) -> float:
-    """Milliseconds in which a request's 20 best are found by scoring every item."""
-    scores, taken = ranker._scores, []
-    asked = [ranker.read(request).asked for request in requests_of(ranker, 8, {})]
+    """Milliseconds in which a request's 20 best come by scoring every item."""
+    scorer, taken = ranker._scorer, []
+    encoded = [ranker.read(request).encoded for request in requests_of(ranker, 8, {})]
     allowed, exact = (
-        [EligibleItems(scores.info.items, np.zeros(1, np.int64))],
-        Exact(Blocks(scores.rows["item"])),
+        [EligibleItems(scorer.info.items, np.zeros(1, np.int64))],
+        Exact(Blocks(scorer.rows["item"])),
     )
-    for one in asked:
+    for one in encoded:
         start = time.perf_counter()
-        exact.search(scores.states([one]), K, allowed)
+        exact.search(scorer.user_vectors([one]), K, allowed)
         taken.append((time.perf_counter() - start) * 1e3)
     return round(statistics.median(taken), 1)
 
@@ -104,7 +105,7 @@ def timed(ranker: Ranker, requests: Sequence[RecommendRequest], batch: int, call
     """Milliseconds of a call that answers `batch` requests, and of each of them."""
     taken = []
     for call in range(calls + 5):
-        some = [requests[(call * batch + place) % len(requests)] for place in range(batch)]
+        some = [requests[(call * batch + i) % len(requests)] for i in range(batch)]
         start = time.perf_counter()
         ranker.recommend(some)
         taken.append((time.perf_counter() - start) * 1e3)
@@ -118,31 +119,32 @@ def timed(ranker: Ranker, requests: Sequence[RecommendRequest], batch: int, call
 
 def measure(ranker: Ranker, calls: int) -> Figures:
     """Of each kind of request: recall@20 where it is defined, and times by batch."""
-    found: Figures = {}
+    results: Figures = {}
     for name, changes in ASKED.items():
         requests = requests_of(ranker, 500, changes)
         exactly = set(changes) <= {"filter"}
-        found[name] = {str(batch): timed(ranker, requests, batch, calls) for batch in BATCHES}
+        results[name] = {str(batch): timed(ranker, requests, batch, calls) for batch in BATCHES}
         some = requests[:200]
-        share = round(found_share(ranker, some, ranker.recommend(some)), 4) if exactly else None
-        found[name]["recall@20"] = share
-        say(f"{name}: {found[name]}")
-    return found
+        share = round(recall_of(ranker, some, ranker.recommend(some)), 4) if exactly else None
+        results[name]["recall@20"] = share
+        say(f"{name}: {results[name]}")
+    return results
 
 
 def other_kinds(ranker: Ranker, kinds: Sequence[str], folder: Path) -> Figures:
     """What kinds of index take to be built and tuned, and what they find and hold."""
-    found: Figures = {}
-    asked = [ranker.read(request).asked for request in requests_of(ranker, 1000, {})]
-    states, rows = ranker._scores.states(asked), ranker._scores.rows["item"]
+    results: Figures = {}
+    encoded = [ranker.read(request).encoded for request in requests_of(ranker, 1000, {})]
+    states, rows = ranker._scorer.user_vectors(encoded), ranker._scorer.rows["item"]
+    eligible = [EligibleItems(len(rows), np.zeros(1, np.int64))] * len(states)
     for kind in kinds:
         start = time.perf_counter()
-        info, share = build(kind, rows, states, RECALL, folder / kind / "faiss.index")
+        info, share = build(kind, rows, states, eligible, RECALL, folder / kind / "faiss.index")
         seconds = round(time.perf_counter() - start, 1)
         tuned = {"recall@20": round(share, 4), "reach": info.reach, "bytes": info.bytes}
-        found[kind] = {"build_s": seconds, **tuned}
-        say(f"{kind}: {found[kind]}")
-    return found
+        results[kind] = {"build_s": seconds, **tuned}
+        say(f"{kind}: {results[kind]}")
+    return results
 
 
 def over_http(ranker: Ranker, bundle: Path, folder: Path) -> Figures:
@@ -154,12 +156,12 @@ def over_http(ranker: Ranker, bundle: Path, folder: Path) -> Figures:
     target = Target(port, "/v1/recommend", folder / "users", folder / "numbers", field="k")
     settings = Serve(port=port, max_replicas=1, cache_mb=0, states_mb=0)
     with running(bundle, settings) as url, Client(url) as client:
-        share = found_share(ranker, requests, [client.recommend(request) for request in requests])
+        share = recall_of(ranker, requests, [client.recommend(request) for request in requests])
         wrk(target, max(CONNECTIONS), SECONDS)  # the first are slow
         loads = {str(connections): wrk(target, connections, SECONDS) for connections in CONNECTIONS}
-    found = {"recall@20": round(share, 4), "connections": loads}
-    say(f"over HTTP: {found}")
-    return found
+    results = {"recall@20": round(share, 4), "connections": loads}
+    say(f"over HTTP: {results}")
+    return results
 
 
 def report(figures: Figures) -> Figures:
@@ -198,14 +200,14 @@ def write(result: Figures) -> None:
         "| request | recall@20 | alone p50 / p95 ms | 16 together p50 / p95 ms | ms a request |",
         "|---|---|---|---|---|",
     ]
-    for name, found in figures["requests"].items():
-        one, many = found["1"], found["16"]
+    for name, results in figures["requests"].items():
+        one, many = results["1"], results["16"]
         lines.append(
-            f"| {name} | {found['recall@20'] or ''} | {one['p50_ms']} / {one['p95_ms']} "
+            f"| {name} | {results['recall@20'] or ''} | {one['p50_ms']} / {one['p95_ms']} "
             f"| {many['p50_ms']} / {many['p95_ms']} | {many['ms_a_request']} |"
         )
-    for kind, found in figures["kinds"].items():
-        lines += ["", f"{kind}: {found}"]
+    for kind, results in figures["kinds"].items():
+        lines += ["", f"{kind}: {results}"]
     (OUT / "retrieval.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 
@@ -216,21 +218,21 @@ def main() -> None:
     parser.add_argument("--calls", type=int, default=200, help="timed of each kind of request")
     parser.add_argument("--kinds", nargs="*", default=[], help="indexes to build beside: ivf_pq, hnsw")
     parser.add_argument("--folder", type=Path, default=None, help="where to work; default: a temporary one")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench-retrieval-", dir=given.folder) as name:
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-retrieval-", dir=arguments.folder) as name:
         start = time.perf_counter()
-        ranker = make_bundle(Path(name), given.items)
+        ranker = make_bundle(Path(name), arguments.items)
         export_s = round(time.perf_counter() - start, 1)
-        say(f"a bundle of {given.items:,} items after {export_s} s: {ranker.figures['retrieval']}")
+        say(f"a bundle of {arguments.items:,} items after {export_s} s: {ranker.figures['retrieval']}")
         figures: Figures = {
-            "items": given.items,
+            "items": arguments.items,
             "export_s": export_s,
             "retrieval": ranker.figures["retrieval"],
             "bundle_bytes": ranker.artifact.bytes,
             "exact_ms": exact_ms(ranker),
-            "requests": measure(ranker, given.calls),
+            "requests": measure(ranker, arguments.calls),
             "http": over_http(ranker, Path(name) / "bundle", Path(name)),
-            "kinds": other_kinds(ranker, given.kinds, Path(name)),
+            "kinds": other_kinds(ranker, arguments.kinds, Path(name)),
         }
     result = report(figures)
     write(result)

@@ -53,12 +53,12 @@ def make_dataset(folder: Path, items: int, seed: int = 0) -> tuple[Dataset, Arra
 def _vectors(rng: np.random.Generator, cluster: Array) -> Array:
     department = rng.normal(size=(DEPARTMENTS, WIDTH))
     centre = department[np.arange(CLUSTERS) % DEPARTMENTS] + 0.6 * rng.normal(size=(CLUSTERS, WIDTH))
-    made = np.empty((len(cluster), WIDTH), np.float32)
+    rows = np.empty((len(cluster), WIDTH), np.float32)
     for start in range(0, len(cluster), BLOCK):
         some = cluster[start : start + BLOCK]
         block = centre[some] + 0.35 * rng.normal(size=(len(some), WIDTH))
-        made[start : start + BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
-    return made
+        rows[start : start + BLOCK] = block / np.linalg.norm(block, axis=1, keepdims=True)
+    return rows
 
 
 def _met(rng: np.random.Generator, cluster: Array) -> Array:

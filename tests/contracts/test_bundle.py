@@ -52,8 +52,8 @@ def test_scores_equal_torch(model: Model, dataset: Dataset, ranker: Ranker) -> N
     items = np.random.default_rng(0).permuted(np.tile(np.arange(1, 61), (4, 1)), axis=1)[:, :17]
     expected = torch_scores(model, dataset, USERS, items)
     for user, row, scores in zip(USERS, items, expected, strict=True):
-        found = ranked(ranker, user, row.tolist())
-        np.testing.assert_allclose([found[f"i{i}"] for i in row], scores, atol=1e-4, rtol=1e-4)
+        by_item = ranked(ranker, user, row.tolist())
+        np.testing.assert_allclose([by_item[f"i{i}"] for i in row], scores, atol=1e-4, rtol=1e-4)
 
 
 def test_a_history_in_the_request_replaces_what_training_knew(
@@ -77,17 +77,17 @@ def test_a_history_in_the_request_replaces_what_training_knew(
     )
     with torch.no_grad():
         expected = model(batch)[0].numpy()
-    found = {one.item: one.score for one in answer.items}
-    np.testing.assert_allclose([found[f"i{i}"] for i in range(1, 11)], expected, atol=1e-4, rtol=1e-4)
+    by_item = {one.item: one.score for one in answer.items}
+    np.testing.assert_allclose([by_item[f"i{i}"] for i in range(1, 11)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_an_unknown_user_is_ranked_as_row_0(model: Model, dataset: Dataset, ranker: Ranker) -> None:
     request = RankRequest("nobody", [f"i{i}" for i in range(1, 11)], context=MOMENT)
     (answer,) = ranker.rank([request])
     expected = torch_scores(model, dataset, [0], np.arange(1, 11)[None])[0]
-    found = {one.item: one.score for one in answer.items}
+    by_item = {one.item: one.score for one in answer.items}
     assert answer.cold_start
-    np.testing.assert_allclose([found[f"i{i}"] for i in range(1, 11)], expected, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose([by_item[f"i{i}"] for i in range(1, 11)], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_a_batch_of_uneven_requests_scores_each_as_alone(ranker: Ranker) -> None:

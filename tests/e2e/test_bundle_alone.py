@@ -65,6 +65,6 @@ def test_it_ranks_as_here(lonely_python: Path, tmp_path: Path) -> None:
         *ranker.rank([RankRequest("u3", ["i1", "i2", "i3", "new"], context=moment)]),
         *ranker.recommend([RecommendRequest("u3", k=5, context=moment)]),
     ]
-    for found, answer in zip(json.loads(done.stdout), here, strict=True):
-        assert [item for item, _ in found] == [one.item for one in answer.items]
-        assert [score for _, score in found] == pytest.approx([one.score for one in answer.items], abs=1e-5)
+    for pairs, answer in zip(json.loads(done.stdout), here, strict=True):
+        assert [item for item, _ in pairs] == [one.item for one in answer.items]
+        assert [score for _, score in pairs] == pytest.approx([one.score for one in answer.items], abs=1e-5)

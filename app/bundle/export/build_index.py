@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from app.bundle.format.layout import Array, IndexInfo
-from app.bundle.retrieval.index import Approximate, Blocks, Exact, Index, import_faiss
+from app.bundle.ranking.rows import Blocks
+from app.bundle.retrieval.index import Approximate, Exact, Index, import_faiss
 from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.errors import RecipeError
 from app.tables.rows import Rows

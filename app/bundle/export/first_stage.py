@@ -62,10 +62,10 @@ def write_retrieval(
     requests = sample_requests(dataset, Histories.open(folder / "history"), recipe.seed)
     if kind not in ("", "exact"):
         chunks = [requests[start : start + 256] for start in range(0, len(requests), 256)]
-        states = np.concatenate([scorer.states(chunk) for chunk in chunks])
+        vectors = np.concatenate([scorer.user_vectors(chunk) for chunk in chunks])
         eligible = [EligibleItems(info.items, request.rows) for request in requests]
         path = folder / "index" / "faiss.index"
-        index, share = build(kind, scorer.stored["item"], states, eligible, export.recall, path)
+        index, share = build(kind, scorer.stored["item"], vectors, eligible, export.recall, path)
         retrieval = msgspec.structs.replace(retrieval, index=index)
         figures |= {"recall@20": share, "reach": index.reach, "bytes": index.bytes}
     elif bounded:
@@ -87,8 +87,8 @@ def sample_requests(dataset: Dataset, histories: Histories, seed: int) -> list[E
     now = last_time(dataset)
     requests = []
     for user in np.sort(drawn).tolist():
-        history = histories.of(user)
-        met = np.unique(np.concatenate([[0], history.item, histories.older(user)])).astype(np.int64)
+        history = histories.events(user)
+        met = np.unique(np.concatenate([[0], history.item, histories.older_items(user)])).astype(np.int64)
         requests.append(EncodedRequest(user, now, history, met))
     return requests
 

@@ -62,7 +62,7 @@ class Histories:
 
     def __init__(self, **arrays: Array) -> None:
         self._arrays = arrays
-        # The unit is told by the width: seconds fit into 32 bits, microseconds do not.
+        # The width says the unit: seconds fit into 32 bits, microseconds do not.
         self._unit = np.int64(1_000_000 if arrays["time"].dtype.itemsize <= 4 else 1)
         self._indptr, self._item, self._event, self._time = (
             arrays[name] for name in ("indptr", "item", "event", "time")
@@ -83,19 +83,19 @@ class Histories:
             )
         return cls(**arrays)
 
-    def of(self, user: int) -> Events:
+    def events(self, user: int) -> Events:
         """The last events of a user."""
         start, end = self._indptr[user : user + 2].tolist()
         return Events(
             self._item[start:end], self._event[start:end], np.multiply(self._time[start:end], self._unit)
         )
 
-    def items(self, user: int) -> Array:
+    def recent_items(self, user: int) -> Array:
         """Items of the last events of a user."""
         start, end = self._indptr[user : user + 2].tolist()
         return self._item[start:end]
 
-    def older(self, user: int) -> Array:
+    def older_items(self, user: int) -> Array:
         """Items of a user's events before the last ones."""
         indptr = self._arrays["older_indptr"]
         return self._arrays["older"][int(indptr[user]) : int(indptr[user + 1])]

@@ -6,7 +6,7 @@ columns/
   N/values.npy       number: (P,) float64, ascending
   N/texts/           text: the V distinct values, ascending (Strings)
   N/starts.npy       text: (V + 1,) where the items of each value start in `rows`
-  N/codes.npy        text: (items,) place of each item's value, from 1; 0 where it has none
+  N/codes.npy        text: (items,) number of each item's value, from 1; 0 where it has none
 
 What a comparison holds for is a few spans of `rows`, found by binary search.
 """
@@ -31,7 +31,7 @@ Spans = list[tuple[int, int]]  # of `rows`: disjoint, ascending
 
 
 class Numbers:
-    """A column of numbers."""
+    """A column of numbers, with the rows of items by value."""
 
     kind = "number"
 
@@ -50,7 +50,7 @@ class Numbers:
         return _compared(sign, low, high, len(self.rows))
 
     @classmethod
-    def made_of(cls, values: Sequence[float | None]) -> Numbers:
+    def from_values(cls, values: Sequence[float | None]) -> Numbers:
         """A column in memory of the values (N,) of rows 1 to N."""
         given = np.array([np.nan if value is None else value for value in values], np.float64)
         order = np.argsort(given, kind="stable")[: int(np.count_nonzero(~np.isnan(given)))]
@@ -64,7 +64,7 @@ class Numbers:
 
 
 class Texts:
-    """A column of texts. `codes` (items,): place of each item's text, from 1; 0: none."""
+    """A column of texts. `codes` (items,): number of each item's text, from 1; 0: none."""
 
     kind = "text"
 
@@ -84,18 +84,18 @@ class Texts:
         )
 
     @classmethod
-    def made_of(cls, values: Sequence[str | None]) -> Texts:
+    def from_values(cls, values: Sequence[str | None]) -> Texts:
         """A column in memory of the values (N,) of rows 1 to N."""
         texts = sorted({value for value in values if value is not None})
-        places = {text: code for code, text in enumerate(texts, 1)}
-        codes = np.array([0, *(places.get(value or "", 0) for value in values)], np.int64)
+        numbers = {text: code for code, text in enumerate(texts, 1)}
+        codes = np.array([0, *(numbers.get(value or "", 0) for value in values)], np.int64)
         rows = np.argsort(codes, kind="stable")[np.count_nonzero(codes == 0) :]
         return cls(rows, Strings.of(texts), np.searchsorted(codes[rows], np.arange(1, len(texts) + 2)), codes)
 
     def code(self, text: str) -> int:
         """The code of a text, 0 where no item has it."""
-        place = bisect_left(self._texts, text)
-        return place + 1 if place < len(self._texts) and self._texts[place] == text else 0
+        position = bisect_left(self._texts, text)
+        return position + 1 if position < len(self._texts) and self._texts[position] == text else 0
 
     @property
     def count(self) -> int:
@@ -104,11 +104,12 @@ class Texts:
 
     def spans(self, sign: str, value: str) -> Spans:
         """Of the items whose text compares so."""
-        place = bisect_left(self._texts, value)
-        found = place < len(self._texts) and self._texts[place] == value
-        return _compared(sign, int(self._starts[place]), int(self._starts[place + found]), len(self.rows))
+        position = bisect_left(self._texts, value)
+        present = position < len(self._texts) and self._texts[position] == value
+        low, high = int(self._starts[position]), int(self._starts[position + present])
+        return _compared(sign, low, high, len(self.rows))
 
-    def like(self, pattern: Like) -> Spans:
+    def spans_like(self, pattern: Like) -> Spans:
         """Of the items whose text matches.
 
         Raises:
@@ -119,9 +120,9 @@ class Texts:
         if stop - start > LIKE_TEXTS:
             raise ValueError(f"{stop - start} texts begin so")
         matches = pattern.matcher()
-        return merged([self.of(place + 1) for place in range(start, stop) if matches(self._texts[place])])
+        return merged([self.span(i + 1) for i in range(start, stop) if matches(self._texts[i])])
 
-    def of(self, code: int) -> tuple[int, int]:
+    def span(self, code: int) -> tuple[int, int]:
         """The span of a code."""
         return int(self._starts[code - 1]), int(self._starts[code])
 
@@ -173,7 +174,7 @@ class Columns:
         return self._columns[name]
 
     def codes(self, name: str, field: str) -> Array:
-        """(items,) what tells the values of a column of texts apart; 0: none. Raises as `texts`."""
+        """(items,) the number of each item's value in a column of texts; 0: none. Raises as `texts`."""
         return self.texts(name, field).codes
 
     def texts(self, name: str, field: str) -> Texts:
@@ -195,25 +196,25 @@ def choices(names: Sequence[str]) -> str:
 
 
 def merged(spans: Spans) -> Spans:
-    """The same places with overlapping and adjacent spans made one."""
-    found: Spans = []
+    """The same positions with overlapping and adjacent spans joined."""
+    joined: Spans = []
     for start, stop in sorted(span for span in spans if span[0] < span[1]):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(stop, found[-1][1]))
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(stop, joined[-1][1]))
         else:
-            found.append((start, stop))
-    return found
+            joined.append((start, stop))
+    return joined
 
 
 def opposite(spans: Spans, length: int) -> Spans:
-    """The places of `length` that lie in no span."""
+    """The positions below `length` that lie in no span."""
     edges = [0, *(edge for span in spans for edge in span), length]
     return merged(list(zip(edges[::2], edges[1::2], strict=True)))
 
 
 def _compared(sign: str, low: int, high: int, length: int) -> Spans:
     """Spans of a sign, where the equal values are from `low` to `high`."""
-    found: dict[str, Spans] = {
+    spans: dict[str, Spans] = {
         "=": [(low, high)],
         "!=": [(0, low), (high, length)],
         "<": [(0, low)],
@@ -221,7 +222,7 @@ def _compared(sign: str, low: int, high: int, length: int) -> Spans:
         ">": [(high, length)],
         ">=": [(low, length)],
     }
-    return merged(found[sign])
+    return merged(spans[sign])
 
 
 def suits(column: Column, value: Value) -> bool:

@@ -68,7 +68,7 @@ class Retrieval(msgspec.Struct, frozen=True):
     """The first stage of recommendations. A bundle without one has every item scored."""
 
     candidates: int = 0  # that are ranked where no index finds the best; 0: every item
-    vectors: bool = True  # item rows tell how alike items are
+    vectors: bool = True  # whether the cosine of item rows says how alike items are
     segment: str = ""  # the column whose most met value is a user's segment
     index: IndexInfo | None = None
 

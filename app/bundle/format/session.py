@@ -37,5 +37,5 @@ class Graph:
 
     def run(self, feeds: Mapping[str, Array]) -> Array:
         """The output for `feeds`, which must name the inputs exactly."""
-        found: Array = self._session.run(self._output, feeds)[0]
-        return found
+        output: Array = self._session.run(self._output, feeds)[0]
+        return output

@@ -18,24 +18,24 @@ REASONS = 3
 NOTHING = 1e-6  # smaller changes are rounding
 
 
-def explain(scores: BatchScorer, asked: EncodedRequest, rows: Array) -> list[dict[int, float]]:
+def explain(scorer: BatchScorer, request: EncodedRequest, rows: Array) -> list[dict[int, float]]:
     """The strongest effects of history items on candidates.
 
     Args:
-        scores: the model.
-        asked: the request.
+        scorer: the model.
+        request: with its history.
         rows: (C,) candidates to explain.
 
     Returns:
         For each candidate, history item (row) -> score with it minus score without it; the
         three largest by magnitude, strongest first.
     """
-    history = asked.history
-    met = np.unique(history.item[-scores.info.history :])
-    whole = replace(asked, rows=rows)
+    history = request.history
+    met = np.unique(history.item[-scorer.info.history :])
+    whole = replace(request, rows=rows)
     without = [replace(whole, history=history.where(history.item != item)) for item in met]
-    found = np.stack(scores.candidates([whole, *without]))
-    return [_strongest(met, effect) for effect in (found[0] - found[1:]).T]
+    scores = np.stack(scorer.score([whole, *without]))
+    return [_strongest(met, effect) for effect in (scores[0] - scores[1:]).T]
 
 
 def _strongest(met: Array, effect: Array) -> dict[int, float]:

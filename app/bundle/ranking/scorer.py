@@ -12,16 +12,15 @@ import numpy as np
 
 from app.bundle.format.layout import ROWS, Array, Info
 from app.bundle.format.session import Graph
+from app.bundle.ranking.rows import Blocks, ExtendedRows
 from app.bundle.ranking.user_vectors import UserVectorCache
 from app.bundle.request.encode import EncodedRequest, model_inputs
-from app.bundle.retrieval.index import Blocks
-from app.bundle.retrieval.overlay import ExtendedRows
 from app.errors import ArtifactError
 from app.features.context import context_width
 from app.tables.rows import Rows
 
 BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
-_editions = itertools.count()  # of models with their rows, each of its own
+_versions = itertools.count()  # of models with their rows, each its own
 
 
 class BatchScorer:
@@ -31,11 +30,13 @@ class BatchScorer:
         path: of the bundle.
         info: of the bundle.
         threads: of one call into the model.
-        states: keeps user states; None: they are made each time.
+        user_vectors: a cache; None: user vectors are computed each time.
     """
 
-    def __init__(self, path: Path, info: Info, threads: int, states: UserVectorCache | None = None) -> None:
-        self.info, self._states, self._edition = info, states, next(_editions)
+    def __init__(
+        self, path: Path, info: Info, threads: int, user_vectors: UserVectorCache | None = None
+    ) -> None:
+        self.info, self._user_vectors, self._version = info, user_vectors, next(_versions)
         self.stored = {name: Rows.open(path / "rows", name) for name in ROWS}
         self.rows: dict[str, Rows | ExtendedRows] = {**self.stored}
         self._model = Graph(path / "model.onnx", threads)
@@ -47,10 +48,10 @@ class BatchScorer:
     def with_new_items(self, added: Mapping[str, Array]) -> BatchScorer:
         """The same with the rows "item" (N, R) and "history" (N, Dh) of new items behind the bundle's."""
         other = copy.copy(self)
-        other._edition = next(_editions)
+        other._version = next(_versions)
         other.added = added["item"]
-        with_new_items = {name: ExtendedRows(self.stored[name], values) for name, values in added.items()}
-        other.rows = {**self.stored, **with_new_items}
+        extended = {name: ExtendedRows(self.stored[name], values) for name, values in added.items()}
+        other.rows = {**self.stored, **extended}
         return other
 
     @property
@@ -58,72 +59,73 @@ class BatchScorer:
         """Rows in all, row 0 and new items counted."""
         return self.info.items + len(self.added)
 
-    def candidates(self, asked: Sequence[EncodedRequest]) -> list[Array]:
+    def score(self, requests: Sequence[EncodedRequest]) -> list[Array]:
         """Logits (C,) of the candidates of each request.
 
         Requests of about one size run together, so that little is padded and ONNX Runtime
         meets few shapes.
         """
         sizes = defaultdict(list)
-        for place, one in enumerate(asked):
-            sizes[(len(one.rows) - 1).bit_length()].append(place)
-        scores: list[Array] = [np.zeros(0, np.float32)] * len(asked)
-        for exponent, places in sizes.items():
+        for i, request in enumerate(requests):
+            sizes[(len(request.rows) - 1).bit_length()].append(i)
+        scores: list[Array] = [np.zeros(0, np.float32)] * len(requests)
+        for exponent, positions in sizes.items():
             step = max(1, BLOCK >> exponent)
-            for start in range(0, len(places), step):
-                chunk = places[start : start + step]
-                for place, row in zip(chunk, self._run([asked[p] for p in chunk]), strict=True):
-                    scores[place] = row[: len(asked[place].rows)]
+            for start in range(0, len(positions), step):
+                chunk = positions[start : start + step]
+                for i, row in zip(chunk, self._run([requests[i] for i in chunk]), strict=True):
+                    scores[i] = row[: len(requests[i].rows)]
         return scores
 
-    def _run(self, asked: list[EncodedRequest]) -> Array:
+    def _run(self, requests: list[EncodedRequest]) -> Array:
         """Logits (B, widest) of requests of about one size."""
-        rows = np.zeros((len(asked), max(len(one.rows) for one in asked)), np.int64)
-        for place, one in enumerate(asked):
-            rows[place, : len(one.rows)] = one.rows
-        return self._model.run(self._feeds(self._model, asked) | {"items": self.rows["item"].gather(rows)})
+        rows = np.zeros((len(requests), max(len(request.rows) for request in requests)), np.int64)
+        for i, request in enumerate(requests):
+            rows[i, : len(request.rows)] = request.rows
+        feeds = self._feeds(self._model, requests)
+        return self._model.run(feeds | {"items": self.rows["item"].gather(rows)})
 
-    def _feeds(self, graph: Graph, asked: Sequence[EncodedRequest]) -> dict[str, Array]:
-        inputs = model_inputs(asked, self.info, graph.inputs)
+    def _feeds(self, graph: Graph, requests: Sequence[EncodedRequest]) -> dict[str, Array]:
+        inputs = model_inputs(requests, self.info, graph.inputs)
         for name in inputs.keys() & self.rows.keys():
             inputs[name] = self.rows[name].gather(inputs[name])
         return inputs
 
     @property
-    def take_history(self) -> bool:
+    def takes_history(self) -> bool:
         """Whether a score depends on what a user did, or on when that was."""
         return any(name == "context" or name.startswith("history") for name in self._model.inputs)
 
     @property
     def retrieves(self) -> bool:
-        """Whether a score is the inner product of a user state and an item row."""
+        """Whether a score is the inner product of a user vector and an item row."""
         return self._user is not None
 
-    def states(self, asked: Sequence[EncodedRequest]) -> Array:
-        """User states (B, Q); only where the model retrieves."""
-        if self._states is None:
-            return self._made(asked)
-        return self._states.vectors(self._edition, self.info.history, asked, self._made)
+    def user_vectors(self, requests: Sequence[EncodedRequest]) -> Array:
+        """User vectors (B, Q); only where the model retrieves."""
+        if self._user_vectors is None:
+            return self._compute_user_vectors(requests)
+        length = self.info.history
+        return self._user_vectors.vectors(self._version, length, requests, self._compute_user_vectors)
 
-    def _made(self, asked: Sequence[EncodedRequest]) -> Array:
+    def _compute_user_vectors(self, requests: Sequence[EncodedRequest]) -> Array:
         assert self._user is not None
-        return self._user.run(self._feeds(self._user, asked))
+        return self._user.run(self._feeds(self._user, requests))
 
-    def all(self, asked: Sequence[EncodedRequest]) -> Array:
+    def score_all(self, requests: Sequence[EncodedRequest]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
-        scores = np.empty((len(asked), self.items), np.float32)
-        feeds = self._feeds(self._model, asked)
+        scores = np.empty((len(requests), self.items), np.float32)
+        feeds = self._feeds(self._model, requests)
         for start, block in self._all_blocks():
-            for place in range(len(asked)):
-                one = {name: value[place : place + 1] for name, value in feeds.items()}
-                found = self._model.run(one | {"items": block[None]})[0]
-                scores[place, start : start + len(block)] = found
+            for i in range(len(requests)):
+                one = {name: value[i : i + 1] for name, value in feeds.items()}
+                scores[i, start : start + len(block)] = self._model.run(one | {"items": block[None]})[0]
         return scores
 
     def cosines(self, row: int) -> Array:
-        """(items,) cosine of the rows of every item and of one."""
-        wanted = self.rows["item"].gather(np.array(row))
-        products = np.concatenate([block @ wanted for _, block in self._all_blocks()])
+        """(items,) cosine of the row of every item and that of one item."""
+        vector = self.rows["item"].gather(np.array(row))
+        products = np.concatenate([block @ vector for _, block in self._all_blocks()])
         norms = self.blocks.norms
         if len(self.added):
             norms = np.concatenate([norms, np.linalg.norm(self.added, axis=1)])

@@ -31,7 +31,7 @@ class EncodedRequest:
     rows: Array  # (C,) candidates
 
 
-class Reader:
+class RequestEncoder:
     """Turns requests into rows.
 
     Args:
@@ -45,33 +45,33 @@ class Reader:
         self._info, self._users, self._items, self._histories = info, users, items, histories
         self._scores_history = scores_history
 
-    def read(
+    def encode(
         self, request: RankRequest | RecommendRequest, rows: Array, stored: Sequence[HistoryEvent] | None
     ) -> EncodedRequest:
         """A request about candidate `rows`, with the user's stored feedback.
 
-        The history is the request's own, else what training knew and the feedback after it.
-        A moment given in the request hides what came later.
+        The history is the request's own, else that of the log and the feedback after it.
+        A moment in the request hides what came later.
 
         Raises:
             RequestError: names the field of the history or the context.
         """
-        user = self._users.find(request.user)
-        given = request.context.timestamp if request.context else None
-        now = time.time_ns() // 1000 if given is None else moment(given, "context.timestamp")
+        user = self._users.row(request.user)
+        timestamp = request.context.timestamp if request.context else None
+        now = time.time_ns() // 1000 if timestamp is None else moment(timestamp, "context.timestamp")
         if request.history is not None:
             history = self._events(request.history, now, strict=True)
         elif isinstance(request, RankRequest) and not self._scores_history:
             history = NONE
         else:
-            history = self._histories.of(user) if user else NONE
+            history = self._histories.events(user) if user else NONE
             if stored:
                 history = history.merge(self._events(stored, now, strict=False))
-        if given is not None and len(history) and history.time[-1] > now:
+        if timestamp is not None and len(history) and history.time[-1] > now:
             history = history.where(history.time <= now)
         return EncodedRequest(user, now, history, rows)
 
-    def seen(
+    def seen_rows(
         self,
         request: RecommendRequest,
         user: int,
@@ -87,63 +87,59 @@ class Reader:
             seen: the items of all the user's feedback.
         """
         events = [*(request.history or ()), *(stored or () if seen is None else ())]
-        rows = np.array(self._items.find_all(event.item for event in events), np.int64)
-        met = [rows, self._histories.items(user), self._histories.older(user)]
+        rows = np.array(self._items.rows(event.item for event in events), np.int64)
+        met = [rows, self._histories.recent_items(user), self._histories.older_items(user)]
         return np.concatenate(met if seen is None else [*met, seen.rows(self._items)])
 
     def _events(self, events: Sequence[HistoryEvent], now: int, *, strict: bool) -> Events:
         """Events on known items by time; those without a time happen now, in the order given."""
-        found = []
-        for place, event in enumerate(events):
-            row = self._item(event, f"history[{place}].item")
+        encoded = []
+        for i, event in enumerate(events):
+            row = self._item(event, f"history[{i}].item")
             try:
-                kind = event_row(
-                    event, self._info.events, self._info.default_event, f"history[{place}].event"
-                )
-                when = (
-                    now if event.timestamp is None else moment(event.timestamp, f"history[{place}].timestamp")
-                )
+                kind = event_row(event, self._info.events, self._info.default_event, f"history[{i}].event")
+                when = now if event.timestamp is None else moment(event.timestamp, f"history[{i}].timestamp")
             except RequestError:
                 if strict:
                     raise
                 continue  # what is stored must not make the user's requests fail
             if row:
-                found.append((row, kind, when))
-        if not found:
+                encoded.append((row, kind, when))
+        if not encoded:
             return NONE
-        item, kinds, times = np.array(found, np.int64).T
+        item, kinds, times = np.array(encoded, np.int64).T
         order = np.argsort(times, kind="stable")
         return Events(item[order], kinds[order], times[order])
 
     def _item(self, event: HistoryEvent, field: str) -> int:
         try:
-            return self._items.find(event.item)
+            return self._items.row(event.item)
         except (TypeError, AttributeError, UnicodeEncodeError):
             raise RequestError("not an id", where=field, remedy="give an item id as text") from None
 
 
-def model_inputs(asked: Sequence[EncodedRequest], info: Info, wanted: Container[str]) -> dict[str, Array]:
+def model_inputs(requests: Sequence[EncodedRequest], info: Info, names: Container[str]) -> dict[str, Array]:
     """What a graph is fed of B requests, apart from candidates; rows are not gathered yet.
 
     Returns:
-        Those `wanted` of user (B,) and history (B, L) as rows, history_mask, history_event,
+        Those of `names` among user (B,) and history (B, L) as rows, history_mask, history_event,
         history_age and context.
     """
-    count, length = len(asked), info.history
+    count, length = len(requests), info.history
     item, event, times = np.zeros((3, count, length), np.int64)
-    for place, one in enumerate(asked):
-        last = min(length, len(one.history))
+    for i, request in enumerate(requests):
+        last = min(length, len(request.history))
         if last:
-            item[place, -last:] = one.history.item[-last:]
-            event[place, -last:] = one.history.event[-last:]
-            times[place, -last:] = one.history.time[-last:]
-    now = np.array([one.now for one in asked], np.int64)
-    made: dict[str, Callable[[], Array]] = {
-        "user": lambda: np.array([one.user for one in asked], np.int64),
+            item[i, -last:] = request.history.item[-last:]
+            event[i, -last:] = request.history.event[-last:]
+            times[i, -last:] = request.history.time[-last:]
+    now = np.array([request.now for request in requests], np.int64)
+    inputs: dict[str, Callable[[], Array]] = {
+        "user": lambda: np.array([request.user for request in requests], np.int64),
         "history": lambda: item,
         "history_mask": lambda: (item > 0).astype(np.float32),
         "history_event": lambda: event,
         "history_age": lambda: age(now[:, None], times),
         "context": lambda: context(info.context, now, times[:, -1]),
     }
-    return {name: make() for name, make in made.items() if name in wanted}
+    return {name: compute() for name, compute in inputs.items() if name in names}

@@ -46,12 +46,12 @@ class Lines:
     def feed(self, piece: bytes) -> list[tuple[int, bytes | None]]:
         """Number and text of the lines that this piece ends; None stands for a line that is too long."""
         *whole, rest = piece.split(b"\n")
-        found = []
+        lines = []
         for text in whole:
             self._keep(text)
-            found += self._line()
+            lines += self._line()
         self._keep(rest)
-        return found
+        return lines
 
     def end(self) -> list[tuple[int, bytes | None]]:
         """The last line, where no newline ended it."""

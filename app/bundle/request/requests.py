@@ -69,7 +69,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
 
 
 class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
-    """The nearest k items to an item."""
+    """The k items nearest to an item."""
 
     item: str
     k: int = 10
@@ -103,7 +103,7 @@ class Scored(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A ranking, best first. `cold_start`: the user or an item was unknown to training.
+    """A ranking, best first. `cold_start`: training met no event of the user, or of a candidate.
 
     `degraded`: what was left out to answer within the request's budget; absent where nothing was.
     """
@@ -116,6 +116,6 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """How many events are stored for good."""
+    """The number of events that are stored for good."""
 
     accepted: int

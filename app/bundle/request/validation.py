@@ -23,13 +23,13 @@ LATEST = 253_402_300_800  # seconds: the year 10000; milliseconds given as secon
 
 
 def check_rank(request: RankRequest, max_candidates: int) -> None:
-    """Raises RequestError for a request that cannot be answered."""
+    """Raise RequestError for a ranking that cannot be answered."""
     check_but_ids(request, max_candidates)
     check_ids(request.items, "items")
 
 
 def check_but_ids(request: RankRequest, max_candidates: int) -> None:
-    """The same without a look at the candidates' ids, for one who knows them."""
+    """As `check_rank` without a look at the candidates' ids, for a caller that knows them."""
     if not isinstance(request.items, list) or not request.items:
         raise RequestError("no candidates", where="items", remedy="name at least one item, or use recommend")
     if len(request.items) > max_candidates:
@@ -40,7 +40,7 @@ def check_but_ids(request: RankRequest, max_candidates: int) -> None:
 
 
 def check_recommend(request: RecommendRequest, max_candidates: int, max_k: int) -> None:
-    """Raises RequestError for a request that cannot be answered."""
+    """Raise RequestError for a recommendation that cannot be answered."""
     if len(request.exclude) > max_candidates:
         raise _too_many(len(request.exclude), max_candidates, "exclude")
     check_ids(request.exclude, "exclude")
@@ -50,16 +50,16 @@ def check_recommend(request: RecommendRequest, max_candidates: int, max_k: int) 
 
 
 def check_similar(request: SimilarRequest, max_k: int) -> None:
-    """Raises RequestError for a request that cannot be answered."""
+    """Raise RequestError for a request for similar items that cannot be answered."""
     _check_id(request.item, "item")
     _check_k(request.k, max_k)
 
 
 def check_ids(ids: Sequence[str], field: str) -> None:
-    """Raises RequestError unless every id is text of 1 to 256 bytes of UTF-8."""
+    """Raise RequestError unless every id is text of 1 to 256 bytes of UTF-8."""
     if not _plain(ids):
-        for place, name in enumerate(ids):
-            _check_id(name, f"{field}[{place}]")
+        for i, name in enumerate(ids):
+            _check_id(name, f"{field}[{i}]")
 
 
 def moment(timestamp: float | str, field: str) -> int:
@@ -71,16 +71,16 @@ def moment(timestamp: float | str, field: str) -> int:
     try:
         if isinstance(timestamp, bool) or not isinstance(timestamp, int | float | str):
             raise ValueError("neither a number nor text")
-        found = microseconds(timestamp)
+        when = microseconds(timestamp)
     except (ValueError, OverflowError):
-        found = -1
-    if not 0 <= found < LATEST * 1_000_000:
+        when = -1
+    if not 0 <= when < LATEST * 1_000_000:
         raise RequestError(
             "not a time between 1970 and 9999",
             where=field,
             remedy="give seconds since 1970 (not milliseconds) or ISO 8601 text",
         )
-    return found
+    return when
 
 
 def event_row(event: HistoryEvent, events: Sequence[str], default: int, field: str) -> int:
@@ -140,14 +140,14 @@ def _check_rules(request: RecommendRequest) -> None:
     if request.budget_ms is not None:
         _check_number(request.budget_ms, 1e-9, BUDGET_MS, "budget_ms")
     _check_filter(request.filter, "filter")
-    for field, given, most in (("caps", request.caps, CAPS), ("boost", request.boost, BOOSTS)):
-        if len(given) > most:
-            raise RequestError(f"{len(given)} of them", where=field, remedy=f"give at most {most}")
+    for field, rules, most in (("caps", request.caps, CAPS), ("boost", request.boost, BOOSTS)):
+        if len(rules) > most:
+            raise RequestError(f"{len(rules)} of them", where=field, remedy=f"give at most {most}")
     for most in request.caps.values():
         _check_number(most, 1, math.inf, "caps")
-    for place, boost in enumerate(request.boost):
-        _check_filter(boost.filter, f"boost[{place}].filter")
-        _check_number(boost.add, -BOOST, BOOST, f"boost[{place}].add")
+    for i, boost in enumerate(request.boost):
+        _check_filter(boost.filter, f"boost[{i}].filter")
+        _check_number(boost.add, -BOOST, BOOST, f"boost[{i}].add")
 
 
 def _check_number(value: object, low: float, high: float, field: str) -> None:

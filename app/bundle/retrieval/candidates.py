@@ -65,21 +65,23 @@ class CandidateGenerators:
         Args:
             history: (L,) items of the user, the most recent last.
             user: decides which of the fresh items have their turn.
+            allowed: what may come.
+            count: of items.
         """
-        found = np.unique(
+        chosen = np.unique(
             np.concatenate(
                 [
-                    self.near(history, allowed, round(count * NEAR)),
+                    self.co_consumed(history, allowed, round(count * NEAR)),
                     self.segment(history, allowed, round(count * SEGMENT)),
                     self.fresh(user, allowed, round(count * FRESH)),
                 ]
             )
         )
-        popular = first(self._arrays["popular"], allowed, count - len(found), without=found)
-        return np.sort(np.concatenate([found, popular]))
+        popular = first_allowed(self._arrays["popular"], allowed, count - len(chosen), without=chosen)
+        return np.sort(np.concatenate([chosen, popular]))
 
-    def near(self, history: Array, allowed: EligibleItems, count: int) -> Array:
-        """Items co-consumed with the last events, recent ones weighing more."""
+    def co_consumed(self, history: Array, allowed: EligibleItems, count: int) -> Array:
+        """Items that the same people met as the last events, recent ones weighing more."""
         if "neighbour" not in self._arrays or not len(history):
             return NONE
         last = history[-EVENTS:]
@@ -87,8 +89,8 @@ class CandidateGenerators:
         weight = 0.5 ** (np.arange(len(last) - 1, -1, -1) / HALF_LIFE)
         rows = self._arrays["neighbour"].take(last, 0).ravel()
         similarity = self._arrays["similarity"].take(last, 0).astype(np.float32) * weight[:, None]
-        items, place = np.unique(rows, return_inverse=True)
-        worth = np.bincount(place, similarity.ravel())
+        items, inverse = np.unique(rows, return_inverse=True)
+        worth = np.bincount(inverse, similarity.ravel())
         kept = allowed.keeps(items) & (worth > 0)
         items, worth = items[kept], worth[kept]
         return items[np.argsort(-worth, kind="stable")[:count]].astype(np.int64)
@@ -97,16 +99,16 @@ class CandidateGenerators:
         """Popular items of the category that the history met most."""
         if self._segment is None:
             return NONE
-        met = self._segment.codes[history[history < len(self._segment.codes)]]
-        met = met[met > 0]
-        if not len(met):
+        codes = self._segment.codes[history[history < len(self._segment.codes)]]
+        codes = codes[codes > 0]
+        if not len(codes):
             return NONE
-        start, stop = self._segment.of(int(np.bincount(met).argmax()))
-        return first(self._segment.rows[start:stop], allowed, count)
+        start, stop = self._segment.span(int(np.bincount(codes).argmax()))
+        return first_allowed(self._segment.rows[start:stop], allowed, count)
 
     def popular(self, allowed: EligibleItems, count: int) -> Array:
-        """The most popular items."""
-        return first(self._arrays["popular"], allowed, count)
+        """The most popular items that are allowed."""
+        return first_allowed(self._arrays["popular"], allowed, count)
 
     def fresh(self, user: str, allowed: EligibleItems, count: int) -> Array:
         """Fresh or rarely met items; users get different ones."""
@@ -114,7 +116,8 @@ class CandidateGenerators:
         if not len(rows):
             return NONE
         digest = hashlib.blake2b(user.encode(), digest_size=8).digest()
-        return first(np.roll(rows, int.from_bytes(digest, "little") % len(rows)), allowed, count)
+        turned = np.roll(rows, int.from_bytes(digest, "little") % len(rows))
+        return first_allowed(turned, allowed, count)
 
     def with_new_items(self, popular: Array, added: Array) -> CandidateGenerators:
         """The same with items that came after training: the freshest, and the least popular.
@@ -127,24 +130,23 @@ class CandidateGenerators:
         return CandidateGenerators({**self._arrays, "popular": popular, "fresh": fresh}, self._segment)
 
     @property
-    def explored(self) -> Array:
+    def all_fresh(self) -> Array:
         """All rows that count as fresh or rarely met."""
         return self._arrays["fresh"]
 
     @property
-    def order(self) -> Array:
+    def by_popularity(self) -> Array:
         """All rows, the most popular first."""
         return self._arrays["popular"]
 
 
-def first(order: Array, allowed: EligibleItems, count: int, *, without: Array = NONE) -> Array:
+def first_allowed(order: Array, allowed: EligibleItems, count: int, *, without: Array = NONE) -> Array:
     """The first `count` of `order` that are allowed and not in `without` (ascending)."""
-    found, held, start, step = [NONE], 0, 0, max(64, 2 * count)
-    while held < count and start < len(order):
-        rows = order[start : start + step].astype(np.int64)
-        rows = allowed.of(rows)
+    chosen, total, start, step = [NONE], 0, 0, max(64, 2 * count)
+    while total < count and start < len(order):
+        rows = allowed.among(order[start : start + step].astype(np.int64))
         rows = rows[~np.isin(rows, without)] if len(without) else rows
-        found.append(rows[: count - held])
-        held += len(found[-1])
+        chosen.append(rows[: count - total])
+        total += len(chosen[-1])
         start, step = start + step, 2 * step
-    return np.concatenate(found)
+    return np.concatenate(chosen)

@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from app.bundle.format.layout import Array, IndexInfo, damaged
+from app.bundle.ranking.rows import Blocks
 from app.bundle.retrieval.item_filter import Match
 from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.errors import MachineError
 from app.tables.rows import Rows
 
-BLOCK = 1 << 15  # items scored in one go
-MATRIX_BYTES = 128 << 20  # item rows up to this size are kept as floats: decoding int8 doubles a search
 GATHERED = 1 << 16  # rows that are gathered in one go
 WIDEST = 16  # times that a search reaches further behind a filter
 LEFT_OUT = 1000  # items that a user has met which a search looks beyond
@@ -50,28 +48,6 @@ class Index(Protocol):
         ...
 
 
-class Blocks:
-    """The rows of all items as floats, a block at a time; kept where they are few."""
-
-    def __init__(self, rows: Rows) -> None:
-        self.rows = rows
-
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
-        matrix = self._matrix
-        for start in range(0, len(self.rows), BLOCK):
-            stop = start + BLOCK
-            yield start, self.rows.block(start, stop) if matrix is None else matrix[start:stop]
-
-    @cached_property
-    def norms(self) -> Array:
-        """(items,) length of each row."""
-        return np.concatenate([np.linalg.norm(block, axis=1) for _, block in self])
-
-    @cached_property
-    def _matrix(self) -> Array | None:
-        return self.rows.all() if len(self.rows) * self.rows.width * 4 <= MATRIX_BYTES else None
-
-
 class Exact:
     """Scores every item, a block at a time; only what beats the best so far is kept."""
 
@@ -82,34 +58,38 @@ class Exact:
         self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
     ) -> list[ScoredCandidates]:
         """See Index."""
-        held = [_Best(count, one) for one in allowed]
+        collectors = [_Best(count, eligible) for eligible in allowed]
         for start, block in self._blocks:
-            for one, scores in zip(held, states @ block.T, strict=True):
-                one.add(start, scores)
-        return [one.pool() for one in held]
+            for collector, scores in zip(collectors, states @ block.T, strict=True):
+                collector.add(start, scores)
+        return [collector.pool() for collector in collectors]
 
 
 class _Best:
+    """The best allowed items of the blocks so far, for one user vector."""
+
     def __init__(self, count: int, allowed: EligibleItems) -> None:
         self.count, self.allowed, self.least = count, allowed, -np.inf
         self.rows, self.scores = np.zeros(0, np.int64), np.zeros(0, np.float32)
 
     def add(self, start: int, scores: Array) -> None:
+        """Take in the scores of the items from row `start` on."""
         passing, match = scores >= self.least, self.allowed.match
         if match is not None:
             passing &= match.mask[start : start + len(scores)]
-        places = np.flatnonzero(passing)
+        positions = np.flatnonzero(passing)
         enough = self.count + len(self.allowed.left_out)  # whichever of them are left out
-        places = places[_highest(scores[places], enough)]
-        places = places[self.allowed.keeps(places + start)]
-        rows = np.concatenate([self.rows, places + start])
-        values = np.concatenate([self.scores, scores[places]])
+        positions = positions[_highest(scores[positions], enough)]
+        positions = positions[self.allowed.keeps(positions + start)]
+        rows = np.concatenate([self.rows, positions + start])
+        values = np.concatenate([self.scores, scores[positions]])
         kept = _highest(values, self.count)
         self.rows, self.scores = rows[kept], values[kept]
         if len(rows) > self.count:
             self.least = self.scores.min()
 
     def pool(self) -> ScoredCandidates:
+        """The items, ascending by row."""
         return ScoredCandidates(self.rows, self.scores)
 
 

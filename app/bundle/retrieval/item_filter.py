@@ -36,12 +36,12 @@ class Match:
 
     @cached_property
     def rows(self) -> Array:
-        """Ascending."""
+        """The items that match, ascending."""
         return np.flatnonzero(self.mask)
 
     @cached_property
     def count(self) -> int:
-        """How many."""
+        """How many items match."""
         return int(np.count_nonzero(self.mask))
 
 
@@ -118,28 +118,28 @@ class Filters:
         if not isinstance(column, Texts):
             raise RequestError(f"{leaf.column} holds numbers", where=field, remedy="compare it with numbers")
         try:
-            return column.like(leaf)
+            return column.spans_like(leaf)
         except ValueError:
             what = f"{leaf.column} has too many texts for this pattern"
             raise RequestError(what, where=field, remedy="let it start with letters") from None
 
-    def _mask(self, node: Node, wanted: bool) -> Array:
-        """(items,) where a condition is known to be `wanted`; what is missing is in neither."""
+    def _mask(self, node: Node, value: bool) -> Array:
+        """(items,) where a condition is known to be `value`; items without the column are in neither."""
         if isinstance(node, Not):
-            return self._mask(node.inner, not wanted)
+            return self._mask(node.inner, not value)
         if isinstance(node, Join):
-            join = np.logical_and if (node.word == "and") == wanted else np.logical_or
-            mask = self._mask(node.parts[0], wanted)
+            join = np.logical_and if (node.word == "and") == value else np.logical_or
+            mask = self._mask(node.parts[0], value)
             for part in node.parts[1:]:
-                join(mask, self._mask(part, wanted), out=mask)
+                join(mask, self._mask(part, value), out=mask)
             return mask
         if isinstance(node, expression.Columns):
-            return self._two(node, wanted)
+            return self._two(node, value)
         column = self._columns[node.column]
         if isinstance(node, Null):
-            return self._filled(column.rows, [(0, len(column.rows))], not wanted)
+            return self._filled(column.rows, [(0, len(column.rows))], not value)
         spans = self._spans(node)
-        return self._filled(column.rows, spans if wanted else opposite(spans, len(column.rows)), True)
+        return self._filled(column.rows, spans if value else opposite(spans, len(column.rows)), True)
 
     def _filled(self, rows: Array, spans: Spans, value: bool) -> Array:
         mask = np.full(self._columns.items, not value)
@@ -154,14 +154,14 @@ class Filters:
             return self._like(leaf)
         if isinstance(leaf, In):
             return merged([span for value in leaf.values for span in column.spans("=", value)])
-        found: Spans = column.spans(leaf.sign, leaf.value)
-        return found
+        spans: Spans = column.spans(leaf.sign, leaf.value)
+        return spans
 
-    def _two(self, leaf: expression.Columns, wanted: bool) -> Array:
+    def _two(self, leaf: expression.Columns, value: bool) -> Array:
         left, right = (self._columns[name].by_row(self._columns.items) for name in (leaf.column, leaf.other))  # type: ignore[union-attr]
         known = ~(np.isnan(left) | np.isnan(right))
-        found: Array = known & (_TWO[leaf.sign](left, right) == wanted)
-        return found
+        mask: Array = known & (_TWO[leaf.sign](left, right) == value)
+        return mask
 
 
 def _leaves(node: Node) -> list[Leaf]:

@@ -21,8 +21,8 @@ class LatencyBudget:
             self._seconds[step] = seconds * FORGET
         return POPULAR
 
-    def took(self, step: str, seconds: float) -> None:
-        """Note the time of a request; a longer one counts at once, shorter ones by and by."""
+    def record(self, step: str, seconds: float) -> None:
+        """Record the time of a request; a longer one counts at once, shorter ones by and by."""
         if step in self._seconds:
-            known = self._seconds[step]
-            self._seconds[step] = max(seconds, known + (seconds - known) / 5)
+            expected = self._seconds[step]
+            self._seconds[step] = max(seconds, expected + (seconds - expected) / 5)

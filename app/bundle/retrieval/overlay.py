@@ -1,7 +1,7 @@
-"""Items that came, or changed, after training, as the stages of a ranking see them.
+"""Columns and filters of a bundle with the items that came, or changed, after training.
 
-Their rows follow those of the bundle. Whoever reads holds an `Added` that does not change:
-a new item makes another one, which shares what is the same.
+Their rows follow those of the bundle. A `Patch` does not change: a new item makes another one, with
+columns and filters of its own that share those of the bundle, so that requests under way are not disturbed.
 """
 
 from __future__ import annotations
@@ -14,13 +14,12 @@ import numpy as np
 from app.bundle.format.item_columns import Columns, Numbers, Texts
 from app.bundle.format.layout import Array
 from app.bundle.retrieval.item_filter import Filters, Match
-from app.tables.rows import Rows
 
 Cell = float | str | None
 
 
 class Patch:
-    """The columns of some items in the place of what the bundle says of them.
+    """The columns of some items, instead of what the bundle says of them.
 
     Args:
         items: rows in all, new ones counted.
@@ -33,16 +32,16 @@ class Patch:
 
     def columns(self, base: Columns) -> Columns:
         """The described items alone as rows 1 to M, with the columns of a bundle."""
-        made: dict[str, Numbers | Texts] = {}
+        columns: dict[str, Numbers | Texts] = {}
         for name in base.names:
             values = [cells.get(name) for cells in self.cells]
             kind = Texts if isinstance(base[name], Texts) else Numbers
-            made[name] = kind.made_of(values)  # type: ignore[arg-type]
-        return Columns(1 + len(self.rows), made)
+            columns[name] = kind.from_values(values)  # type: ignore[arg-type]
+        return Columns(1 + len(self.rows), columns)
 
 
 class PatchedColumns(Columns):
-    """Columns of a bundle, patched."""
+    """Columns of a bundle with the items of a patch."""
 
     def __init__(self, base: Columns, patch: Patch) -> None:
         super().__init__(patch.items, {name: base[name] for name in base.names})
@@ -55,17 +54,18 @@ class PatchedColumns(Columns):
         if name not in self._codes:
             codes = np.zeros(self.items, np.int64)
             codes[: len(column.codes)] = column.codes
-            places: dict[str, int] = {}
+            new_codes: dict[str, int] = {}
             for row, cells in zip(self._patch.rows.tolist(), self._patch.cells, strict=True):
                 text = str(cells.get(name) or "")
-                codes[row] = column.code(text) or places.setdefault(text, column.count + 1 + len(places))
+                new_code = column.count + 1 + len(new_codes)
+                codes[row] = column.code(text) or new_codes.setdefault(text, new_code)
                 codes[row] *= text != ""
             self._codes[name] = codes
         return self._codes[name]
 
 
 class PatchedFilters(Filters):
-    """Filters over the columns of a bundle, patched."""
+    """Filters over the columns of a bundle with the items of a patch."""
 
     def __init__(self, base: Filters, columns: Columns, patch: Patch) -> None:
         super().__init__(columns)
@@ -80,20 +80,3 @@ class PatchedFilters(Filters):
     @cached_property
     def _described(self) -> Filters:
         return Filters(self._patch.columns(self._columns))
-
-
-class ExtendedRows:
-    """Rows of a bundle, and behind them those of new items, (N, D) float32 in memory."""
-
-    def __init__(self, base: Rows, added: Array) -> None:
-        self.base, self.added, self.width = base, added, base.width
-
-    def gather(self, ids: Array) -> Array:
-        """See Rows."""
-        places = np.asarray(ids) - len(self.base)
-        new = places >= 0
-        if not new.any():
-            return self.base.gather(ids)
-        found = self.base.gather(np.where(new, 0, ids))
-        found[new] = self.added[places[new]]
-        return found

@@ -39,11 +39,11 @@ class EligibleItems:
 
     def keeps(self, rows: Array) -> Array:
         """(C,) bool: which of `rows` are allowed."""
-        place = np.searchsorted(self.left_out, rows)
-        kept: Array = self.left_out[np.minimum(place, len(self.left_out) - 1)] != rows
+        positions = np.searchsorted(self.left_out, rows)
+        kept: Array = self.left_out[np.minimum(positions, len(self.left_out) - 1)] != rows
         return kept if self.match is None else kept & self.match.mask[rows]
 
-    def of(self, rows: Array) -> Array:
+    def among(self, rows: Array) -> Array:
         """Those of `rows` that are allowed, in their order."""
         return rows[self.keeps(rows)]
 

@@ -1,6 +1,6 @@
 """What a request asks of the list as a whole: caps, diversity, boosts, a floor for exploration.
 
-One greedy choice, place by place, keeps them all: a cap is never broken, the last places go
+One greedy choice, item by item, keeps them all: a cap is never broken, the end of the list goes
 to fresh items where the floor is not yet reached, and of what is left the best comes next,
 by score or, with diversity, by maximal marginal relevance (Carbonell and Goldstein 1998).
 """
@@ -20,7 +20,7 @@ from app.bundle.retrieval.item_filter import Match
 
 @dataclass(frozen=True)
 class Cap:
-    """At most `most` items of one value; `codes` (items,) tells values apart, 0 is no value."""
+    """At most `most` items of one value; `codes` (items,) numbers the values, 0 is none."""
 
     codes: Array
     most: int
@@ -33,7 +33,7 @@ class Rules:
     caps: Sequence[Cap] = ()
     diversity: float = 0.0  # 0: by score alone, 1: by difference alone
     boosts: Sequence[tuple[Match, float]] = ()  # added to the scores of what matches
-    floor: int = 0  # places that fresh items get at least
+    floor: int = 0  # fresh items that the list has at least
 
     @property
     def plain(self) -> bool:
@@ -57,11 +57,11 @@ def choose(
     fresh: Array = NONE,
     taken: Array = NONE,
 ) -> list[int]:
-    """Places of the items chosen, in order.
+    """Positions in `rows` of the items chosen, in order.
 
     Args:
         rows: (C,) items, the best first.
-        k: places to fill.
+        k: items to choose.
         rules: what must hold.
         scores, vectors: (C,) and, of length 1, (C, D); only diversity needs them.
         fresh: rows that count as fresh.
@@ -70,30 +70,30 @@ def choose(
     chosen: list[int] = []
     diversity, owed = rules.diversity, rules.floor
     worth = (1 - diversity) * _scaled(scores) if diversity else -np.arange(len(rows), dtype=np.float64)
-    rooms = [_Room(cap, rows, taken) for cap in rules.caps]
-    for room in rooms:
-        worth[room.closed()] = -np.inf
+    counters = [_CapCounter(cap, rows, taken) for cap in rules.caps]
+    for counter in counters:
+        worth[counter.full()] = -np.inf
     exploring = np.isin(rows, fresh) if owed else None
     nearest = np.full(len(rows), -1.0)
     while len(chosen) < min(k, len(rows)):
         value = worth - diversity * nearest if diversity and chosen else worth
         if exploring is not None and owed >= k - len(chosen):
-            value = _of(exploring, value)
-        place = int(value.argmax())
-        if value[place] == -np.inf:
+            value = _only_fresh(exploring, value)
+        best = int(value.argmax())
+        if value[best] == -np.inf:
             break
-        chosen.append(place)
-        worth[place] = -np.inf
-        owed -= exploring is not None and bool(exploring[place])
-        for room in rooms:
-            room.take(place, worth)
+        chosen.append(best)
+        worth[best] = -np.inf
+        owed -= exploring is not None and bool(exploring[best])
+        for counter in counters:
+            counter.add(best, worth)
         if vectors is not None:
-            np.maximum(nearest, vectors @ vectors[place], out=nearest)
+            np.maximum(nearest, vectors @ vectors[best], out=nearest)
     return chosen
 
 
-def _of(exploring: Array, value: Array) -> Array:
-    """The fresh ones alone, as long as there are any."""
+def _only_fresh(exploring: Array, value: Array) -> Array:
+    """The fresh items alone, as long as there are any."""
     fresh = np.where(exploring, value, -np.inf)
     return fresh if fresh.max() > -np.inf else value
 
@@ -106,20 +106,20 @@ def _scaled(scores: Array) -> Array:
     return (scores - low) / (high - low if high > low else 1.0)
 
 
-class _Room:
-    """What a cap still lets in."""
+class _CapCounter:
+    """How many items of each value the list has, against a cap."""
 
     def __init__(self, cap: Cap, rows: Array, taken: Array) -> None:
         self.most, self.codes = cap.most, cap.codes[rows]
-        self.held = Counter(cap.codes[taken].tolist())
+        self.counts = Counter(cap.codes[taken].tolist())
 
-    def closed(self) -> Array:
-        """(C,) bool: which rows are not let in."""
-        return np.isin(self.codes, [code for code, held in self.held.items() if code and held >= self.most])
+    def full(self) -> Array:
+        """(C,) bool: which candidates have a value that the cap lets in no more."""
+        return np.isin(self.codes, [code for code, n in self.counts.items() if code and n >= self.most])
 
-    def take(self, place: int, worth: Array) -> None:
-        """Count a row, and close what it fills."""
-        code = int(self.codes[place])
-        self.held[code] += 1
-        if code and self.held[code] >= self.most:
+    def add(self, chosen: int, worth: Array) -> None:
+        """Count a chosen candidate, and exclude the others of its value once the cap is reached."""
+        code = int(self.codes[chosen])
+        self.counts[code] += 1
+        if code and self.counts[code] >= self.most:
             worth[self.codes == code] = -np.inf

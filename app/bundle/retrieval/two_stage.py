@@ -19,7 +19,7 @@ from app.bundle.retrieval.latency_budget import FEWER
 from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.bundle.retrieval.rules import Rules
 
-POOL = 256  # candidates at least that rules choose from, and ten times as many as places
+POOL = 256  # candidates at least that rules choose from, and ten times as many as they choose
 CANDIDATES = 1000  # that are ranked where time is short and the bundle says nothing
 NARROW = 1 << 13  # matching items that are rather all scored than searched for
 LESS = 4  # times fewer candidates where time is short
@@ -28,86 +28,86 @@ SCORES_AT_ONCE = 1 << 23  # of all items for several requests
 
 @dataclass(frozen=True)
 class Plan:
-    """A recommendation to make; the rows of `asked` are not used."""
+    """A recommendation to make; the rows of `encoded` are not used."""
 
     request: RecommendRequest
-    asked: EncodedRequest
+    encoded: EncodedRequest
     allowed: EligibleItems
     rules: Rules
 
     @property
-    def wanted(self) -> int:
+    def pool_size(self) -> int:
         """Candidates to choose from."""
         return self.request.k if self.rules.plain else max(10 * self.request.k, POOL)
 
-    def about(self, rows: Array) -> EncodedRequest:
+    def ranking(self, rows: Array) -> EncodedRequest:
         """The request as one to rank `rows`."""
-        return replace(self.asked, rows=rows)
+        return replace(self.encoded, rows=rows)
 
 
 class TwoStageRanker:
     """Candidates with the ranker's scores. Safe to use from several threads.
 
     Args:
-        scores: the ranker.
+        scorer: the ranker.
         popularity: (items,) events of each item, by which equal scores are ordered.
         index: of item vectors; None where a model has no user vector.
-        sources: of candidates.
+        generators: of candidates.
         candidates: that are ranked where there is no index; 0: every item.
     """
 
     def __init__(
         self,
-        scores: BatchScorer,
+        scorer: BatchScorer,
         popularity: Array,
         index: Index | None,
-        sources: CandidateGenerators,
+        generators: CandidateGenerators,
         candidates: int,
     ) -> None:
-        self.scores, self.sources, self._index = scores, sources, index
+        self.scorer, self.generators, self._index = scorer, generators, index
         self._popularity, self._candidates = popularity, candidates
 
     def with_new_items(
-        self, scores: BatchScorer, popularity: Array, sources: CandidateGenerators
+        self, scorer: BatchScorer, popularity: Array, generators: CandidateGenerators
     ) -> TwoStageRanker:
         """The same where there are new items."""
-        return TwoStageRanker(scores, popularity, self._index, sources, self._candidates)
+        return TwoStageRanker(scorer, popularity, self._index, generators, self._candidates)
 
     def pools(self, plans: Sequence[Plan], step: str) -> list[ScoredCandidates]:
-        """Of each plan all allowed items, or at least the best of them that are wanted and found."""
+        """Of each plan all allowed items, or at least the best of them, as many as its pool has."""
         pools: list[ScoredCandidates | None] = [None] * len(plans)
         rows = [self._rows(plan, step) for plan in plans]
-        listed = [place for place, found in enumerate(rows) if found is not None]
-        made = self.rank([plans[p] for p in listed], [rows[p] for p in listed])  # type: ignore[misc]
-        for place, pool in zip(listed, made, strict=True):
-            pools[place] = pool
-        others = defaultdict(list)
-        for place, found in enumerate(rows):
-            if found is None:
-                others[(plans[place].wanted - 1).bit_length()].append(place)
-        for exponent, places in others.items():
-            some = [plans[p] for p in places]
-            made = self._all(some) if self._index is None else self._search(some, 1 << exponent, step)
-            for place, pool in zip(places, made, strict=True):
-                pools[place] = pool
+        listed = [i for i, candidates in enumerate(rows) if candidates is not None]
+        ranked = self.rank([plans[i] for i in listed], [rows[i] for i in listed])  # type: ignore[misc]
+        for i, pool in zip(listed, ranked, strict=True):
+            pools[i] = pool
+        by_size = defaultdict(list)
+        for i, candidates in enumerate(rows):
+            if candidates is None:
+                by_size[(plans[i].pool_size - 1).bit_length()].append(i)
+        for exponent, positions in by_size.items():
+            some = [plans[i] for i in positions]
+            best = self._all(some) if self._index is None else self._search(some, 1 << exponent, step)
+            for i, pool in zip(positions, best, strict=True):
+                pools[i] = pool
         return pools  # type: ignore[return-value]
 
     def rank(self, plans: Sequence[Plan], rows: Sequence[Array]) -> list[ScoredCandidates]:
         """The ranker's scores of some rows of each plan."""
-        asked = [plan.about(some) for plan, some in zip(plans, rows, strict=True)]
-        return [ScoredCandidates(*pair) for pair in zip(rows, self.scores.candidates(asked), strict=True)]
+        requests = [plan.ranking(some) for plan, some in zip(plans, rows, strict=True)]
+        return [ScoredCandidates(*pair) for pair in zip(rows, self.scorer.score(requests), strict=True)]
 
     def similar(self, row: int, k: int) -> ScoredCandidates:
-        """The k other items with the highest cosine to the row of one, best first."""
-        allowed, rows = EligibleItems(self.scores.items, np.array([0, row])), self.scores.rows["item"]
+        """The k other items with the highest cosine to the row of an item, best first."""
+        allowed, rows = EligibleItems(self.scorer.items, np.array([0, row])), self.scorer.rows["item"]
         if isinstance(self._index, Approximate):
-            state = rows.gather(np.array([row]))
-            (pool,) = self._index.search(state, max(POOL, 4 * k), [allowed])
-            new = allowed.of(np.arange(self.scores.info.items, self.scores.items))
-            found = np.concatenate([pool.rows, new])
-            near = self.scores.directions(found) @ self.scores.directions(np.array([row]))[0]
-            return self.best(ScoredCandidates(found, near), k)
-        cosines = self.scores.cosines(row)
+            vector = rows.gather(np.array([row]))
+            (pool,) = self._index.search(vector, max(POOL, 4 * k), [allowed])
+            new = allowed.among(np.arange(self.scorer.info.items, self.scorer.items))
+            nearest = np.concatenate([pool.rows, new])
+            cosines = self.scorer.directions(nearest) @ self.scorer.directions(np.array([row]))[0]
+            return self.best(ScoredCandidates(nearest, cosines), k)
+        cosines = self.scorer.cosines(row)
         cosines[allowed.left_out] = -np.inf
         chosen = best(cosines, k, self._popularity)
         return ScoredCandidates(chosen, cosines[chosen])
@@ -119,27 +119,26 @@ class TwoStageRanker:
 
     def _rows(self, plan: Plan, step: str) -> Array | None:
         """The candidates of a plan, ascending; None: to be searched for, or all items."""
-        allowed, history = plan.allowed, plan.asked.history.item
+        allowed, history = plan.allowed, plan.encoded.history.item
         few = self._candidates or CANDIDATES
         if allowed.match is not None and allowed.count <= (few if self._index is None else NARROW):
-            return allowed.of(allowed.match.rows)
+            return allowed.among(allowed.match.rows)
         if isinstance(self._index, Approximate):
             return None
-        bounded = self._index is None and 0 < self._candidates < self.scores.info.items - 1
-        if step == FEWER:
-            return self.sources.mixed(history, plan.request.user, allowed, max(few // LESS, plan.request.k))
-        if bounded:
-            return self.sources.mixed(history, plan.request.user, allowed, max(few, plan.request.k))
+        bounded = self._index is None and 0 < self._candidates < self.scorer.info.items - 1
+        count = few // LESS if step == FEWER else few
+        if step == FEWER or bounded:
+            return self.generators.mixed(history, plan.request.user, allowed, max(count, plan.request.k))
         return None
 
     def _search(self, plans: Sequence[Plan], count: int, step: str) -> list[ScoredCandidates]:
         assert self._index is not None
-        states = self.scores.states([plan.asked for plan in plans])
+        vectors = self.scorer.user_vectors([plan.encoded for plan in plans])
         effort = 1 / LESS if step == FEWER else 1.0
-        pools = self._index.search(states, count, [plan.allowed for plan in plans], effort)
-        if not len(self.scores.added):
+        pools = self._index.search(vectors, count, [plan.allowed for plan in plans], effort)
+        if not len(self.scorer.added):
             return pools
-        new = states @ self.scores.added.T
+        new = vectors @ self.scorer.added.T
         return [
             pool.join(self._new(plan.allowed, scores, count))
             for plan, pool, scores in zip(plans, pools, new, strict=True)
@@ -147,20 +146,20 @@ class TwoStageRanker:
 
     def _new(self, allowed: EligibleItems, scores: Array, count: int) -> ScoredCandidates:
         """The best `count` allowed new items, which no index knows, by their scores (N,)."""
-        rows = np.arange(self.scores.info.items, self.scores.items)
+        rows = np.arange(self.scorer.info.items, self.scorer.items)
         kept = allowed.keeps(rows)
         rows, scores = rows[kept], scores[kept]
         chosen = np.sort(best(scores, count, np.zeros(len(rows), np.int64)))
         return ScoredCandidates(rows[chosen], scores[chosen])
 
     def _all(self, plans: Sequence[Plan]) -> list[ScoredCandidates]:
-        pools, at_once = [], max(1, SCORES_AT_ONCE // self.scores.items)
+        pools, at_once = [], max(1, SCORES_AT_ONCE // self.scorer.items)
         for start in range(0, len(plans), at_once):
             chunk = plans[start : start + at_once]
-            for plan, scores in zip(chunk, self.scores.all([p.asked for p in chunk]), strict=True):
+            for plan, scores in zip(chunk, self.scorer.score_all([p.encoded for p in chunk]), strict=True):
                 scores[plan.allowed.left_out] = -np.inf
                 if plan.allowed.match is not None:
                     scores[~plan.allowed.match.mask] = -np.inf
-                rows = np.sort(best(scores, plan.wanted, self._popularity))
+                rows = np.sort(best(scores, plan.pool_size, self._popularity))
                 pools.append(ScoredCandidates(rows, scores[rows]))
         return pools

@@ -13,7 +13,7 @@ from app.bundle.export.from_dataset import popularity_of
 from app.bundle.export.item_columns import write_candidates
 from app.bundle.format.item_columns import Texts
 from app.bundle.format.layout import load_array
-from app.bundle.retrieval.candidates import CandidateGenerators, first
+from app.bundle.retrieval.candidates import CandidateGenerators, first_allowed
 from app.bundle.retrieval.item_filter import Match
 from app.bundle.retrieval.pool import EligibleItems, ScoredCandidates
 from app.data.dataset import Dataset
@@ -28,7 +28,7 @@ POPULAR = np.array([9, 8, 7, 6, 5, 4, 3, 2, 1])
 CODES = np.array([0, 1, 1, 1, 2, 2, 2, 0, 0, 0])  # 1, 2, 3 are hats, 4, 5, 6 shoes
 
 
-def sources() -> CandidateGenerators:
+def generators() -> CandidateGenerators:
     neighbour, similarity = np.zeros((ITEMS, 2), np.uint8), np.zeros((ITEMS, 2), np.float16)
     neighbour[1], similarity[1] = [2, 4], [0.5, 0.4]
     neighbour[5], similarity[5] = [4, 0], [0.25, 0.0]
@@ -43,7 +43,7 @@ def without(*rows: int) -> EligibleItems:
 
 
 def test_neighbours_add_up_and_recent_events_weigh_more() -> None:
-    near = sources().near
+    near = generators().co_consumed
     assert near(np.array([1]), ALL, 5).tolist() == [2, 4]
     assert near(np.array([1, 5]), ALL, 5).tolist() == [4, 2], ".4 and .25 together beat .5"
     assert near(np.array([1]), without(2), 5).tolist() == [4]
@@ -52,7 +52,7 @@ def test_neighbours_add_up_and_recent_events_weigh_more() -> None:
 
 
 def test_a_segment_is_the_category_met_most() -> None:
-    segment = sources().segment
+    segment = generators().segment
     assert segment(np.array([4, 1, 5]), ALL, 2).tolist() == [6, 5]
     assert segment(np.array([4, 1, 5]), without(6, 5), 2).tolist() == [4]
     assert segment(np.array([7, 8]), ALL, 2).tolist() == []
@@ -60,9 +60,9 @@ def test_a_segment_is_the_category_met_most() -> None:
 
 
 def test_fresh_items_take_turns_by_user() -> None:
-    firsts = {int(sources().fresh(f"u{n}", ALL, 1)[0]) for n in range(20)}
+    firsts = {int(generators().fresh(f"u{n}", ALL, 1)[0]) for n in range(20)}
     assert firsts == {3, 6}
-    assert sources().fresh("u", ALL, 5).tolist() == sources().fresh("u", ALL, 5).tolist()
+    assert generators().fresh("u", ALL, 5).tolist() == generators().fresh("u", ALL, 5).tolist()
 
 
 @given(
@@ -76,23 +76,25 @@ def test_a_mix_has_as_many_as_wanted_and_none_twice(
 ) -> None:
     match = Match(np.arange(ITEMS) % 2 > 0) if filtered else None
     allowed = EligibleItems(ITEMS, np.array(sorted({0, *left_out})), match)
-    found = sources().mixed(np.array(history, np.int64), "u", allowed, count).tolist()
-    assert len(found) == len(set(found)) == min(count, allowed.count)
-    assert found == sorted(found) and allowed.keeps(np.array(found, np.int64)).all()
+    mixed = generators().mixed(np.array(history, np.int64), "u", allowed, count).tolist()
+    assert len(mixed) == len(set(mixed)) == min(count, allowed.count)
+    assert mixed == sorted(mixed) and allowed.keeps(np.array(mixed, np.int64)).all()
 
 
 @given(st.sets(st.integers(1, 9)), st.sets(st.integers(1, 9)), st.integers(0, 9))
 def test_the_first_are_the_first_that_may(left_out: set[int], taken: set[int], count: int) -> None:
     expected = [row for row in POPULAR if row not in left_out | taken][:count]
     allowed = without(*left_out)
-    assert first(POPULAR, allowed, count, without=np.array(sorted(taken), np.int64)).tolist() == expected
+    assert (
+        first_allowed(POPULAR, allowed, count, without=np.array(sorted(taken), np.int64)).tolist() == expected
+    )
 
 
 def test_allowed_items_are_counted() -> None:
     match = Match(np.arange(ITEMS) > 6)
     allowed = EligibleItems(ITEMS, np.array([0, 2, 7]), match)
-    assert allowed.count == 2 and allowed.of(np.array([9, 7, 2, 8])).tolist() == [9, 8]
-    assert allowed.matching(Match(np.arange(ITEMS) < 9)).of(np.arange(ITEMS)).tolist() == [8]
+    assert allowed.count == 2 and allowed.among(np.array([9, 7, 2, 8])).tolist() == [9, 8]
+    assert allowed.matching(Match(np.arange(ITEMS) < 9)).among(np.arange(ITEMS)).tolist() == [8]
 
 
 def test_pools_join_in_order() -> None:
@@ -123,7 +125,7 @@ def test_what_export_writes(dataset: Dataset, tmp_path: Path) -> None:
     assert sorted(arrays["fresh"].tolist()) == list(range(1, 41))
     expected, _ = neighbours(sets_of(dataset, *dataset.parts), 40, 10.0)
     assert arrays["neighbour"].tolist() == expected.tolist()
-    assert CandidateGenerators.open(tmp_path / "candidates", 41, None).explored.dtype.itemsize == 1, "narrow"
+    assert CandidateGenerators.open(tmp_path / "candidates", 41, None).all_fresh.dtype.itemsize == 1, "narrow"
 
 
 @pytest.mark.parametrize("name", ["popular", "neighbour"])

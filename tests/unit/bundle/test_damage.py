@@ -47,9 +47,9 @@ def test_a_changed_byte_anywhere_is_found(bundle: Path) -> None:
     for trial in range(200):
         file = files[trial % len(files)]
         whole = file.read_bytes()
-        place = int(rng.integers(len(whole)))
+        position = int(rng.integers(len(whole)))
         broken = bytearray(whole)
-        broken[place] ^= int(rng.integers(1, 256))
+        broken[position] ^= int(rng.integers(1, 256))
         file.write_bytes(broken)
         assert "SHA-256" in refused(bundle, file)
         file.write_bytes(whole)

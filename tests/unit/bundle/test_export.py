@@ -13,7 +13,6 @@ from torch import Tensor
 
 from app.bundle.export.from_dataset import write_features, write_histories
 from app.bundle.format.histories import Events, Histories
-from app.bundle.request.encode import Reader
 from app.data.dataset import Dataset, Part
 from app.errors import DataError, RayRecError, UserError
 from app.models.base import Content, History, Inputs, Model, ModelConfig
@@ -30,12 +29,12 @@ class Dot(Model):
         self.users, self.items = tables("user", inputs.users, 4), tables("item", inputs.items, 4)
 
     def user_rows(self, users: Tensor) -> Tensor:
-        found: Tensor = self.users.lookup(users)
-        return found
+        rows: Tensor = self.users.lookup(users)
+        return rows
 
     def item_rows(self, items: Tensor) -> Tensor:
-        found: Tensor = self.items.lookup(items)
-        return found
+        rows: Tensor = self.items.lookup(items)
+        return rows
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor
@@ -99,12 +98,12 @@ def test_every_history_is_the_last_events_of_all_parts(dataset: Dataset, tmp_pat
     histories = Histories.open(tmp_path / "history")
     users = np.arange(1, dataset.schema.users)
     item, event, time = dataset.recent(users, *dataset.parts)
-    for place, user in enumerate(users):
-        found, present = histories.of(user), item[place] > 0
-        assert found.item.tolist() == item[place][present].tolist()
-        assert found.event.tolist() == event[place][present].tolist()
-        assert found.time.tolist() == time[place][present].tolist()
-    assert len(histories.of(0)) == 0
+    for i, user in enumerate(users):
+        events, present = histories.events(user), item[i] > 0
+        assert events.item.tolist() == item[i][present].tolist()
+        assert events.event.tolist() == event[i][present].tolist()
+        assert events.time.tolist() == time[i][present].tolist()
+    assert len(histories.events(0)) == 0
 
 
 def test_recent_and_older_items_are_all_that_a_user_met(dataset: Dataset, tmp_path: Path) -> None:
@@ -114,7 +113,7 @@ def test_recent_and_older_items_are_all_that_a_user_met(dataset: Dataset, tmp_pa
     for user in range(1, dataset.schema.users):
         parts = dataset.parts
         met = {int(i) for p in parts for i in p.item[p.indptr[user] : p.indptr[user + 1]]}
-        older, recent = set(histories.older(user).tolist()), set(histories.of(user).item.tolist())
+        older, recent = set(histories.older_items(user).tolist()), set(histories.recent_items(user).tolist())
         assert older | recent == met and not older & recent
         long += bool(older)
     assert long > 5, "some users must have more events than a history holds"
@@ -132,8 +131,8 @@ def test_times_are_narrow_where_nothing_is_lost(tmp_path: Path, step: int, kind:
     write_histories(changed, tmp_path / "history")
     assert np.load(tmp_path / "history/time.npy").dtype == kind
     rows = slice(int(changed.train.indptr[2]), int(changed.train.indptr[3]))
-    found = Histories.open(tmp_path / "history").of(2)
-    assert set(changed.train.time[rows][-3:].tolist()) <= set(found.time.tolist())
+    events = Histories.open(tmp_path / "history").events(2)
+    assert set(changed.train.time[rows][-3:].tolist()) <= set(events.time.tolist())
 
 
 def test_merging_keeps_time_order_and_drops_repeats() -> None:
@@ -187,5 +186,4 @@ def test_fitted_features_go_along_without_their_values(dataset: Dataset, tmp_pat
 
 def test_the_default_event_type_is_the_most_frequent(dataset: Dataset, tmp_path: Path) -> None:
     ranker = bundle_of(built(Dot, dataset), dataset, tmp_path / "bundle", name="dot")
-    assert isinstance(ranker._reader, Reader)
     assert ranker.info.events[ranker.info.default_event] == "view"

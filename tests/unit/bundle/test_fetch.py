@@ -1,4 +1,4 @@
-"""Copies of bundles from storage: whole, verified, fetched once, within a limit; faults are told of."""
+"""Copies of bundles from storage: whole, verified, fetched once, within a limit; faults are explained."""
 
 from __future__ import annotations
 
@@ -129,17 +129,17 @@ class Free:
 def test_a_manifest_may_not_name_files_elsewhere(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    uri, found = bundle(tmp_path / "a"), open_artifact(tmp_path / "a")
+    uri, artifact = bundle(tmp_path / "a"), open_artifact(tmp_path / "a")
     for name in ("../outside", "/etc/outside", "rows/../../outside"):
-        entry = dict(found.files["rows/item"])
-        wrong = Artifact(**{**vars(found), "files": {name: entry}})
+        entry = dict(artifact.files["rows/item"])
+        wrong = Artifact(**{**vars(artifact), "files": {name: entry}})
         monkeypatch.setattr(fetching, "open_artifact", lambda *_, wrong=wrong, **__: wrong)
         with pytest.raises(ArtifactError, match="do not trust it"):
             fetch(uri, cache, LIMIT)
 
 
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("message", "words"),
     [
         (
             "When getting information for bucket 'x': AWS Error NO_SUCH_BUCKET during HeadBucket",
@@ -150,8 +150,8 @@ def test_a_manifest_may_not_name_files_elsewhere(
         ("something new", "something new"),
     ],
 )
-def test_what_storage_says_is_put_in_our_words(said: str, words: str) -> None:
-    error = fetching._translated(OSError(said), "s3://key:secret@bucket/a?region=x")
+def test_what_storage_says_is_put_in_our_words(message: str, words: str) -> None:
+    error = fetching._translated(OSError(message), "s3://key:secret@bucket/a?region=x")
     assert words in str(error)
     assert "secret" not in str(error)
     assert shown("s3://key:secret@bucket/a?region=x") == "s3://bucket/a"
@@ -209,8 +209,8 @@ def test_the_process_prints_one_json_line(
 ) -> None:
     uri = bundle(tmp_path / "a")
     assert fetching.main([uri, str(cache), str(LIMIT)]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert open_artifact(Path(said["path"])).digest == open_artifact(tmp_path / "a").digest
-    assert Path(said["lock"]) == lock_of(Path(said["path"]))
+    printed = json.loads(capsys.readouterr().out)
+    assert open_artifact(Path(printed["path"])).digest == open_artifact(tmp_path / "a").digest
+    assert Path(printed["lock"]) == lock_of(Path(printed["path"]))
     assert fetching.main([uri + "x", str(cache), str(LIMIT)]) == 1
     assert json.loads(capsys.readouterr().out)["error"]["kind"] == "ArtifactError"

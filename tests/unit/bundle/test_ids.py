@@ -1,4 +1,4 @@
-"""Ids are found by hash over mapped files, exactly, in bounded memory."""
+"""Ids are looked up by hash over mapped files, exactly, in bounded memory."""
 
 from __future__ import annotations
 
@@ -26,50 +26,50 @@ def stored(folder: Path, names: list[str]) -> Ids:
 def test_every_id_is_found_and_no_other(tmp_path: Path, names: set[str]) -> None:
     known = ["", *sorted(names)]
     ids = stored(tmp_path, known)
-    assert ids.find_all(known) == list(range(len(known)))
+    assert ids.rows(known) == list(range(len(known)))
     assert [ids[row] for row in range(len(ids))] == known
-    assert ids.find("no such id, surely") == 0
+    assert ids.row("no such id, surely") == 0
 
 
 def test_remembered_ids_are_the_same_ids(tmp_path: Path) -> None:
     ids = stored(tmp_path, NAMES)
-    assert ids.remembered(NAMES).tolist() == [0] * len(NAMES), "nothing is remembered yet"
-    ids.remember()
-    assert ids.remembered([*NAMES, "missing"]).tolist() == [*range(len(NAMES)), 0]
-    assert ids.find_all([*NAMES, "missing"]) == [*range(len(NAMES)), 0]
+    assert ids.table_rows(NAMES).tolist() == [0] * len(NAMES), "the table is not built yet"
+    ids.build_table()
+    assert ids.table_rows([*NAMES, "missing"]).tolist() == [*range(len(NAMES)), 0]
+    assert ids.rows([*NAMES, "missing"]) == [*range(len(NAMES)), 0]
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 5000])
 def test_a_remembered_id_is_never_taken_for_another(tmp_path: Path, count: int) -> None:
     ids = stored(tmp_path, ["", *(f"i{row}" for row in range(1, count + 1))])
-    ids.remember()
-    found = ids.remembered([f"i{row}" for row in range(1, 2 * count + 2)])
+    ids.build_table()
+    looked_up = ids.table_rows([f"i{row}" for row in range(1, 2 * count + 2)])
     rows = np.arange(1, count + 1)
-    left_out = found[:count] == 0
-    assert (found[:count][~left_out] == rows[~left_out]).all()
+    left_out = looked_up[:count] == 0
+    assert (looked_up[:count][~left_out] == rows[~left_out]).all()
     assert left_out.mean() < 0.01 if count else True
-    assert not found[count:].any()
+    assert not looked_up[count:].any()
 
 
 def test_equal_hashes_are_told_apart_by_the_string(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "id_hash", lambda name: 7)
     ids = stored(tmp_path, NAMES)
-    assert ids.find_all([*NAMES[1:], "missing"]) == [*range(1, len(NAMES)), 0]
+    assert ids.rows([*NAMES[1:], "missing"]) == [*range(1, len(NAMES)), 0]
 
 
 def test_memory_of_ids_in_use_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "REMEMBERED", 3)
     ids = stored(tmp_path, NAMES)
     for _ in range(3):
-        assert ids.find_all(NAMES[1:]) == list(range(1, len(NAMES)))
-        assert len(ids._known) <= 3
-    ids.find_all(["unknown", "another"])
-    assert not {"unknown", "another"} & ids._known.keys(), "what is unknown takes no room"
+        assert ids.rows(NAMES[1:]) == list(range(1, len(NAMES)))
+        assert len(ids._row_cache) <= 3
+    ids.rows(["unknown", "another"])
+    assert not {"unknown", "another"} & ids._row_cache.keys(), "what is unknown takes no room"
 
 
 def test_no_ids_at_all(tmp_path: Path) -> None:
     ids = stored(tmp_path, [""])
-    assert len(ids) == 1 and ids.find("a") == 0
+    assert len(ids) == 1 and ids.row("a") == 0
 
 
 def test_files_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.bundle.export.build_index import K, build, kind_of, recall, top
 from app.bundle.format.layout import IndexInfo
-from app.bundle.retrieval.index import Approximate, Blocks, Exact
+from app.bundle.ranking.rows import Blocks
+from app.bundle.retrieval.index import Approximate, Exact
 from app.bundle.retrieval.item_filter import Match
 from app.bundle.retrieval.pool import EligibleItems
 from app.errors import ArtifactError, MachineError, RecipeError
@@ -79,17 +80,17 @@ def test_exact_is_a_full_sort(values: list[float], count: int, left_out: set[int
     assert pool.scores.tolist() == scores[pool.rows].tolist()
 
 
-def test_the_recall_told_is_what_is_found(
+def test_the_recall_measured_is_that_of_the_search(
     built: tuple[Path, IndexInfo, float],
     rows: Rows,
     states: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
-    path, info, told = built
-    assert told >= 0.93, "held-out states, the target being .95"
+    path, info, measured = built
+    assert measured >= 0.93, "held-out states, the target being .95"
     allowed = [everything(ITEMS)] * len(states)
     truth = [top(pool) for pool in Exact(Blocks(rows)).search(states, K, allowed)]
-    found = [top(pool) for pool in Approximate(path, info, rows, 1).search(states, K, allowed)]
-    assert recall(found[1::2], truth[1::2]) == pytest.approx(told)
+    answers = [top(pool) for pool in Approximate(path, info, rows, 1).search(states, K, allowed)]
+    assert recall(answers[1::2], truth[1::2]) == pytest.approx(measured)
 
 
 def test_scores_are_those_of_the_rows(
@@ -143,9 +144,9 @@ def test_a_filter_finds_nearly_what_exact_search_does(
     match = Match(np.random.default_rng(2).random(ITEMS) < share)
     allowed = [EligibleItems(ITEMS, np.zeros(1, np.int64), match), everything(ITEMS)] * 50
     truth = Exact(Blocks(rows)).search(states[:100], K, allowed)
-    found = Approximate(path, info, rows, 1).search(states[:100], K, allowed)
-    assert all(match.mask[pool.rows].all() for pool in found[::2])
-    assert recall([top(p) for p in found], [top(p) for p in truth]) > 0.9
+    answers = Approximate(path, info, rows, 1).search(states[:100], K, allowed)
+    assert all(match.mask[pool.rows].all() for pool in answers[::2])
+    assert recall([top(p) for p in answers], [top(p) for p in truth]) > 0.9
 
 
 def test_less_effort_finds_less_or_as_much(
@@ -153,11 +154,11 @@ def test_less_effort_finds_less_or_as_much(
     rows: Rows,
     states: np.ndarray,  # type: ignore[type-arg]
 ) -> None:
-    path, info, told = built
+    path, info, measured = built
     allowed = [everything(ITEMS)] * len(states)
     truth = [top(pool) for pool in Exact(Blocks(rows)).search(states, K, allowed)]
     hasty = Approximate(path, info, rows, 1).search(states, K, allowed, effort=0.25)
-    assert recall([top(p) for p in hasty][1::2], truth[1::2]) <= told + 1e-9
+    assert recall([top(p) for p in hasty][1::2], truth[1::2]) <= measured + 1e-9
 
 
 def test_a_damaged_file_is_refused(built: tuple[Path, IndexInfo, float], rows: Rows, tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_an_index_of_other_rows_is_refused(built: tuple[Path, IndexInfo, float],
         Approximate(path, info, rows_of(tmp_path, np.ones((3, WIDTH))), 1)
 
 
-def test_without_faiss_the_remedy_is_told(
+def test_without_faiss_the_remedy_is_to_install_it(
     built: tuple[Path, IndexInfo, float], rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)

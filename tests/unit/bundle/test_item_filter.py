@@ -33,9 +33,9 @@ VALUES: dict[str, list[Any]] = {
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    made = tiny_dataset(tmp_path_factory.mktemp("filter") / "dataset", users=20, items=ITEMS, events=80)
-    describe_items(made, **VALUES)
-    return made
+    dataset = tiny_dataset(tmp_path_factory.mktemp("filter") / "dataset", users=20, items=ITEMS, events=80)
+    describe_items(dataset, **VALUES)
+    return dataset
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_they_keep_what_a_recipes_filter_keeps(filters: Filters, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("colour = 'red'", "price, was, category"),
         ("price <", "position 8"),
@@ -125,10 +125,10 @@ def test_they_keep_what_a_recipes_filter_keeps(filters: Filters, text: str) -> N
         ("((((", "position"),
     ],
 )
-def test_what_cannot_hold_is_refused_without_its_words(filters: Filters, text: str, told: str) -> None:
+def test_what_cannot_hold_is_refused_without_its_words(filters: Filters, text: str, message: str) -> None:
     with pytest.raises(RequestError) as error:
         filters.check(text, "boost[0].filter")
-    assert told in str(error.value) and error.value.where == "boost[0].filter"
+    assert message in str(error.value) and error.value.where == "boost[0].filter"
     assert len(str(error.value)) < 250 and "red" not in str(error.value) and "cheap" not in str(error.value)
 
 
@@ -144,22 +144,22 @@ def test_matches_are_remembered_but_not_without_end(
 ) -> None:
     monkeypatch.setattr("app.bundle.retrieval.item_filter.MATCH_BYTES", 3 * (ITEMS + 101))
     filters = Filters(columns)
-    held = filters.match("price > 0")
-    assert filters.match("price > 0") is held
+    cached = filters.match("price > 0")
+    assert filters.match("price > 0") is cached
     for bound in range(1, 4):
         filters.match(f"price > {bound}")
     again = filters.match("price > 0")
-    assert again is not held and again.rows.tolist() == held.rows.tolist()
+    assert again is not cached and again.rows.tolist() == cached.rows.tolist()
 
 
-def test_kinds_are_told_by_the_values(columns: Columns) -> None:
+def test_the_values_decide_the_kind(columns: Columns) -> None:
     kinds = {name: type(columns[name]) for name in columns.names}
     assert kinds == {"price": Numbers, "was": Numbers, "category": Texts, "size of it": Texts}
 
 
 def test_columns_are_indexed_by_popularity_among_equals(columns: Columns, dataset: Dataset) -> None:
     shoes = columns.texts("category", "caps")
-    start, stop = shoes.of(int(shoes.codes[1]))
+    start, stop = shoes.span(int(shoes.codes[1]))
     rows = shoes.rows[start:stop].tolist()
     assert sorted(rows) == [1, 3, 6]
     assert rows == sorted(rows, key=lambda row: (-dataset.popularity[row], row))
@@ -171,18 +171,18 @@ def test_caps_need_a_column_of_texts(columns: Columns) -> None:
             columns.texts(name, "caps")
 
 
-def test_long_texts_are_left_out_unless_asked_for(dataset: Dataset, tmp_path: Path) -> None:
+def test_long_texts_are_left_out_unless_the_recipe_names_them(dataset: Dataset, tmp_path: Path) -> None:
     describe_items(dataset, blurb=[None, *(f"{row} " * 60 for row in range(ITEMS))], **VALUES)
     try:
-        write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "unasked")
-        assert "blurb" not in Columns.open(tmp_path / "unasked", ITEMS + 1).names
-        asked = parse({"export": {"columns": ["blurb"]}}, "test")
-        write_columns(asked, dataset, dataset.popularity, tmp_path / "asked")
-        assert Columns.open(tmp_path / "asked", ITEMS + 1).names == ["blurb"]
+        write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "default")
+        assert "blurb" not in Columns.open(tmp_path / "default", ITEMS + 1).names
+        recipe = parse({"export": {"columns": ["blurb"]}}, "test")
+        write_columns(recipe, dataset, dataset.popularity, tmp_path / "chosen")
+        assert Columns.open(tmp_path / "chosen", ITEMS + 1).names == ["blurb"]
     finally:
         describe_items(dataset, **VALUES)
     with pytest.raises(RecipeError, match="the items have price"):
-        write_columns(asked, dataset, dataset.popularity, tmp_path / "absent")
+        write_columns(recipe, dataset, dataset.popularity, tmp_path / "absent")
 
 
 def test_the_first_category_feature_makes_segments(dataset: Dataset, tmp_path: Path) -> None:

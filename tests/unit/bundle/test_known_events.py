@@ -104,7 +104,7 @@ def test_histories_popularity_and_fresh_items_hold_every_event(dataset: Dataset,
     users = {name: row for row, name in enumerate(dataset.users)}
     for user in UNMET:
         met = [item for owner, item in LOG if owner == user]
-        assert [dataset.items[row] for row in histories.of(users[user]).item] == met, "oldest first"
+        assert [dataset.items[row] for row in histories.recent_items(users[user])] == met, "oldest first"
     assert np.load(tmp_path / "bundle/popularity.npy").tolist() == [0, 2, 2, 3, 2]
     candidates = tmp_path / "bundle/candidates"
     assert np.load(candidates / "popular.npy").tolist() == [3, 1, 2, 4]
@@ -139,7 +139,7 @@ def test_a_test_file_s_dropped_items_are_nobodys(tmp_path: Path) -> None:
 
 
 def test_the_recall_of_the_first_stage_is_of_items_that_users_have_not_met(tmp_path: Path) -> None:
-    """Lists made of a user's own events would find these events again."""
+    """Lists made of a user's own events would bring these very items back."""
     dataset = tiny_dataset(tmp_path / "dataset", users=40, items=60, events=700)
     bundle_of(random_model("mlp", dataset), dataset, tmp_path / "bundle", settings={"candidates": 10})
     sample = sample_requests(dataset, Histories.open(tmp_path / "bundle/history"), 0)

@@ -1,4 +1,4 @@
-"""Items that came after training: ranked by their content, found by filters, without a change to others."""
+"""Items that came after training: ranked by their content, matched by filters, without a change to others."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ NEW = {"kind": "hats", "a": 3, "b": "7", "c": 1.5, "d": None}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    made = tiny_dataset(tmp_path_factory.mktemp("new") / "dataset", users=60, items=ITEMS, events=900)
-    describe_items(made, **{name: [None, *values] for name, values in COLUMNS.items()})
+    dataset = tiny_dataset(tmp_path_factory.mktemp("new") / "dataset", users=60, items=ITEMS, events=900)
+    describe_items(dataset, **{name: [None, *values] for name, values in COLUMNS.items()})
     item = [{"kind": "number", "column": name} for name in "abcd"] + [{"kind": "category", "column": "kind"}]
     fitted = fit_columns(
         parse({"features": {"item": item}}, "test").features.item, columns(), np.ones(ITEMS, bool)
     )
-    fitted.save(made.path / "features", "item")
-    (made.path / "features" / "item" / "fills.json").write_text('{"a": "4"}')
+    fitted.save(dataset.path / "features", "item")
+    (dataset.path / "features" / "item" / "fills.json").write_text('{"a": "4"}')
     for name, values in zip(("dense", "category"), fitted.transform(columns()), strict=True):
-        np.save(made.path / "features" / f"item_{name}.npy", np.pad(values, ((1, 0), (0, 0))))
-    return made
+        np.save(dataset.path / "features" / f"item_{name}.npy", np.pad(values, ((1, 0), (0, 0))))
+    return dataset
 
 
 def columns() -> dict[str, Any]:
@@ -71,11 +71,11 @@ def ranker(request: pytest.FixtureRequest, bundles: dict[str, Path]) -> Ranker:
 
 @pytest.fixture(scope="module")
 def bundles(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    found = {}
+    folders = {}
     for way, (model, export) in WAYS.items():
-        found[way] = tmp_path_factory.mktemp(way) / "bundle"
-        bundle_of(random_model(model, dataset), dataset, found[way], settings=export)
-    return found
+        folders[way] = tmp_path_factory.mktemp(way) / "bundle"
+        bundle_of(random_model(model, dataset), dataset, folders[way], settings=export)
+    return folders
 
 
 def like(row: int) -> dict[str, Any]:
@@ -121,17 +121,17 @@ def test_a_new_item_ranks_as_the_model_says_of_its_content(
     ranker.put_items({"new": like(5)})
     for item, other in (("new", "i60"), ("i3", "i3")):
         for met in ("new", "i3"):
-            found = rank(ranker, [item], [HistoryEvent(met, "buy", NOW - 60.0)])[item]
+            score = rank(ranker, [item], [HistoryEvent(met, "buy", NOW - 60.0)])[item]
             there = rank(expected, [other], [HistoryEvent(met.replace("new", "i60"), "buy", NOW - 60.0)])
-            assert found == pytest.approx(there[other], abs=1e-4)
+            assert score == pytest.approx(there[other], abs=1e-4)
 
 
 def test_every_call_knows_a_new_item(ranker: Ranker) -> None:
     assert names(recommend(ranker, filter="kind = 'hats' and a = 3 and b = 7 and c > 1.2 and c < 1.8")) == []
     ranker.put_items({"new": NEW, "other": like(9)})
-    found = recommend(ranker, filter="kind = 'hats' and a = 3 and b = 7 and c > 1.2 and c < 1.8")
-    assert names(found) == ["new"]
-    assert found.items[0].score == pytest.approx(rank(ranker, ["new"])["new"], abs=1e-4)
+    answer = recommend(ranker, filter="kind = 'hats' and a = 3 and b = 7 and c > 1.2 and c < 1.8")
+    assert names(answer) == ["new"]
+    assert answer.items[0].score == pytest.approx(rank(ranker, ["new"])["new"], abs=1e-4)
     assert names(recommend(ranker, filter="d is null")) == ["new"]
     assert names(recommend(ranker, filter="d is null", exclude=["new"])) == []
     assert {"new", "other"} <= set(names(recommend(ranker, k=62)))
@@ -143,8 +143,8 @@ def test_every_call_knows_a_new_item(ranker: Ranker) -> None:
 
 def test_a_new_value_is_a_value_of_its_own_for_caps(ranker: Ranker) -> None:
     ranker.put_items({f"n{n}": {**NEW, "kind": "capes"} for n in range(3)})
-    found = names(recommend(ranker, filter="kind = 'capes' or kind = 'hats'", caps={"kind": 2}))
-    assert len(found) == 4 and sum(name.startswith("n") for name in found) == 2
+    named = names(recommend(ranker, filter="kind = 'capes' or kind = 'hats'", caps={"kind": 2}))
+    assert len(named) == 4 and sum(name.startswith("n") for name in named) == 2
 
 
 def test_the_best_of_all_are_the_best_with_new_items_among_them(bundles: dict[str, Path]) -> None:
@@ -152,9 +152,9 @@ def test_the_best_of_all_are_the_best_with_new_items_among_them(bundles: dict[st
         ranker = Ranker.open(bundles[way])
         ranker.put_items({f"n{row}": like(row) for row in range(1, ITEMS + 1)})
         scores = rank(ranker, [*(f"i{row}" for row in range(1, 61)), *(f"n{row}" for row in range(1, 61))])
-        found = recommend(ranker, k=100)
+        answer = recommend(ranker, k=100)
         best = sorted(scores.values(), reverse=True)[:100]
-        assert [one.score for one in found.items] == pytest.approx(best, abs=1e-4), way
+        assert [one.score for one in answer.items] == pytest.approx(best, abs=1e-4), way
 
 
 def test_a_known_item_keeps_its_score_and_changes_its_columns(ranker: Ranker) -> None:
@@ -203,9 +203,9 @@ def test_nothing_that_is_put_changes_a_known_items_score(bundles: dict[str, Path
 
 def test_a_missing_value_is_filled_as_it_was_in_training(ranker: Ranker) -> None:
     ranker.put_items({"filled": {**NEW, "a": 4}, "missing": {**NEW, "a": None}, "other": {**NEW, "a": 9}})
-    found = rank(ranker, ["filled", "missing", "other"])
-    assert found["filled"] == pytest.approx(found["missing"], abs=1e-5)
-    assert found["filled"] != pytest.approx(found["other"], abs=1e-3)
+    scores = rank(ranker, ["filled", "missing", "other"])
+    assert scores["filled"] == pytest.approx(scores["missing"], abs=1e-5)
+    assert scores["filled"] != pytest.approx(scores["other"], abs=1e-3)
     assert names(recommend(ranker, filter="a is null")) == ["missing"]
 
 
@@ -221,10 +221,10 @@ def test_what_cannot_be_used_is_refused(ranker: Ranker) -> None:
 
 
 def test_new_items_are_explored_first_and_are_the_least_popular() -> None:
-    sources = CandidateGenerators({"popular": np.array([2, 1]), "fresh": np.array([1])})
-    with_new_items = sources.with_new_items(np.array([2, 1, 3, 4]), np.array([4, 3]))
-    assert with_new_items.explored.tolist() == [4, 3, 1]
-    assert with_new_items.order.tolist() == [2, 1, 3, 4]
+    generators = CandidateGenerators({"popular": np.array([2, 1]), "fresh": np.array([1])})
+    with_new_items = generators.with_new_items(np.array([2, 1, 3, 4]), np.array([4, 3]))
+    assert with_new_items.all_fresh.tolist() == [4, 3, 1]
+    assert with_new_items.by_popularity.tolist() == [2, 1, 3, 4]
 
 
 def test_there_is_room_for_so_many(ranker: Ranker) -> None:
@@ -245,8 +245,8 @@ def test_without_content_features_it_ranks_as_an_unknown_item(dataset: Dataset, 
     ranker = bundle_of(random_model("popularity", dataset), dataset, tmp_path / "bundle")
     ranker.put_items({"new": NEW})
     assert ranker.basis_of("new") == "nothing"
-    found = rank(ranker, ["new", "nobody knows"])
-    assert found["new"] == found["nobody knows"]
+    scores = rank(ranker, ["new", "nobody knows"])
+    assert scores["new"] == scores["nobody knows"]
     assert names(recommend(ranker, filter="d is null")) == ["new"]
 
 

@@ -41,9 +41,11 @@ WAYS: dict[str, tuple[str, dict[str, Any]]] = {  # model, and [export]
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    made = tiny_dataset(tmp_path_factory.mktemp("recommend") / "dataset", users=60, items=ITEMS, events=900)
-    describe_items(made, category=[None, *CATEGORY[1:]], price=PRICE)
-    return made
+    dataset = tiny_dataset(
+        tmp_path_factory.mktemp("recommend") / "dataset", users=60, items=ITEMS, events=900
+    )
+    describe_items(dataset, category=[None, *CATEGORY[1:]], price=PRICE)
+    return dataset
 
 
 @pytest.fixture(scope="module", params=WAYS)
@@ -101,8 +103,8 @@ def test_a_narrow_filter_gives_all_that_match(ranker: Ranker, text: str, kept: s
 
 def test_an_exact_answer_is_the_sorted_whole(ranker: Ranker, exact: Ranker) -> None:
     full = scores(exact)
-    wanted = [row for row in sorted(full, key=lambda row: -full[row]) if CATEGORY[row] != "hats"][:10]
-    assert rows(ask(exact, filter="category != 'hats'")) == wanted
+    expected = [row for row in sorted(full, key=lambda row: -full[row]) if CATEGORY[row] != "hats"][:10]
+    assert rows(ask(exact, filter="category != 'hats'")) == expected
 
 
 filters = st.sampled_from(
@@ -140,14 +142,14 @@ def test_promises(
         ranker, user=user, k=k, filter=filter_, caps=caps, diversity=diversity, boost=boosts, explore=explore,
         exclude=[f"i{row}" for row in excluded], exclude_seen=exclude_seen,
     )  # fmt: skip
-    found = rows(answer)
+    chosen = rows(answer)
     met = seen(dataset, user) if exclude_seen else set()
     may = [row for row in range(1, ITEMS + 1) if row not in excluded | met and matches(filter_, row)]
-    assert len(found) == len(set(found)) and set(found) <= set(may)
+    assert len(chosen) == len(set(chosen)) and set(chosen) <= set(may)
     per = Counter(CATEGORY[row] for row in may)
     most = caps.get("category", ITEMS)
-    assert len(found) == min(k, sum(min(count, most) for count in per.values()))
-    assert all(count <= most for count in Counter(CATEGORY[row] for row in found).values())
+    assert len(chosen) == min(k, sum(min(count, most) for count in per.values()))
+    assert all(count <= most for count in Counter(CATEGORY[row] for row in chosen).values())
 
 
 def matches(text: str, row: int) -> bool:
@@ -173,8 +175,8 @@ def test_boosts_move_items_and_show_in_the_score(exact: Ranker) -> None:
     full = scores(exact)
     answer = ask(exact, boost=[Boost("category = 'hats'", 100.0), Boost("price = 7", 50.0)])
     assert {CATEGORY[row] for row in rows(answer)} == {"hats"}
-    found = {int(one.item[1:]): one.score for one in answer.items}
-    assert rows(answer)[0] == 7 and found[7] == pytest.approx(full[7] + 150, abs=1e-3)
+    by_row = {int(one.item[1:]): one.score for one in answer.items}
+    assert rows(answer)[0] == 7 and by_row[7] == pytest.approx(full[7] + 150, abs=1e-3)
     down = ask(exact, boost=[Boost("category = 'hats'", -100.0)])
     assert "hats" not in {CATEGORY[row] for row in rows(down)}
 
@@ -186,7 +188,7 @@ def test_a_boosted_item_comes_though_no_source_names_it(ranker: Ranker) -> None:
 
 def test_diversity_spreads_the_vectors(exact: Ranker) -> None:
     def alike(answer: Answer) -> float:
-        vectors = exact._scores.directions(np.array(rows(answer)))
+        vectors = exact._scorer.directions(np.array(rows(answer)))
         return float((vectors @ vectors.T).mean())
 
     plain, spread = ask(exact), ask(exact, diversity=0.6)
@@ -206,13 +208,13 @@ def test_exploring_keeps_places_for_fresh_items(dataset: Dataset, tmp_path: Path
 
 def test_rules_that_a_bundle_cannot_keep_are_refused(dataset: Dataset, tmp_path: Path) -> None:
     ranker = bundle_of(random_model("popularity", dataset), dataset, tmp_path / "bundle")
-    for changes, field, told in [
+    for changes, field, message in [
         ({"diversity": 0.5}, "diversity", "no item vectors"),
         ({"caps": {"price": 3}}, "caps", "category"),
         ({"filter": "colour = 1"}, "filter", "category, price"),
         ({"boost": [Boost("price =", 1.0)]}, "boost[0].filter", "position"),
     ]:
-        with pytest.raises(RequestError, match=told) as error:
+        with pytest.raises(RequestError, match=message) as error:
             ask(ranker, **changes)  # type: ignore[arg-type]
         assert error.value.where == field
 
@@ -254,7 +256,7 @@ def test_a_bundle_without_the_first_stage_scores_every_item(ranker: Ranker, tmp_
 
 
 def test_similar_items_are_those_with_the_highest_cosine(ranker: Ranker) -> None:
-    vectors = ranker._scores.directions(np.arange(ITEMS + 1))
+    vectors = ranker._scorer.directions(np.arange(ITEMS + 1))
     cosines = vectors @ vectors[5]
     (answer,) = ranker.similar([SimilarRequest("i5", k=7)])
     assert rows(answer) == [row for row in np.argsort(-cosines).tolist() if row not in (0, 5)][:7]
@@ -269,7 +271,7 @@ def test_without_time_the_popular_come_and_it_is_said(ranker: Ranker, dataset: D
     assert answer.degraded == "popular" and len(answer.items) == 6
     counts = popularity_of(dataset)
     popular = sorted(range(2, 50), key=lambda row: (-counts[row], row))
-    expected = [row for place, row in enumerate(popular) if seldom(popular[:place], row)]
+    expected = [row for i, row in enumerate(popular) if seldom(popular[:i], row)]
     assert rows(answer) == expected[:6]
     assert [one.score for one in answer.items] == sorted((one.score for one in answer.items), reverse=True)
 
@@ -281,8 +283,8 @@ def seldom(before: list[int], row: int) -> bool:
 def test_with_little_time_fewer_candidates_are_ranked(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pace = ranker._recommender._pace
-    monkeypatch.setattr(pace, "_seconds", {FULL: 1e6, FEWER: 0.0})
+    budget = ranker._recommender._latency_budget
+    monkeypatch.setattr(budget, "_seconds", {FULL: 1e6, FEWER: 0.0})
     answer, full = ask(ranker, budget_ms=50_000.0), scores(ranker)
     assert answer.degraded == "fewer candidates" and len(answer.items) == 10
     assert [one.score for one in answer.items] == pytest.approx([full[r] for r in rows(answer)], abs=1e-5)
@@ -305,26 +307,26 @@ def test_the_rankers_own_budget_holds_where_none_is_named(exact: Ranker) -> None
     assert not ask(hasty, budget_ms=60_000.0).degraded
 
 
-def test_pace_takes_the_best_step_in_time() -> None:
-    pace = LatencyBudget()
-    assert pace.step(0.001, 1) == FULL, "nothing is known yet"
-    pace.took(FULL, 0.010)
-    pace.took(FEWER, 0.002)
-    assert [pace.step(left, 1) for left in (0.011, 0.003, 0.001, -1.0)] == [FULL, FEWER, POPULAR, POPULAR]
-    assert pace.step(0.011, 2) == FEWER, "two take twice as long"
+def test_the_latency_budget_takes_the_best_step_in_time() -> None:
+    budget = LatencyBudget()
+    assert budget.step(0.001, 1) == FULL, "nothing is known yet"
+    budget.record(FULL, 0.010)
+    budget.record(FEWER, 0.002)
+    assert [budget.step(left, 1) for left in (0.011, 0.003, 0.001, -1.0)] == [FULL, FEWER, POPULAR, POPULAR]
+    assert budget.step(0.011, 2) == FEWER, "two take twice as long"
 
 
-def test_pace_learns_slow_at_once_and_fast_by_and_by() -> None:
-    pace = LatencyBudget()
-    pace.took(FULL, 0.010)
-    pace.took(FULL, 0.005)
-    assert pace.step(0.0085, 1) == FEWER and pace.step(0.0091, 1) == FULL
-    pace.took(FULL, 0.030)
-    assert pace.step(0.02, 1) == FEWER
+def test_the_latency_budget_learns_slow_at_once_and_fast_by_and_by() -> None:
+    budget = LatencyBudget()
+    budget.record(FULL, 0.010)
+    budget.record(FULL, 0.005)
+    assert budget.step(0.0085, 1) == FEWER and budget.step(0.0091, 1) == FULL
+    budget.record(FULL, 0.030)
+    assert budget.step(0.02, 1) == FEWER
 
 
 def test_a_step_passed_over_is_tried_again() -> None:
-    pace = LatencyBudget()
-    pace.took(FULL, 0.010)
-    tries = next(n for n in range(1000) if pace.step(0.005, 1) == FULL)
+    budget = LatencyBudget()
+    budget.record(FULL, 0.010)
+    tries = next(n for n in range(1000) if budget.step(0.005, 1) == FULL)
     assert FORGET**tries < 0.6

@@ -60,7 +60,7 @@ def test_diversity_by_hand() -> None:
     scores = np.array([1.0, 0.9, 0.5, 0.0, 0.0, 0.0])
     vectors = np.array([[1, 0], [1, 0], [0, 1], [1, 0], [1, 0], [1, 0]], float)
     assert chosen(3, Rules(diversity=0.1), scores=scores, vectors=vectors) == [5, 3, 8]
-    # second place: 3 is worth .5 * .9 - .5 * 1 = -.05, and 8 is .5 * .5 - 0 = .25
+    # then: 3 is worth .5 * .9 - .5 * 1 = -.05, and 8 is .5 * .5 - 0 = .25
     assert chosen(3, Rules(diversity=0.5), scores=scores, vectors=vectors) == [5, 8, 3]
 
 
@@ -86,25 +86,25 @@ def test_boosts_add_up() -> None:
 def test_promises_hold_for_any_list(items: list[tuple[int, bool]], k: int, most: int, floor: int) -> None:
     rows = np.arange(len(items))
     codes, fresh = np.array([c for c, _ in items], int), np.flatnonzero([f for _, f in items])
-    places = choose(rows, k, Rules(caps=[Cap(codes, most)], floor=min(floor, k)), fresh=fresh)
-    assert len(set(places)) == len(places) <= k
-    counts = np.bincount(codes[places], minlength=1)
+    positions = choose(rows, k, Rules(caps=[Cap(codes, most)], floor=min(floor, k)), fresh=fresh)
+    assert len(set(positions)) == len(positions) <= k
+    counts = np.bincount(codes[positions], minlength=1)
     assert (counts[1:] <= most).all()
     room = sum(n if code == 0 else min(n, most) for code, n in enumerate(np.bincount(codes, minlength=1)))
-    assert len(places) == min(k, room), "k come where k can"
+    assert len(positions) == min(k, room), "k come where k can"
     if room == len(rows):  # caps go before the floor
-        assert np.isin(places, fresh).sum() >= min(floor, k, len(fresh))
+        assert np.isin(positions, fresh).sum() >= min(floor, k, len(fresh))
 
 
 @pytest.mark.parametrize("k", [1, 3, 6])
 def test_one_cap_is_the_best_that_can_be_done(k: int) -> None:
-    """Against every list that keeps the cap: none has a better score at any place."""
+    """Against every list that keeps the cap: none has a better score at any position."""
     scores = np.arange(6, 0, -1.0)
-    places = choose(ROWS, k, Rules(caps=[Cap(CODES, 2)]))
+    positions = choose(ROWS, k, Rules(caps=[Cap(CODES, 2)]))
     codes = CODES[ROWS]
     kept = [
         c
-        for c in itertools.combinations(range(6), len(places))
+        for c in itertools.combinations(range(6), len(positions))
         if (np.bincount(codes[list(c)])[1:] <= 2).all()
     ]
-    assert scores[places].sum() == max(scores[np.array(c)].sum() for c in kept)
+    assert scores[positions].sum() == max(scores[np.array(c)].sum() for c in kept)

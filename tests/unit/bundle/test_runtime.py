@@ -43,31 +43,31 @@ def scores(
     return {one.item: one.score for one in answer.items}
 
 
-def asked(user: str = "u3", **changes: object) -> RankRequest:
+def ranking_of(user: str = "u3", **changes: object) -> RankRequest:
     return RankRequest(**{"user": user, "items": ALL, "context": MOMENT, **changes})  # type: ignore[arg-type]
 
 
 def test_best_first_and_cut_at_k(ranker: Ranker) -> None:
-    (full,) = ranker.rank([asked()])
+    (full,) = ranker.rank([ranking_of()])
     values = [one.score for one in full.items]
     assert values == sorted(values, reverse=True)
     assert {one.item for one in full.items} == set(ALL)
-    (cut,) = ranker.rank([asked(k=3)])
+    (cut,) = ranker.rank([ranking_of(k=3)])
     assert cut.items == full.items[:3]
     assert (cut.model, cut.version, cut.cold_start) == ("tiny", ranker.artifact.digest[:12], False)
 
 
 def test_a_duplicate_is_scored_and_returned_once(ranker: Ranker) -> None:
-    (answer,) = ranker.rank([asked(items=["i2", "i1", "i2", "new", "new"])])
+    (answer,) = ranker.rank([ranking_of(items=["i2", "i1", "i2", "new", "new"])])
     assert sorted(one.item for one in answer.items) == ["i1", "i2", "new"]
 
 
 def test_unknown_items_are_returned_with_the_score_of_row_0(ranker: Ranker) -> None:
-    (answer,) = ranker.rank([asked(items=["new", "newer", "i1"])])
-    found = {one.item: one.score for one in answer.items}
-    assert found["new"] == pytest.approx(found["newer"]) and found["new"] != found["i1"]
+    (answer,) = ranker.rank([ranking_of(items=["new", "newer", "i1"])])
+    by_item = {one.item: one.score for one in answer.items}
+    assert by_item["new"] == pytest.approx(by_item["newer"]) and by_item["new"] != by_item["i1"]
     assert answer.cold_start
-    (equal,) = ranker.rank([asked(items=["b", "a", "c"])])
+    (equal,) = ranker.rank([ranking_of(items=["b", "a", "c"])])
     assert [one.item for one in equal.items] == ["b", "a", "c"], "equal scores keep their order"
 
 
@@ -82,11 +82,13 @@ def test_no_requests_give_no_answers(ranker: Ranker) -> None:
 
 def test_stored_feedback_follows_what_training_knew(ranker: Ranker) -> None:
     feedback = [HistoryEvent("i9", "buy", NOW - 100.0)]
-    plain, more = scores(ranker, asked()), scores(ranker, asked(), feedback)
+    plain, more = scores(ranker, ranking_of()), scores(ranker, ranking_of(), feedback)
     assert plain != more
     (answer,) = ranker.recommend([RecommendRequest("u3", k=40, context=MOMENT)], [feedback])
     assert "i9" not in {one.item for one in answer.items}, "just bought"
-    assert scores(ranker, asked(history=[]), feedback) == scores(ranker, asked(history=[])), "replaced"
+    assert scores(ranker, ranking_of(history=[]), feedback) == scores(ranker, ranking_of(history=[])), (
+        "replaced"
+    )
 
 
 def test_feedback_that_training_knew_already_counts_once(ranker: Ranker, dataset: Dataset) -> None:
@@ -95,33 +97,33 @@ def test_feedback_that_training_knew_already_counts_once(ranker: Ranker, dataset
     again = HistoryEvent(
         dataset.items[int(part.item[row])], dataset.schema.events[part.event[row]], int(part.time[row]) / 1e6
     )
-    assert scores(ranker, asked(), [again]) == scores(ranker, asked())
+    assert scores(ranker, ranking_of(), [again]) == scores(ranker, ranking_of())
 
 
 def test_stored_feedback_of_an_unknown_type_or_item_does_no_harm(ranker: Ranker) -> None:
     odd = [HistoryEvent("gone", "view", NOW - 5.0), HistoryEvent("i1", "hugged", NOW - 5.0)]
-    assert scores(ranker, asked(), odd) == scores(ranker, asked())
+    assert scores(ranker, ranking_of(), odd) == scores(ranker, ranking_of())
 
 
 def test_a_moment_hides_what_came_later(ranker: Ranker) -> None:
     past = Context(timestamp=NOW - 1000.0)
     later = [HistoryEvent("i9", "buy", NOW - 100.0)]
-    assert scores(ranker, asked(context=past), later) == scores(ranker, asked(context=past))
+    assert scores(ranker, ranking_of(context=past), later) == scores(ranker, ranking_of(context=past))
 
 
 def test_history_without_times_keeps_its_order(ranker: Ranker) -> None:
-    def of(*items: str) -> dict[str, float]:
-        return scores(ranker, asked(history=[HistoryEvent(i) for i in items]))
+    def with_history(*items: str) -> dict[str, float]:
+        return scores(ranker, ranking_of(history=[HistoryEvent(i) for i in items]))
 
-    assert of("i1", "i2") != of("i2", "i1")
+    assert with_history("i1", "i2") != with_history("i2", "i1")
     timed = [HistoryEvent("i1", "", float(NOW)), HistoryEvent("i2", "", float(NOW))]
-    assert of("i1", "i2") == scores(ranker, asked(history=timed))
+    assert with_history("i1", "i2") == scores(ranker, ranking_of(history=timed))
 
 
 def test_only_the_last_events_of_a_long_history_count(ranker: Ranker, dataset: Dataset) -> None:
     events = [HistoryEvent(f"i{1 + i % 40}", "view", NOW - 1000.0 + i) for i in range(100)]
     last = events[-dataset.schema.history :]
-    assert scores(ranker, asked(history=events)) == scores(ranker, asked(history=last))
+    assert scores(ranker, ranking_of(history=events)) == scores(ranker, ranking_of(history=last))
 
 
 @pytest.mark.parametrize(
@@ -135,14 +137,14 @@ def test_only_the_last_events_of_a_long_history_count(ranker: Ranker, dataset: D
 )
 def test_a_bad_history_names_its_event(ranker: Ranker, event: HistoryEvent, field: str) -> None:
     with pytest.raises(RequestError) as error:
-        ranker.rank([asked(history=[HistoryEvent("i2"), event])])
+        ranker.rank([ranking_of(history=[HistoryEvent("i2"), event])])
     assert error.value.where == field
 
 
 def test_limits_are_the_rankers(dataset: Dataset) -> None:
     narrow = Ranker.open(dataset.path.with_name("bundle"), limits=Limits(max_candidates=3, max_k=2))
     with pytest.raises(RequestError, match="at most 3"):
-        narrow.rank([asked()])
+        narrow.rank([ranking_of()])
     with pytest.raises(RequestError, match="k is 1 to 2"):
         narrow.recommend([RecommendRequest("u1", k=3)])
 
@@ -155,8 +157,8 @@ def test_recommending_more_than_there_is_gives_what_there_is(ranker: Ranker) -> 
 def test_blocks_of_items_change_nothing(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     request = RecommendRequest("u3", k=10, context=MOMENT)
     whole = ranker.recommend([request, request])
-    monkeypatch.setattr("app.bundle.retrieval.index.BLOCK", 7)
-    monkeypatch.setattr("app.bundle.retrieval.index.MATRIX_BYTES", 0)
+    monkeypatch.setattr("app.bundle.ranking.rows.BLOCK", 7)
+    monkeypatch.setattr("app.bundle.ranking.rows.MATRIX_BYTES", 0)
     monkeypatch.setattr("app.bundle.retrieval.two_stage.SCORES_AT_ONCE", 1)
     fresh = Ranker.open(ranker.artifact.path)
     for one, other in zip(whole, fresh.recommend([request, request]), strict=True):
@@ -188,14 +190,14 @@ def test_a_model_without_vectors_has_nothing_similar(dataset: Dataset, tmp_path:
 
 
 def test_explaining_names_at_most_three_of_the_history(ranker: Ranker, dataset: Dataset) -> None:
-    (answer,) = ranker.rank([asked(explain=True, k=2)])
-    (plain,) = ranker.rank([asked(k=2)])
+    (answer,) = ranker.rank([ranking_of(explain=True, k=2)])
+    (plain,) = ranker.rank([ranking_of(k=2)])
     assert [one.item for one in answer.items] == [one.item for one in plain.items]
     for one in answer.items:
         assert one.because and len(one.because) <= 3
         effects = [abs(value) for value in one.because.values()]
         assert effects == sorted(effects, reverse=True)
-    (nothing,) = ranker.rank([asked(explain=True, k=2, history=[])])
+    (nothing,) = ranker.rank([ranking_of(explain=True, k=2, history=[])])
     assert all(one.because == {} for one in nothing.items)
 
 

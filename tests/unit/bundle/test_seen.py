@@ -66,9 +66,9 @@ def test_beyond_the_exact_number_nothing_is_forgotten_and_few_are_added(ids: Ids
     seen = SeenItems()
     for start in range(1, 12_000, 500):
         seen.add(names(list(range(start, start + 500))))
-        found = seen.rows(ids)
-        assert set(range(1, start + 500)) <= set(found.tolist())
-        assert len(found) - (start + 499) < MANY * 0.001
+        chosen = seen.rows(ids)
+        assert set(range(1, start + 500)) <= set(chosen.tolist())
+        assert len(chosen) - (start + 499) < MANY * 0.001
         assert seen.bytes <= OVERHEAD + max(12 * EXACT, BITMAP_BYTES + 4 * CACHED_ROWS)
     ids_in_memory = Ids(ids.strings, ids._hashes, ids._order)
     row = ids_in_memory.add("new")
@@ -144,8 +144,8 @@ def test_a_moment_does_not_bring_back_what_was_met_later(ranker: Ranker, dataset
     past = Context(timestamp=1000.0)
     own = [HistoryEvent("i5", "view", NOW - 60.0)]
     stored = [HistoryEvent("i7", "view", NOW - 50.0)]
-    found = recommended(ranker, stored, history=own, context=past)
-    assert found == everything() - met_in_log(dataset, 3) - {"i5", "i7"}
+    chosen = recommended(ranker, stored, history=own, context=past)
+    assert chosen == everything() - met_in_log(dataset, 3) - {"i5", "i7"}
 
 
 def test_an_event_of_a_type_that_training_did_not_know_counts_as_met(

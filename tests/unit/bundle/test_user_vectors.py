@@ -24,30 +24,30 @@ from tests.tiny import tiny_dataset
 SECOND, LENGTH, ROOM = 1_000_000, 3, 1 << 20
 
 
-def asked(user: int, items: Sequence[int], now: int = 0, kind: int = 1, time: int = 5) -> EncodedRequest:
+def encoded(user: int, items: Sequence[int], now: int = 0, kind: int = 1, time: int = 5) -> EncodedRequest:
     rows = np.array(items, np.int64)
     history = Events(rows, np.full_like(rows, kind), np.full_like(rows, time * SECOND))
     return EncodedRequest(user, now, history, np.zeros(1, np.int64))
 
 
 class Model:
-    """A vector says what it was made of; counts the users it was asked for."""
+    """A vector says what it was computed from; counts the users of each call."""
 
     def __init__(self) -> None:
         self.batches: list[int] = []
 
     def __call__(self, some: Sequence[EncodedRequest]) -> Any:
         self.batches.append(len(some))
-        made = np.zeros((len(some), 3 * LENGTH + 2))
-        for row, one in zip(made, some, strict=True):
+        vectors = np.zeros((len(some), 3 * LENGTH + 2))
+        for row, one in zip(vectors, some, strict=True):
             last = np.stack([one.history.item, one.history.event, one.history.time])[:, -LENGTH:].ravel()
             row[0], row[1], row[2 : 2 + len(last)] = one.now, one.user, last
-        return made
+        return vectors
 
 
 SMALL = st.integers(1, 2)
-ASKED = st.builds(asked, SMALL, st.lists(SMALL, max_size=5), st.integers(0, 9), SMALL, SMALL)
-STEPS = st.lists(st.tuples(st.integers(1, 2), st.lists(ASKED, min_size=1, max_size=4)), max_size=12)
+ENCODED = st.builds(encoded, SMALL, st.lists(SMALL, max_size=5), st.integers(0, 9), SMALL, SMALL)
+STEPS = st.lists(st.tuples(st.integers(1, 2), st.lists(ENCODED, min_size=1, max_size=4)), max_size=12)
 
 
 @given(STEPS, st.sampled_from([0, 1500, ROOM]), st.integers(0, 5))
@@ -56,15 +56,15 @@ def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_mome
 ) -> None:
     states, oracle = UserVectorCache(limit, tolerance / SECOND), Model()
     for catalogue_version, some in steps:
-        found = states.vectors(
+        answers = states.vectors(
             catalogue_version,
             LENGTH,
             some,
             lambda few, catalogue_version=catalogue_version: oracle(few) * catalogue_version,
         )
         expected = oracle(some) * catalogue_version
-        assert np.array_equal(found[:, 1:], expected[:, 1:])
-        apart = np.abs(found[:, 0] / catalogue_version - [one.now for one in some])
+        assert np.array_equal(answers[:, 1:], expected[:, 1:])
+        apart = np.abs(answers[:, 0] / catalogue_version - [one.now for one in some])
         assert (apart < max(1, tolerance)).all()
         assert states.bytes <= limit
     assert states.hits + states.misses == sum(len(some) for _, some in steps)
@@ -74,8 +74,8 @@ def test_a_vector_is_of_the_users_last_events_of_its_model_and_of_about_the_mome
 
 def test_only_those_that_are_not_known_are_made_and_events_before_the_last_do_not_matter() -> None:
     states, model = UserVectorCache(ROOM, 10.0), Model()
-    states.vectors(1, LENGTH, [asked(1, [1, 2, 3])], model)
-    states.vectors(1, LENGTH, [asked(2, []), asked(1, [9, 1, 2, 3]), asked(1, [2, 3, 1])], model)
+    states.vectors(1, LENGTH, [encoded(1, [1, 2, 3])], model)
+    states.vectors(1, LENGTH, [encoded(2, []), encoded(1, [9, 1, 2, 3]), encoded(1, [2, 3, 1])], model)
     assert model.batches == [1, 2]
     assert (states.hits, states.misses) == (1, 3)
     assert all(
@@ -83,13 +83,13 @@ def test_only_those_that_are_not_known_are_made_and_events_before_the_last_do_no
     )  # none holds on to its batch
 
 
-OTHERS = [asked(2, [1]), asked(1, [2]), asked(1, [1], kind=2), asked(1, [1], time=6), asked(1, [])]
+OTHERS = [encoded(2, [1]), encoded(1, [2]), encoded(1, [1], kind=2), encoded(1, [1], time=6), encoded(1, [])]
 
 
 @pytest.mark.parametrize("other", OTHERS, ids=["user", "item", "kind", "time", "none"])
 def test_another_user_or_event_is_another_vector(other: EncodedRequest) -> None:
     states, model = UserVectorCache(ROOM, 10.0), Model()
-    for one in (asked(1, [1]), other):
+    for one in (encoded(1, [1]), other):
         states.vectors(1, LENGTH, [one], model)
     assert (states.hits, states.misses) == (0, 2)
 
@@ -101,9 +101,9 @@ def test_a_failure_of_the_model_leaves_nothing_behind() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        states.vectors(1, LENGTH, [asked(1, [1])], broken)
+        states.vectors(1, LENGTH, [encoded(1, [1])], broken)
     assert states.bytes == 0
-    assert states.vectors(1, LENGTH, [asked(1, [1])], Model())[0, 1] == 1
+    assert states.vectors(1, LENGTH, [encoded(1, [1])], Model())[0, 1] == 1
 
 
 def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
@@ -112,7 +112,7 @@ def test_threads_meet_the_right_vectors_and_the_bytes_add_up() -> None:
     def use(seed: int) -> bool:
         rng = np.random.default_rng(seed)
         users = rng.integers(0, 20, 300).tolist()
-        return all(states.vectors(1, LENGTH, [asked(user, [user])], model)[0, 1] == user for user in users)
+        return all(states.vectors(1, LENGTH, [encoded(user, [user])], model)[0, 1] == user for user in users)
 
     with ThreadPoolExecutor(4) as threads:
         assert all(threads.map(use, range(4)))
@@ -135,9 +135,9 @@ def test_recommendations_are_the_same_with_and_without(bundle: Path) -> None:
     for stored in ([], [], [event], [event]):
         for k in (5, 9):
             request = RecommendRequest("u3", k=k, context=context)
-            (found,), (expected,) = (one.recommend([request], [stored]) for one in (kept, plain))
-            assert [one.item for one in found.items] == [one.item for one in expected.items]
-            assert [one.score for one in found.items] == pytest.approx([one.score for one in expected.items])
+            (answer,), (expected,) = (one.recommend([request], [stored]) for one in (kept, plain))
+            assert [one.item for one in answer.items] == [one.item for one in expected.items]
+            assert [one.score for one in answer.items] == pytest.approx([one.score for one in expected.items])
     assert (states.hits, states.misses) == (6, 2)
 
 
