@@ -1,19 +1,18 @@
 """python -m app.bundle.fetch URI FOLDER LIMIT: a copy of a bundle from object storage, in a folder of copies.
 
-A process of its own, because pyarrow, which reaches the storage, has no place in a replica. It
+A process of its own, because pyarrow, which reaches the storage, must not be in a replica. It
 prints one JSON line: the copy and its lock, or what went wrong.
 
 FOLDER/
   DIGEST/         a copy, named by the first half of its manifest's digest; its time is its last use
-  .DIGEST.lock    locked (shared) by whoever uses the copy: it is not removed meanwhile
-  .draft/         a copy under way; rubbish once nobody holds the lock
-  .lock           locked by who fetches or removes: one at a time, others wait
+  .DIGEST.lock    locked (shared) by every process that uses the copy, which is not removed meanwhile
+  .draft/         a copy under way; rubbish once .lock is free
+  .lock           locked while a process fetches or removes; others wait
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import re
@@ -27,12 +26,13 @@ from urllib.parse import urlsplit
 
 from app.artifact import MANIFEST, Artifact, open_artifact
 from app.errors import ArtifactError, MachineError, RayRecError, disk_errors
+from app.files import AlreadyLocked, locked
 
 PIECE = 8 << 20
 RETRY_S = 10
 NAME = 32  # characters of the digest
 MAX_MANIFEST = 64 << 20
-_FAULTS = (  # what storage says, in upper case; our words; the remedy
+_FAULTS = (  # a pattern of the storage's messages in upper case; our message; the remedy
     (
         r"NO_?SUCH_?BUCKET|BUCKET '.*' NOT FOUND|BUCKET DOES NOT EXIST",
         "there is no such bucket",
@@ -63,30 +63,22 @@ def fetch(uri: str, folder: Path, limit: int) -> Artifact:
         ArtifactError: there is no bundle, or what came is damaged.
         MachineError: no bucket, rights or network; the disk is full, or the limit too small.
     """
-    with disk_errors(str(folder)), _locked(folder):
+    with disk_errors(str(folder)), locked(folder / ".lock"):
         draft = folder / ".draft"
         shutil.rmtree(draft, ignore_errors=True)
         try:
             draft.mkdir()
-            found = _manifest(uri, draft)
-            copy = folder / found.digest[:NAME]
+            artifact = _manifest(uri, draft)
+            copy = folder / artifact.digest[:NAME]
             if not _whole(copy):
-                _make_room(found, folder, limit)
-                _fill(uri, draft, found)
+                _make_room(artifact, folder, limit)
+                _fill(uri, draft, artifact)
                 shutil.rmtree(copy, ignore_errors=True)  # a damaged one
                 draft.rename(copy)
             os.utime(copy)
             return open_artifact(copy, "bundle", verify=False)
         finally:
             shutil.rmtree(draft, ignore_errors=True)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _manifest(uri: str, draft: Path) -> Artifact:
@@ -97,19 +89,19 @@ def _manifest(uri: str, draft: Path) -> Artifact:
             content = stream.read(MAX_MANIFEST)
     (draft / MANIFEST).write_bytes(content)
     try:
-        found = open_artifact(draft, "bundle", verify=False)
+        artifact = open_artifact(draft, "bundle", verify=False)
     except ArtifactError as error:
         raise ArtifactError(error.what, where=shown(uri), remedy="upload the bundle again") from None
-    for name in found.files:
+    for name in artifact.files:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or path.parts[:1] == (MANIFEST,):
             raise ArtifactError(f"the manifest names {name!r}", where=shown(uri), remedy="do not trust it")
-    return found
+    return artifact
 
 
-def _fill(uri: str, draft: Path, found: Artifact) -> None:
+def _fill(uri: str, draft: Path, artifact: Artifact) -> None:
     """Fetch every file, and compare it with the manifest."""
-    for name, entry in found.files.items():
+    for name, entry in artifact.files.items():
         target = draft / name
         target.parent.mkdir(parents=True, exist_ok=True)
         left = int(entry["bytes"])
@@ -125,8 +117,8 @@ def _fill(uri: str, draft: Path, found: Artifact) -> None:
         open_artifact(draft, "bundle")
     except ArtifactError as error:
         name = Path(error.where).relative_to(draft).as_posix()
-        place = f"{shown(uri)}/{name}"
-        raise ArtifactError(error.what, where=place, remedy="upload the bundle again") from None
+        file = f"{shown(uri)}/{name}"
+        raise ArtifactError(error.what, where=file, remedy="upload the bundle again") from None
 
 
 def _whole(copy: Path) -> bool:
@@ -137,24 +129,24 @@ def _whole(copy: Path) -> bool:
     return True
 
 
-def _make_room(found: Artifact, folder: Path, limit: int) -> None:
+def _make_room(artifact: Artifact, folder: Path, limit: int) -> None:
     """Remove copies until another one fits, or say why it does not."""
     copies = sorted((p for p in folder.iterdir() if _is_copy(p)), key=lambda path: path.stat().st_mtime)
     sizes = {path: sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) for path in copies}
     for path in copies:
-        if sum(sizes.values()) + found.bytes > limit and _remove(path):
+        if sum(sizes.values()) + artifact.bytes > limit and _remove(path):
             del sizes[path]
-    held = sum(sizes.values())
-    if held + found.bytes > limit:
+    in_use = sum(sizes.values())
+    if in_use + artifact.bytes > limit:
         raise MachineError(
-            f"the bundle takes {_mb(found.bytes)}, copies in use {_mb(held)}, the limit is {_mb(limit)}",
+            f"the bundle takes {_mb(artifact.bytes)}, copies in use {_mb(in_use)}, the limit is {_mb(limit)}",
             where=str(folder),
             remedy="raise serve.cache_gb",
         )
     free = shutil.disk_usage(folder).free
-    if found.bytes > free:
+    if artifact.bytes > free:
         raise MachineError(
-            f"the disk is full: the bundle takes {_mb(found.bytes)}, {_mb(free)} are free",
+            f"the disk is full: the bundle takes {_mb(artifact.bytes)}, {_mb(free)} are free",
             where=str(folder),
             remedy="free some space, or name another folder in serve.cache_dir",
         )
@@ -165,13 +157,12 @@ def _is_copy(path: Path) -> bool:
 
 
 def _remove(copy: Path) -> bool:
-    """Remove a copy, unless somebody uses it."""
-    with lock_of(copy).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(copy, ignore_errors=True)
+    """Remove a copy, unless a process uses it."""
+    try:
+        with locked(lock_of(copy), wait=False):
+            shutil.rmtree(copy, ignore_errors=True)
+    except AlreadyLocked:
+        return False
     return True
 
 
@@ -191,7 +182,7 @@ def _system(uri: str) -> tuple[Any, str]:
 
 @contextmanager
 def _storage_errors(uri: str) -> Iterator[None]:
-    """Turn what storage raises into ours."""
+    """Turn what the storage raises into our errors."""
     try:
         yield
     except ImportError:
@@ -230,12 +221,12 @@ def main(arguments: list[str]) -> int:
     """Print the outcome as one JSON line; 0: there is a copy."""
     uri, folder, limit = arguments
     try:
-        found = fetch(uri, Path(folder), int(limit))
+        artifact = fetch(uri, Path(folder), int(limit))
     except RayRecError as error:
-        told = {"what": error.what, "where": error.where, "remedy": error.remedy}
-        print(json.dumps({"error": {"kind": type(error).__name__, **told}}))
+        described = {"what": error.what, "where": error.where, "remedy": error.remedy}
+        print(json.dumps({"error": {"kind": type(error).__name__, **described}}))
         return 1
-    print(json.dumps({"path": str(found.path), "lock": str(lock_of(found.path))}))
+    print(json.dumps({"path": str(artifact.path), "lock": str(lock_of(artifact.path))}))
     return 0
 
 

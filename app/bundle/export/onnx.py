@@ -37,16 +37,16 @@ class _Served(nn.Module):
 
     def forward(self, *values: Tensor) -> Tensor:
         """Logits (B, C), or the user state (B, Q) where there are no items."""
-        given = dict(zip(self.names, values, strict=True))
-        mask = given["history_mask"]
+        inputs = dict(zip(self.names, values, strict=True))
+        mask = inputs["history_mask"]
         batch, length = mask.shape[0], self.model.inputs.history
-        user = given.get("user", mask.new_zeros((batch, 0)))
-        rows = given.get("history", mask.new_zeros((batch, length, 0)))
-        context = given.get("context", mask.new_zeros((batch, 0)))
+        user = inputs.get("user", mask.new_zeros((batch, 0)))
+        rows = inputs.get("history", mask.new_zeros((batch, length, 0)))
+        context = inputs.get("context", mask.new_zeros((batch, 0)))
         # The mask stands for the items: a model may only ask whether there is one.
-        history = History(mask, given["history_event"], given["history_age"])
+        history = History(mask, inputs["history_event"], inputs["history_age"])
         state = self.model.user_state(user, rows, history, context)
-        return self.model.score(state, given["items"]) if "items" in given else state
+        return self.model.score(state, inputs["items"]) if "items" in inputs else state
 
 
 def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: bool) -> dict[str, float]:
@@ -112,7 +112,7 @@ def _example(served: _Served, rows: Mapping[str, Rows], batch: int, candidates: 
     length = np.linspace(0, inputs.history, batch)[:, None]
     filled = np.arange(inputs.history, 0, -1) <= length
     drawn = rng.integers(0, inputs.items, filled.shape)
-    made = {
+    arrays = {
         "user": rows["user"].gather(rng.integers(0, inputs.users, batch)),
         "history": rows["history"].gather(drawn * filled),
         "history_mask": filled.astype(np.float32),
@@ -121,7 +121,7 @@ def _example(served: _Served, rows: Mapping[str, Rows], batch: int, candidates: 
         "context": rng.random((batch, inputs.context), np.float32),
         "items": rows["item"].gather(rng.integers(0, inputs.items, (batch, candidates))),
     }
-    return {name: torch.from_numpy(made[name]) for name in served.names}
+    return {name: torch.from_numpy(arrays[name]) for name in served.names}
 
 
 def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor]]) -> float:
@@ -137,12 +137,12 @@ def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor
                 remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
             )
         try:
-            found = graph.run({name: v.numpy() for name, v in example.items() if name in graph.inputs})
+            output = graph.run({name: v.numpy() for name, v in example.items() if name in graph.inputs})
         except Exception:  # onnxruntime's own kinds: a shape that does not fit
             return float("inf")
-        if found.shape != expected.shape:
+        if output.shape != expected.shape:
             return float("inf")
-        errors = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+        errors = np.abs(output - expected) / np.maximum(1, np.abs(expected))
         worst = max(worst, float(errors.max(initial=0)))
     return worst
 

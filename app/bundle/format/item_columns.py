@@ -52,9 +52,9 @@ class Numbers:
     @classmethod
     def from_values(cls, values: Sequence[float | None]) -> Numbers:
         """A column in memory of the values (N,) of rows 1 to N."""
-        given = np.array([np.nan if value is None else value for value in values], np.float64)
-        order = np.argsort(given, kind="stable")[: int(np.count_nonzero(~np.isnan(given)))]
-        return cls(order + 1, given[order])
+        numbers = np.array([np.nan if value is None else value for value in values], np.float64)
+        order = np.argsort(numbers, kind="stable")[: int(np.count_nonzero(~np.isnan(numbers)))]
+        return cls(order + 1, numbers[order])
 
     def by_row(self, items: int) -> Array:
         """(items,) values, NaN where there is none."""

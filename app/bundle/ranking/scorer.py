@@ -118,8 +118,8 @@ class BatchScorer:
         feeds = self._feeds(self._model, requests)
         for start, block in self._all_blocks():
             for i in range(len(requests)):
-                one = {name: value[i : i + 1] for name, value in feeds.items()}
-                scores[i, start : start + len(block)] = self._model.run(one | {"items": block[None]})[0]
+                request = {name: value[i : i + 1] for name, value in feeds.items()}
+                scores[i, start : start + len(block)] = self._model.run(request | {"items": block[None]})[0]
         return scores
 
     def cosines(self, row: int) -> Array:

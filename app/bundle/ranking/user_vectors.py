@@ -29,7 +29,7 @@ class UserVectorCache(ByteBoundedCache[Key, CachedVector]):
     A vector depends on the user, on the events that the model looks at, and on the moment (its
     hour, the age of events). A user has one, which serves as long as the events are the same, so
     that a fresh event never meets an older vector; of another moment it serves for so many
-    seconds. Unknown users are told apart by their events. `hits` and `misses` count users.
+    seconds. Unknown users differ by their events. `hits` and `misses` count users.
 
     Args:
         limit: bytes, least recently used vectors go first; 0: nothing is kept.

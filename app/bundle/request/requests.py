@@ -50,7 +50,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
 
     `exclude`, `exclude_seen`, `filter` and `caps` (column -> at most so many items of one value)
     always hold. `diversity` weighs difference against score, from 0 (score alone) to 1; `explore`
-    is the share of places that fresh or rarely met items get at least, the last ones. `budget_ms`:
+    is the least share of fresh or rarely met items, which come last. `budget_ms`:
     rather than take longer, answer from fewer candidates or with what is popular.
     """
 

@@ -67,8 +67,8 @@ class SeenItems:
         token, count, rows = self._resolved
         if token is not ids.token or count != len(ids):
             count, exact = len(ids), self._bitmap is None
-            found = ids.rows_of_hashes(self._hashes) if exact else ids.rows_where(self._in_bitmap)
-            rows = found.astype(np.uint32)
+            matches = ids.rows_of_hashes(self._hashes) if exact else ids.rows_where(self._in_bitmap)
+            rows = matches.astype(np.uint32)
             if len(rows) <= CACHED_ROWS:
                 self._resolved = (ids.token, count, rows)
         return rows

@@ -149,7 +149,7 @@ def _input(name: str, source: ExportSource) -> Any:
 
 
 def _described(source: ExportSource) -> dict[str, Any]:
-    """What a caller must know beside the inputs; the first event type is for events without one."""
+    """What a caller must know beside the inputs, as JSON values."""
     schema = source.dataset.schema
     return {
         "model": source.checkpoint.name,
@@ -179,8 +179,8 @@ def read(path: Path) -> Score:
 
 def _feeds(request: RankRequest, described: dict[str, Any]) -> dict[str, Array]:
     """The inputs for one request."""
-    given, length = request.context.timestamp if request.context else None, described["history"]
-    now = time.time_ns() // 1000 if given is None else moment(given, "context.timestamp")
+    timestamp, length = request.context.timestamp if request.context else None, described["history"]
+    now = time.time_ns() // 1000 if timestamp is None else moment(timestamp, "context.timestamp")
     events = [
         (now if event.timestamp is None else moment(event.timestamp, f"history[{i}].timestamp"), event)
         for i, event in enumerate(request.history or ())
