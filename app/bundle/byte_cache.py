@@ -76,7 +76,7 @@ class ByteBoundedCache(Generic[K, V]):
             self._remove(key)
 
     def clear(self) -> None:
-        """Drop every value."""
+        """Drop the values of all keys."""
         with self._lock:
             self._entries.clear()
             self.bytes = 0

@@ -37,42 +37,35 @@ def card(
         figures: of the report; "refit" says how the weights were trained once more, where they were.
         sizes: precisions of rows and dense part, and how recommendations find items.
     """
-    data, end = dataset.artifact.figures, _date(last_time(dataset))
+    end = _date(last_time(dataset))
     settings = ", ".join(f"{k} = {v!r}" for k, v in sorted(hyperparameters.items())) or "defaults"
-    return "\n".join(
-        [
-            f"# {info.name}",
-            "",
-            f"A `{info.model}` model that ranks {info.items - 1:,} items for {info.users - 1:,} known users.",
-            "",
-            "## Data",
-            "",
-            f"{data.get('rows_in', 0):,} events read, {data.get('rows_kept', 0):,} kept; "
-            f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
-            f"Event types: {', '.join(info.events[1:])}. A history has up to {info.history} events.",
-            "",
-            _weights(dataset, figures.get("refit")),
-            f"Histories, seen items, popularity and candidates hold all {_events(dataset):,} events, "
-            f"up to {end}.",
-            "",
-            "## Figures",
-            "",
-            *_table(figures),
-            "",
-            _first_stage(sizes),
-            "",
-            "## Limits",
-            "",
-            LIMITS.format(end=end),
-            "",
-            "## How it was made",
-            "",
+    sections = {
+        f"# {info.name}": [
+            f"A `{info.model}` model that ranks {info.items - 1:,} items for {info.users - 1:,} known users."
+        ],
+        "## Data": _data(info, dataset, figures, end),
+        "## Figures": [*_table(figures), "", _first_stage(sizes)],
+        "## Limits": [LIMITS.format(end=end)],
+        "## How it was made": [
             f"Hyperparameters: {settings}.",
             f"Rows {sizes['rows']}, dense part {sizes['dense']}; ONNX opset {info.opset}.",
             f"Data set `{dataset.artifact.digest[:12]}`; the manifest has all digests and settings.",
-            "",
-        ]
-    )
+        ],
+    }
+    return "\n".join(line for title, lines in sections.items() for line in (title, "", *lines, ""))
+
+
+def _data(info: Info, dataset: Dataset, figures: Mapping[str, Any], end: str) -> list[str]:
+    data = dataset.artifact.figures
+    return [
+        f"{data.get('rows_in', 0):,} events read, {data.get('rows_kept', 0):,} kept; "
+        f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
+        f"Event types: {', '.join(info.events[1:])}. A history has up to {info.history} events.",
+        "",
+        _weights(dataset, figures.get("refit")),
+        f"Histories, seen items, popularity and candidates hold all {_events(dataset):,} events, "
+        f"up to {end}.",
+    ]
 
 
 def _events(dataset: Dataset) -> int:

@@ -20,17 +20,17 @@ class Trained(Protocol):
 
     @property
     def name(self) -> str:
-        """Of the model."""
+        """The name of the model."""
         ...
 
     @property
     def hyperparameters(self) -> dict[str, Any]:
-        """Of the model."""
+        """The settings that the model was made with."""
         ...
 
     @property
     def model(self) -> Model:
-        """In evaluation mode, on the CPU."""
+        """The model, in evaluation mode on the CPU."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class Trained(Protocol):
 
     @property
     def rows(self) -> Mapping[str, Rows] | None:
-        """Stored rows by name where it is compressed."""
+        """Its stored rows by name where it is compressed."""
         ...
 
 

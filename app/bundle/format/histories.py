@@ -58,7 +58,7 @@ class Events:
 
 
 class Histories:
-    """Events by user row."""
+    """The last events of each known user, by the row of the user."""
 
     def __init__(self, **arrays: Array) -> None:
         self._arrays = arrays

@@ -99,7 +99,7 @@ class Texts:
 
     @property
     def count(self) -> int:
-        """Of the distinct texts."""
+        """The number of distinct texts."""
         return len(self._texts)
 
     def spans(self, sign: str, value: str) -> Spans:

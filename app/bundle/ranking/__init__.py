@@ -1,1 +1,1 @@
-"""Scores, best first."""
+"""From rows to scores, the best first."""

@@ -41,7 +41,7 @@ class Match:
 
     @cached_property
     def count(self) -> int:
-        """How many items match."""
+        """The number of items that match."""
         return int(np.count_nonzero(self.mask))
 
 

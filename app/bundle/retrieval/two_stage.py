@@ -37,7 +37,7 @@ class Plan:
 
     @property
     def pool_size(self) -> int:
-        """Candidates to choose from."""
+        """How many candidates the rules choose from."""
         return self.request.k if self.rules.plain else max(10 * self.request.k, POOL)
 
     def ranking(self, rows: Array) -> EncodedRequest:

@@ -81,48 +81,51 @@ def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
     """The graph over gathered rows, and before it what turns ids into rows."""
     dense = compose.add_prefix(dense, _INNER)
     needs = {node.name.removeprefix(_INNER) for node in dense.graph.input}
-    dataset, used = source.dataset, ["item"]
-    used += [name for name in ("user", "history_event", "history_age", "context") if name in needs]
-    if needs & {"history", "history_mask"}:
+    used = ["item", *(name for name in _DESCRIPTIONS if name != "item" and name in needs)]
+    if "history_mask" in needs and "history" not in used:
         used.append("history")
-    ids: dict[str, Iterable[str]] = {
-        "user": dataset.users,
-        "item": dataset.items,
-        "history": dataset.items,
-        "history_event": dataset.schema.events,
-    }
-    nodes = [_labels(name, ids[name]) for name in used if name in ids]
-    tables = {"user": "user", "items": "item", "history": "history"}
-    for name, table in tables.items():
-        if name in needs:
-            nodes.append(helper.make_node("Gather", [f"{table}_table", f"{table}_row"], [_INNER + name]))
-    if "history_mask" in needs:
-        nodes.append(helper.make_node("Sign", ["history_row"], ["history_known"]))
-        mask = [f"{_INNER}history_mask"]
-        nodes.append(helper.make_node("Cast", ["history_known"], mask, to=TensorProto.FLOAT))
-    for name in needs & {"history_event", "history_age", "context"}:
-        row = f"{name}_row" if name == "history_event" else name
-        nodes.append(helper.make_node("Identity", [row], [_INNER + name]))
-    nodes += [*dense.graph.node, helper.make_node("Identity", [dense.graph.output[0].name], ["score"])]
-    initializers = [
-        numpy_helper.from_array(rows[table].all(), f"{table}_table")
-        for name, table in tables.items()
-        if name in needs
-    ]
+    nodes, tables = _lookups(source, needs, used)
+    output = helper.make_node("Identity", [dense.graph.output[0].name], ["score"])
     graph = helper.make_graph(
-        nodes,
+        [*nodes, *dense.graph.node, output],
         source.recipe.export.name or source.recipe.name,
         [_input(name, source) for name in used],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])],
-        [*initializers, *dense.graph.initializer],
+        [numpy_helper.from_array(rows[name].all(), f"{name}_table") for name in tables],
         doc_string=__doc__,
     )
+    graph.initializer.extend(dense.graph.initializer)
     opsets = [*dense.opset_import, helper.make_opsetid(_LABELS, 3)]
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=dense.ir_version, producer_name="rayrec"
     )
     helper.set_model_props(model, {"rayrec": json.dumps(_described(source))})
     return model
+
+
+def _lookups(source: ExportSource, needs: set[str], used: list[str]) -> tuple[list[Any], list[str]]:
+    """Nodes that give the inner inputs from the outer ones, and the tables of rows that they look into."""
+    dataset = source.dataset
+    ids: dict[str, Iterable[str]] = {
+        "user": dataset.users,
+        "item": dataset.items,
+        "history": dataset.items,
+        "history_event": dataset.schema.events,
+    }
+    nodes, tables = [_labels(name, ids[name]) for name in used if name in ids], []
+    for inner, table in (("user", "user"), ("items", "item"), ("history", "history")):
+        if inner in needs:
+            tables.append(table)
+            nodes.append(helper.make_node("Gather", [f"{table}_table", f"{table}_row"], [_INNER + inner]))
+    if "history_mask" in needs:
+        nodes.append(helper.make_node("Sign", ["history_row"], ["history_known"]))
+        mask = [f"{_INNER}history_mask"]
+        nodes.append(helper.make_node("Cast", ["history_known"], mask, to=TensorProto.FLOAT))
+    if "history_event" in needs:
+        nodes.append(helper.make_node("Identity", ["history_event_row"], [f"{_INNER}history_event"]))
+    for name in sorted(needs & {"history_age", "context"}):
+        nodes.append(helper.make_node("Identity", [name], [_INNER + name]))
+    return nodes, tables
 
 
 def _labels(name: str, ids: Iterable[str]) -> Any:
