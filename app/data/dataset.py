@@ -12,7 +12,7 @@ dataset/
     time        int64    microseconds since the epoch, UTC
     event       uint8    row of schema.events, >= 1
     value       float32
-    label       float32  1 for event types to predict, else 0
+    label       float32  1 for event types to predict, else 0; also 0 where the split hides it
     indptr      int64    (users + 1 + 1,): rows of user u are indptr[u]:indptr[u + 1]
     negatives   int32    (rows, M), test only, where the split lists them
   features/

@@ -142,6 +142,20 @@ def test_items_that_were_put_are_attributes_and_the_latest_word_wins(tmp_path: P
     }  # fmt: skip
 
 
+def test_a_log_of_another_bundle_adds_its_rows_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("user,item,timestamp,kind\na,x,1,buy\n")
+    log = stored(tmp_path / "store", Event("song fan", "song", "play", 2.0), items={"song": {"length": 180}})
+    dataset = prepared(recipe_of(str(tmp_path / "log.csv"), log, data={"event": "kind"}), tmp_path)
+    assert [row[:2] for row in rows_of(dataset)] == [("a", "x"), ("song fan", "song")]
+    assert dataset.schema.events == ["", "buy", "play"]
+    (tmp_path / "strict").mkdir()
+    strict = {"event": "kind", "event_types": ["buy"]}
+    figures = prepared(
+        recipe_of(str(tmp_path / "log.csv"), log, data=strict), tmp_path / "strict"
+    ).artifact.figures
+    assert figures["rejected"] == {"unknown_event": 1}
+
+
 def test_what_a_service_stores_meanwhile_waits_for_the_next_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

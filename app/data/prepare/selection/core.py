@@ -45,21 +45,23 @@ def core_round(bucket: int, plan: Plan, step: int, splitter: Splitter) -> Json:
     rows = {name: batch[name].to_numpy()[left] for name in splitter.columns}
     hashes = read_batch(path.with_suffix(".users"))["hash"].to_numpy()
     for_user, for_item = splitter.counted(rows, hashes)
-    least = plan.data.min_user_events
-    enough = np.ones(len(hashes), bool)
-    if least > 1:
-        enough = np.bincount(rows["user"][for_user], minlength=len(hashes)) >= least
-    kept = enough[rows["user"]] | fixed[left]
-    fallen = len(np.unique(rows["user"][~kept]))
+    user, item = rows["user"], rows["item"]
+    kept = _enough(user[for_user], len(hashes), plan.data.min_user_events)[user] | fixed[left]
     left[np.flatnonzero(left)[~kept]] = False
     reason[before & ~left] = plan.code("core")
     np.save(path.with_suffix(f".reason-{step}.npy"), reason)
-    item = rows["item"]
     return {
         "dropped": int((before & ~left).sum()),
-        "fallen": fallen,
+        "fallen": len(np.unique(user[~kept])),
         "rows": int(kept.sum()),
-        "users": int(np.count_nonzero(np.bincount(rows["user"][kept]))),
+        "users": int(np.count_nonzero(np.bincount(user[kept]))),
         "items": np.bincount(item[kept]),
         "trained": np.bincount(item[kept & for_item]),
     }
+
+
+def _enough(user: Array, users: int, least: int) -> Array:
+    """(users,) bool: those who occur at least `least` times; with 1 there is no such rule."""
+    if least == 1:
+        return np.ones(users, bool)
+    return np.bincount(user, minlength=users) >= least
