@@ -78,16 +78,17 @@ def _weights(dataset: Dataset, refit: Mapping[str, Any] | None) -> str:
     if refit is None:
         held_out = " and none of the parts held out" if len(dataset.parts) > 1 else ""
         return f"The weights have seen the {len(dataset.train):,} events of the training part{held_out}."
-    if not refit["epochs"]:
-        how = "the model was fitted again"
+    events, epochs = f"on all {refit['events']:,} events", refit["epochs"]
+    if not epochs:
+        how = f"The model was fitted once more {events}"
     elif refit["chosen_by"]:
-        how = f"for the {refit['epochs']} epochs that were best on validation by {refit['chosen_by']}"
+        how = (
+            f"The weights were trained once more {events}, "
+            f"for the {epochs} epochs that were best on validation by {refit['chosen_by']}"
+        )
     else:
-        how = f"for all {refit['epochs']} epochs, because validation chose none"
-    return (
-        f"The weights were trained once more on all {refit['events']:,} events, {how}; the figures below are "
-        "of the weights before that, which had seen the training part alone."
-    )
+        how = f"The weights were trained once more {events}, for {epochs} epochs: validation chose none"
+    return f"{how}. The figures below are of the weights before that, which had seen the training part alone."
 
 
 def _first_stage(sizes: Mapping[str, Any]) -> str:
