@@ -84,7 +84,7 @@ def recorded() -> Node | None:
 
 
 def forget() -> None:
-    """Remove the record."""
+    """Remove the record of the node that was started last."""
     (home() / "cluster.json").unlink(missing_ok=True)
 
 

@@ -108,7 +108,7 @@ def limit(requests: int) -> None:
 
 
 def forget() -> None:
-    """Remove this process's files."""
+    """Remove the launcher and the files of this process's HAProxy."""
     shutil.rmtree(FOLDER / str(os.getpid()), ignore_errors=True)
 
 
