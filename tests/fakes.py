@@ -93,7 +93,7 @@ class FakeRanker:
         self.batches.append(len(questions))
         if any(question.request.user == "boom" for question in questions):
             raise ZeroDivisionError("a fault of ours")
-        return [self._answer(question.items, question.stored, question.request.user) for question in questions]
+        return [self._answer(one.items, one.stored, one.request.user) for one in questions]
 
     def retrieval_s(self) -> float:
         return 0.25

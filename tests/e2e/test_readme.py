@@ -29,9 +29,10 @@ COMMANDS = [
 # Commands that a test of their own runs, with the folder names of that test.
 CHANGES = ("deploy", "rollback", "status", "experiment")
 ELSEWHERE = {
-    "rayrec tune": "test_tune.py",
-    "python -m cluster": "test_cluster.py",
-    **{f"rayrec {verb}": "test_deploy.py" for verb in CHANGES},
+    "rayrec events": "unit/stores/test_export.py",
+    "rayrec tune": "e2e/test_tune.py",
+    "python -m cluster": "e2e/test_cluster.py",
+    **{f"rayrec {verb}": "e2e/test_deploy.py" for verb in CHANGES},
 }
 
 
@@ -133,7 +134,7 @@ def test_every_other_command_has_a_test_of_its_own() -> None:
     for found in COMMANDS:
         if not found.startswith(run_here):
             (test,) = (t for start, t in ELSEWHERE.items() if found.startswith(start))
-            assert found.split()[1] in (REPOSITORY / "tests/e2e" / test).read_text()
+            assert found.split()[1] in (REPOSITORY / "tests" / test).read_text()
 
 
 def test_every_path_it_names_exists() -> None:
