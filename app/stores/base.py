@@ -45,6 +45,12 @@ class Store(Protocol):
         An item may come more than once.
         """
 
+    def unchanged(self) -> bool:
+        """Whether nothing was stored, by whichever process, since `changes` was last called.
+
+        Quick; False where that cannot be told without asking for the changes.
+        """
+
     def changes(self, mark: Any) -> tuple[Any, list[Change] | None]:
         """User and item of the events that were stored after `mark`, by whichever process.
 

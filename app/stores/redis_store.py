@@ -115,6 +115,10 @@ class RedisStore:
             if len(page) < PAGE:
                 return
 
+    def unchanged(self) -> bool:
+        """False: only the changes tell it; see Store.unchanged."""
+        return False
+
     def changes(self, mark: str | None) -> tuple[str, list[Change] | None]:
         """Users and items of events since a mark; see Store.changes."""
         if mark is not None:

@@ -92,16 +92,21 @@ class SqliteStore:
             if len(rows) < PAGE:
                 return
 
-    def changes(self, mark: int | None) -> tuple[int, list[Change] | None]:
-        """Users and items of events since a mark; see Store.changes."""
+    def unchanged(self) -> bool:
+        """Whether nothing was stored since `changes` was last called; see Store.unchanged."""
         try:  # before every batch, so without the detour of `_read`
             with self._reading:
-                version = self._reader.execute("PRAGMA data_version").fetchone()[0]
+                version: int = self._reader.execute("PRAGMA data_version").fetchone()[0]
         except sqlite3.Error as error:
             raise self._translate(error) from error
-        if version == self._version and mark is not None:
-            return mark, []
+        return version == self._version
+
+    def changes(self, mark: int | None) -> tuple[int, list[Change] | None]:
+        """Users and items of events since a mark; see Store.changes."""
         with self._read() as connection:
+            version = connection.execute("PRAGMA data_version").fetchone()[0]
+            if version == self._version and mark is not None:
+                return mark, []
             self._version = version
             if mark is not None:
                 rows = connection.execute(

@@ -118,9 +118,41 @@ class UserEventCache:
         At once where the store is on this machine, unless the lookup is one of a user of very many
         events, or another one is under way; else on the event loop when a thread has asked.
         """
+        idle = not (self._asking or self._waiting) and time.monotonic() >= self._rests_until
+        if idle and self.store.local and (lookup := self._look_up_unchanged(users)):
+            _hand_over(lookup, then)
+            return
         self._waiting.append((users, then))
         if not self._asking:
             self._ask()
+
+    def _look_up_unchanged(self, users: Collection[str]) -> Lookup | None:
+        """The events of users where nothing new was stored, as before most batches; else None.
+
+        A path of its own, because every batch comes by here: it takes half the time of the usual one.
+        """
+        by_user: dict[str, UserEvents] = {}
+        try:
+            if not self.store.unchanged():
+                return None
+            if self._items is not None:
+                self._items.refresh()
+            for user in users:
+                entry = self._cache.get(user)
+                if entry is None or not entry.current:
+                    events = self.store.recent(user, LENGTH)
+                    if len(events) == LENGTH:  # whose seen items may take long to read
+                        return None
+                    entry = _renewed(entry, events, None)
+                    self._cache.put(user, entry, entry.bytes)
+                    self.misses += 1
+                else:
+                    self.hits += 1
+                by_user[user] = entry
+        except Exception as error:
+            self._rest(error)
+            return None
+        return Lookup(by_user, informed=True)
 
     async def caught_up(self) -> None:
         """Return once this replica knows of all that was stored before."""
@@ -172,10 +204,7 @@ class UserEventCache:
             self._rest(error)
         self._asking = False
         for _, then in waiting:
-            try:
-                then(lookup)
-            except Exception as error:
-                _log.error("a batch that waited for stored events failed", exc_info=error)
+            _hand_over(lookup, then)
 
     def _try(self, call: Callable[..., _Answer], *arguments: Any) -> _Answer | None:
         """The outcome of a call; None, and a rest for the store, where it fails in any way."""
@@ -252,6 +281,13 @@ class UserEventCache:
                 entry.seen.add(changed[user])
         for user, entry in entries.items():
             self._cache.put(user, entry._replace(current=False), entry.bytes)
+
+
+def _hand_over(lookup: Lookup, then: Callable[[Lookup], None]) -> None:
+    try:
+        then(lookup)
+    except Exception as error:
+        _log.error("a batch that waited for stored events failed", exc_info=error)
 
 
 def _renewed(old: UserEvents | None, events: list[HistoryEvent], seen: SeenItems | None) -> UserEvents:

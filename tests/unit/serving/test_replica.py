@@ -349,7 +349,8 @@ def test_a_store_that_fails_costs_the_stored_events_and_not_the_answer(
     def gone(*_: Any) -> Any:
         raise MachineError("the disk is gone", where="store", remedy="bring it back")
 
-    monkeypatch.setattr(replica.store, "changes", gone)
+    for read in ("unchanged", "changes"):
+        monkeypatch.setattr(replica.store, read, gone)
     monkeypatch.setattr(replica.store, "append", gone)
     answer = post(replica, "/v1/rank", RANK)
     assert answer.status_code == 200

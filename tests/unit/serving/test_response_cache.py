@@ -57,6 +57,9 @@ class MemoryStore:
     def recent(self, user: str, limit: int) -> list[HistoryEvent]:
         return self.events[user][-limit:]
 
+    def unchanged(self) -> bool:
+        return False
+
     def changes(self, mark: int | None) -> tuple[int, list[tuple[str, str]]]:
         if self.broken:
             raise MachineError("gone", where="store", remedy="bring it back")

@@ -289,11 +289,18 @@ class Faltering(SqliteStore):
     error: BaseException | None = None
     asked = 0
 
+    def unchanged(self) -> bool:
+        self._falter()
+        return super().unchanged()
+
     def changes(self, mark: int | None) -> tuple[int, list[Change] | None]:
+        self._falter()
+        return super().changes(mark)
+
+    def _falter(self) -> None:
         if self.error is not None:
             self.asked += 1
             raise self.error
-        return super().changes(mark)
 
 
 class FalteringRemote(Faltering):
