@@ -86,19 +86,20 @@ class Buckets:
             np.save(Path(self.plan.scratch) / ITEMS_LEFT, items_left)
             splitter = replace(self.splitter, cuts=self._cuts())
             self.step += 1
-            self.rows, dropped, fallen = 0, 0, 0
+            self.rows, dropped = 0, 0
             self.items, trained = np.zeros_like(self.items), np.zeros_like(self.items)
             for bucket, report in self._run(core_round, "", self.step, splitter):
                 self.rows += report["rows"]
                 self.users[bucket] = report["users"]
                 self.items[: len(report["items"])] += report["items"]
                 trained[: len(report["trained"])] += report["trained"]
-                dropped, fallen = dropped + report["dropped"], fallen + report["fallen"]
+                dropped += report["dropped"]
             enough = trained >= self.plan.data.min_item_events
             still_left = items_left & (enough | (self.plan.data.min_item_events == 1))
-            # The cuts of a split by time were computed before this round dropped rows.
+            # Users that fell take no training row from another user, so only items that fall ask for another
+            # round; but the cuts of a split by time were computed before this round dropped rows.
             cuts_hold = dropped == 0 or self.plan.split.method != "time"
-            if cuts_hold and fallen == 0 and (still_left == items_left).all():
+            if cuts_hold and (still_left == items_left).all():
                 return items_left
             items_left = still_left
 

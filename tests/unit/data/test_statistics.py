@@ -42,14 +42,14 @@ def column_of(folder: Path, values: list[float], kind: Any = np.float64) -> Colu
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(FLOATS, st.floats(0, 1))
 def test_quantiles_are_those_of_numpy(here: None, tmp_path: Path, values: list[float], share: float) -> None:
-    quantile = column_of(tmp_path, values).quantile(share)
     finite = [v for v in values if v == v]
-    if not finite:
-        assert np.isnan(quantile)
-        return
-    low, high = (np.quantile(finite, share, method=m) for m in ("lower", "higher"))
-    assert min(low, high) <= quantile <= max(low, high)
-    assert quantile == pytest.approx(np.quantile(finite, share), rel=1e-9, abs=1e-300) or low != high
+    for quantile, of in zip(column_of(tmp_path, values).quantiles((share, 0.5)), (share, 0.5), strict=True):
+        if not finite:
+            assert np.isnan(quantile)
+            continue
+        low, high = (np.quantile(finite, of, method=m) for m in ("lower", "higher"))
+        assert min(low, high) <= quantile <= max(low, high)
+        assert quantile == pytest.approx(np.quantile(finite, of), rel=1e-9, abs=1e-300) or low != high
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=40)

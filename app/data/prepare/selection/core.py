@@ -32,8 +32,8 @@ def core_round(bucket: int, plan: Plan, step: int, splitter: Splitter) -> Json:
     """Drop the rows of items that fell, and users who then have too few events to train on.
 
     Returns:
-        dropped: how many rows; fallen: how many users; rows: rows left; users: with rows left;
-        items: rows left of each; trained: training rows left of each.
+        dropped: how many rows; rows: rows left; users: with rows left; items: rows left of each;
+        trained: training rows left of each.
     """
     path = Path(plan.scratch) / f"bucket-{bucket}"
     batch = read_batch(path.with_suffix(".rows"))
@@ -52,7 +52,6 @@ def core_round(bucket: int, plan: Plan, step: int, splitter: Splitter) -> Json:
     np.save(path.with_suffix(f".reason-{step}.npy"), reason)
     return {
         "dropped": int((before & ~left).sum()),
-        "fallen": len(np.unique(user[~kept])),
         "rows": int(kept.sum()),
         "users": int(np.count_nonzero(np.bincount(user[kept]))),
         "items": np.bincount(item[kept]),

@@ -55,7 +55,7 @@ def _bounds_of(rule: Outlier, plan: Plan) -> OutlierBounds:
     files = tuple(f"bucket-{bucket}.rows" for bucket in range(plan.buckets))
     column = Column(plan.scratch, files, within_bounds(rule.column), PART)
     if rule.method == "iqr":
-        low, high = (column.quantile(q) for q in (0.25, 0.75))
+        low, high = column.quantiles((0.25, 0.75))
         reach = rule.threshold * (high - low)
     else:
         mean, deviation = column.moments()

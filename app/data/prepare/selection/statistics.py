@@ -40,14 +40,17 @@ class Column:
     name: str
     mask: str = ""
 
-    def quantile(self, share: float) -> float:
-        """Linear between the two nearest values, as numpy's; NaN of an empty column."""
+    def quantiles(self, shares: Sequence[float]) -> list[float]:
+        """Each linear between the two nearest values, as numpy's; NaN of an empty column."""
         count = sum(self._each(_count))
         if count == 0:
-            return math.nan
-        rank = share * (count - 1)
-        low, high = self.ranked([math.floor(rank), math.ceil(rank)])
-        return float(low + (high - low) * (rank - math.floor(rank)))
+            return [math.nan] * len(shares)
+        ranks = [share * (count - 1) for share in shares]
+        values = self.ranked([nearest(rank) for rank in ranks for nearest in (math.floor, math.ceil)])
+        return [
+            float(low + (high - low) * (rank - math.floor(rank)))
+            for rank, low, high in zip(ranks, values[::2], values[1::2], strict=True)
+        ]
 
     def moments(self) -> tuple[float, float]:
         """Mean and standard deviation (of the population); NaN of an empty column."""
@@ -140,12 +143,14 @@ def _value(key: int, kind: str) -> Any:
 
 
 def _histogram(column: Column, low: list[int], width: list[int]) -> tuple[Array, str]:
-    counts, kind = np.zeros((len(low), _BINS), np.int64), ""
+    # Ranks near each other look into the same range, which is counted once.
+    ranges = {pair: np.zeros(_BINS, np.int64) for pair in zip(low, width, strict=True)}
+    kind = ""
     for file in column.files:
         for values in column.read(file):
             kind, keys = values.dtype.kind, _keys(values)
-            for i, (start, step) in enumerate(zip(low, width, strict=True)):
+            for (start, step), counts in ranges.items():
                 bins = (keys - np.uint64(start)) >> np.uint64(step.bit_length() - 1)
                 inside = bins[(keys >= np.uint64(start)) & (bins < _BINS)]
-                counts[i] += np.bincount(inside.astype(np.int64), minlength=_BINS)
-    return counts, kind
+                counts += np.bincount(inside.astype(np.int64), minlength=_BINS)
+    return np.stack([ranges[pair] for pair in zip(low, width, strict=True)]), kind
