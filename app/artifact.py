@@ -208,12 +208,22 @@ def _sweep(out: Path) -> None:
     """Remove what killed writers left; put back an artefact lost between two renames."""
     for path in out.parent.glob(f".{out.name}.*-*"):
         pid = path.name.rsplit("-", 1)[-1]
-        if not pid.isdigit() or (pid != str(os.getpid()) and Path(f"/proc/{pid}").exists()):
+        if not pid.isdigit() or (pid != str(os.getpid()) and _lives(int(pid))):
             continue
         if ".old-" in path.name and not out.exists() and (path / MANIFEST).exists():
             path.rename(out)
         else:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # it lives, and is another user's
+    return True
 
 
 def _refuse_foreign(out: Path) -> None:
