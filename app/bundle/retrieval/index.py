@@ -57,7 +57,7 @@ class Exact:
     def search(
         self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
     ) -> list[ScoredCandidates]:
-        """Search as Index says."""
+        """The nearest items by this index; see Index.search."""
         collectors = [_Best(count, eligible) for eligible in allowed]
         for start, block in self._blocks:
             for collector, scores in zip(collectors, states @ block.T, strict=True):
@@ -134,7 +134,7 @@ class Approximate:
     def search(
         self, states: Array, count: int, allowed: Sequence[EligibleItems], effort: float = 1.0
     ) -> list[ScoredCandidates]:
-        """Search as Index says."""
+        """The nearest items by this index; see Index.search."""
         alike = defaultdict(list)  # one call for those that differ little
         for i, eligible in enumerate(allowed):
             proposals = count * self.info.propose + min(len(eligible.left_out), LEFT_OUT)
