@@ -49,7 +49,12 @@ def _guarded(work: Callable[..., Any], arguments: tuple[Any, ...], folder: str) 
 
 
 def run_all(
-    work: Callable[..., Any], calls: Sequence[tuple[Any, ...]], description: str, folder: str
+    work: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    description: str,
+    folder: str,
+    *,
+    gpus: int = 0,
 ) -> Iterator[tuple[int, Any]]:
     """(number, `work(*call)`) of all calls as they end; at most one a core runs at a time.
 
@@ -58,13 +63,16 @@ def run_all(
         calls: its arguments, call by call.
         description: for the progress bar; empty shows none.
         folder: where the work writes, named by errors of the disk.
+        gpus: that each call takes; where the cluster has none, the calls run without.
 
     Raises:
         RayRecError: the first that a task raised.
     """
     import ray
 
-    task = ray.remote(num_cpus=1)(_guarded)
+    if gpus and "GPU" not in ray.cluster_resources():  # type: ignore[no-untyped-call]
+        gpus = 0  # Ray would wait for one for ever; the work says it better
+    task = ray.remote(num_cpus=1, num_gpus=gpus)(_guarded)
     running: dict[Any, int] = {}
     waiting = iter(enumerate(calls))
     with progress(description, len(calls)) if description else nullcontext() as bar:

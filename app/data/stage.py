@@ -13,7 +13,6 @@ items and users. What is written does not depend on the number of cores or bucke
 from __future__ import annotations
 
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,27 @@ import polars as pl
 
 from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
-from app.data.dataset import Schema
+from app.data.dataset import Part, Schema
 from app.data.input.files import digests, find
 from app.data.input.stored_log import digest_of_log, is_log
-from app.data.prepare.buckets import Buckets, number_items, positive_types
+from app.data.prepare.attribute_file import put_attributes_aside
+from app.data.prepare.buckets import positive_types
 from app.data.prepare.concat import fill_values, join_parts, write_strings
 from app.data.prepare.content_features import write_features, write_raw
-from app.data.prepare.dedupe_sort import read_batch
 from app.data.prepare.finalize import PARTS
-from app.data.prepare.ingest import Ingested, ingest, no_events
-from app.data.prepare.plan import Plan
+from app.data.prepare.ingest import Ingested, ingest
 from app.data.prepare.rejected import put_aside
-from app.data.prepare.vocabulary import attribute_file, bounded_attributes, items_of, merge, write_maps
+from app.data.prepare.selection.select import Selected, select
 from app.data.ray_map import map_splits
-from app.errors import DataError, MachineError, RayRecError
-from app.features.context import context_width
+from app.errors import MachineError, RayRecError
+from app.features.context import context_width, fit_bounds
 from app.ray.session import ray_session
 from app.recipe import Recipe
+from app.terminal.console import say
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
-STAGE_VERSION = 3  # raise it when the same recipe and files come to give another data set
+STAGE_VERSION = 6  # raise it when the same recipe and files come to give another data set
 _BLOCK = 1 << 22
 __all__ = ["check", "prepare", "source_digests"]
 
@@ -57,7 +56,9 @@ def source_digests(recipe: Recipe) -> dict[str, str]:
     """
     logs = [entry for entry in recipe.data.events if is_log(entry)]
     files = [entry for entry in recipe.data.events if not is_log(entry)]
-    names = find(files) if files or not logs else []
+    names = find(files) if files or not (logs or recipe.data.sources) else []
+    for number, own in enumerate(recipe.data.sources):
+        names += find(own.files, key=f"data.sources[{number}].files")
     if recipe.split.method == "given" and recipe.split.test > 0:
         names += find(recipe.split.test_events, key="split.test_events")
     for key in ("items", "users"):
@@ -78,113 +79,81 @@ def prepare(recipe: Recipe, out: Path) -> Artifact:
         scratch = draft.path / "scratch"
         scratch.mkdir()
         try:
-            draft.figures.update(_write(recipe, ingest(recipe, scratch), draft.path))
+            selected = select(ingest(recipe, scratch), write=True)
+            draft.figures.update(_write(recipe, selected, draft.path))
         except MachineError as error:  # tasks know the scratch folder alone
             raise MachineError(error.what, where=str(out), remedy=error.remedy) from None
         shutil.rmtree(scratch)
     return open_artifact(out, "dataset", verify=False)
 
 
-def _write(recipe: Recipe, ingested: Ingested, out: Path) -> Json:
-    plan, rejected = ingested.plan, ingested.rejected
-    names = [info.name for info in ingested.infos]
-    items = items_of(plan, names, ingested.items_put)
-    write_maps(plan, names, items)
-    buckets = Buckets(ingested, len(items))
-    buckets.dedupe_sort()
-    if plan.data.outliers:
-        buckets.drop_outliers()
-        items = bounded_attributes(plan, items)
-    rejected += buckets.rejected
-    items = number_items(plan, items, _select(buckets))
-    if buckets.rows == 0:
-        raise no_events(rejected + Counter(core=ingested.rows - rejected.total()), ingested.rows)
-    reports = buckets.finalize()
-    rejected.update({"core": sum(r["core"] for r in reports)})
-    rows = {part: [r["rows"][part] for r in reports] for part in PARTS}
-    _refuse_empty(rows, recipe)
-    join_parts(Path(plan.scratch), out, rows, buckets.width)
+def _write(recipe: Recipe, selected: Selected, out: Path) -> Json:
+    plan = selected.ingested.plan
+    join_parts(Path(plan.scratch), out, selected.rows, selected.width)
     if plan.data.missing.get(plan.data.value) == "median":
         fill_values(out)
-    users = _write_ids(plan, items, out)
-    schema = _describe(recipe, ingested, out, users, items, max(r["end"] for r in reports))
+    _write_ids(selected, out)
+    schema, unusable = _describe(recipe, selected, out)
     (out / "schema.json").write_bytes(msgspec.json.format(msgspec.json.encode(schema), indent=1))
-    _put_aside(ingested, out, rejected.total())
-    figures = {
-        "rows_in": ingested.rows,
-        "rows_kept": ingested.rows - rejected.total(),
-        "rejected": {r: rejected[r] for r in plan.reasons if rejected[r]},
-        "users": schema.users - 1,
-        "items": schema.items - 1,
-        **{part: sum(rows[part]) for part in PARTS},
-    }
-    repeated = sum(r["repeated"] for r in reports)
-    return figures | ({"repeated": repeated} if repeated else {})
+    figures = selected.figures
+    _put_aside(selected.ingested, out, figures["rows_in"] - figures["rows_kept"])
+    put_attributes_aside(plan, out / "rejected")
+    for name, values in unusable.items():
+        values.write_parquet(out / "rejected" / f"features-{name}.parquet")
+        figures["unusable_values"] = figures.get("unusable_values", 0) + len(values)
+    for note in figures.get("notes", []):
+        say(note)
+    return figures
 
 
-def _select(buckets: Buckets) -> Array:
-    """Take the core where the recipe asks for one; (items,) bool: items that have a row.
-
-    Items that nobody met have one too, unless a core asks for events; those that it dropped have none.
-    """
-    data, seen = buckets.plan.data, buckets.items > 0
-    if max(data.min_user_events, data.min_item_events) == 1:
-        return np.ones(len(seen), bool)
-    items_left = buckets.take_core()
-    return items_left if data.min_item_events > 1 else (buckets.items > 0) | ~seen
-
-
-def _refuse_empty(rows: dict[str, list[int]], recipe: Recipe) -> None:
-    if sum(rows["train"]) == 0:
-        counts = ", ".join(f"{part} {sum(rows[part])}" for part in PARTS)
-        raise DataError(
-            f"the split leaves no event to train on ({counts})",
-            where=f"split.method = {recipe.split.method!r}",
-            remedy="lower split.valid and split.test, or choose another method",
-        )
-
-
-def _write_ids(plan: Plan, items: pl.DataFrame, out: Path) -> pl.DataFrame:
-    """Write users/ and items/; returns the users with their attributes."""
-    write_strings(out / "items", [items["id"].to_arrow()])
-    finals = [Path(plan.scratch) / f"bucket-{b}.final" for b in range(plan.buckets)]
-    seen = pl.concat(
-        [pl.DataFrame(pl.from_arrow(read_batch(p))).drop("hash") for p in finals], how="diagonal"
-    )
-    users = merge(seen, attribute_file(plan.data.users, plan.data, "data.users"))
-    write_strings(out / "users", [users["id"].to_arrow()])
-    for part in PARTS:  # users of the attribute file alone have no events
+def _write_ids(selected: Selected, out: Path) -> None:
+    """Write users/ and items/, and make room for users of the attribute file alone, who have no events."""
+    write_strings(out / "items", [selected.items["id"].to_arrow()])
+    write_strings(out / "users", [selected.users["id"].to_arrow()])
+    for part in PARTS:
         path = out / part / "indptr.npy"
         indptr = np.load(path)
-        np.save(path, np.pad(indptr, (0, len(users) + 2 - len(indptr)), "edge"))
-    return users
+        np.save(path, np.pad(indptr, (0, len(selected.users) + 2 - len(indptr)), "edge"))
 
 
-def _describe(
-    recipe: Recipe, ingested: Ingested, out: Path, users: pl.DataFrame, items: pl.DataFrame, end: int
-) -> Schema:
-    """Write features/ and columns/, and say what the arrays mean."""
-    folder, missing = out / "features", recipe.data.missing
+def _describe(recipe: Recipe, selected: Selected, out: Path) -> tuple[Schema, dict[str, pl.DataFrame]]:
+    """Write features/ and columns/; returns what the arrays mean, and values that no feature could use."""
+    folder, missing, events = out / "features", recipe.data.missing, selected.ingested.events
+    users, items = selected.users, selected.items
     folder.mkdir()
+    gap = recipe.data.session_gap_us
+    context: list[str] = [*recipe.features.context] if recipe.data.timed else []
     trained = {n: _seen(out / "train" / f"{n}.npy", len(f)) for n, f in (("user", users), ("item", items))}
-    users, items = users.drop("id"), items.drop("id")
-    of_items = write_features(folder, "item", recipe.features.item, items, trained["item"], missing)
-    of_users = write_features(folder, "user", recipe.features.user, users, trained["user"], missing)
-    write_raw(out / "columns" / "items.parquet", items, recipe.features.item)
-    return Schema(
+    of_items, bad_items = write_features(
+        folder, "item", recipe.features.item, items, trained["item"], missing
+    )
+    of_users, bad_users = write_features(
+        folder, "user", recipe.features.user, users, trained["user"], missing
+    )
+    write_raw(out / "columns" / "items.parquet", items.drop("id"), recipe.features.item)
+    unusable = {name: bad for name, bad in (("item", bad_items), ("user", bad_users)) if len(bad)}
+    schema = Schema(
         users=len(trained["user"]) + 1,
         items=len(trained["item"]) + 1,
-        events=ingested.events,
+        events=events,
         history=recipe.features.history,
-        context=list(recipe.features.context),
-        context_width=context_width(recipe.features.context),
+        context=context,
+        context_width=context_width(context),
         item_dense=of_items.dense_width,
+        item_blocks=of_items.blocks,
         user_dense=of_users.dense_width,
         item_categories=of_items.categories,
         user_categories=of_users.categories,
-        end_time=end,
-        positive=positive_types(ingested.events, ingested.plan.data),
+        end_time=selected.end,
+        positive=positive_types(events, recipe.data),
+        timed=recipe.data.timed,
+        ordered=recipe.data.ordered,
+        context_bounds=fit_bounds(context, gap, recipe.features.history, Part.load(out / "train")),
+        session_gap=gap,
+        positive_above=recipe.data.positive_above,
+        ties=selected.ties,
     )
+    return schema, unusable
 
 
 def _seen(path: Path, count: int) -> Array:

@@ -21,6 +21,19 @@ State = dict[str, Any]  # JSON values and numpy arrays
 
 
 @dataclass(frozen=True)
+class Unusable:
+    """A value that cannot be read, and counts as missing.
+
+    Args:
+        reason: why, in a few words.
+        value: as it came.
+    """
+
+    reason: str
+    value: str
+
+
+@dataclass(frozen=True)
 class Feature(ABC):
     """One attribute column in, one array out; a kind is the subclass in a file of its name.
 
@@ -31,10 +44,26 @@ class Feature(ABC):
 
     __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
     # What the cells of the column are: "number" columns are compared as numbers, "category" columns have
-    # few distinct values, "text" columns are prose, too long for filters.
-    cells: ClassVar[Literal["number", "category", "text"]] = "text"
+    # few distinct values, "text" columns are prose, too long for filters, "vector" columns are for models
+    # alone.
+    cells: ClassVar[Literal["number", "category", "text", "vector"]] = "text"
 
     column: str = field(metadata={"description": "the attribute column"})
+
+    def prepared(self, column: Array) -> Array:
+        """Do once, offline, what takes long: (N,) values -> (N,) values for `fit` and `transform`.
+
+        A value that cannot be read becomes Unusable. A request does not come this way: what it brings is
+        transformed as it is, so that a service opens no file that a request names.
+
+        Raises:
+            MachineError: a package that is needed is not installed.
+        """
+        return column
+
+    def problem(self, value: Any, state: State) -> str:
+        """Why a value, though not missing, counts as missing, in a few words; "" where it does not."""
+        return value.reason if isinstance(value, Unusable) else ""
 
     @abstractmethod
     def fit(self, column: Array) -> State:
@@ -57,6 +86,8 @@ def as_text(value: Any) -> str:
     """A cell as text, "" where missing; 5, 5.0 and "5" are alike, since files disagree on types."""
     if isinstance(value, str):
         return value
+    if isinstance(value, Unusable):
+        return value.value
     if isinstance(value, list | tuple | np.ndarray):
         return " ".join(as_text(part) for part in value)
     if is_missing(value):

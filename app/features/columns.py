@@ -6,15 +6,28 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from app.errors import ArtifactError, RecipeError
 from app.features.base import Array, Feature, State
-from app.features.kinds import from_settings, settings_of
+from app.features.kinds import from_settings, kind_of, settings_of
 
 FILLS = "fills.json"  # beside a saved state: what was put where a column had no value, by column
+
+
+# Values by the name of their column, or by the feature where its `prepared` made them.
+Columns = Mapping[Any, Array]
+
+
+class Block(NamedTuple):
+    """The dense floats that one feature makes: `width` of them from `start` on."""
+
+    kind: str
+    column: str
+    start: int
+    width: int
 
 
 @dataclass(frozen=True)
@@ -27,18 +40,28 @@ class FittedColumns:
     @property
     def dense_width(self) -> int:
         """F, the number of floats in a row."""
-        return sum(_width(f, s) for f, s in zip(self.features, self.states, strict=True))
+        return sum(block.width for block in self.blocks)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Which of the F floats are of which feature; features that are categories have none."""
+        blocks, start = [], 0
+        for feature, state in zip(self.features, self.states, strict=True):
+            if width := _width(feature, state):
+                blocks.append(Block(kind_of(feature), feature.column, start, width))
+                start += width
+        return blocks
 
     @property
     def categories(self) -> list[int]:
         """Cardinality of each of the K category features, unknown (0) counted."""
         return [int(s["cardinality"]) for s in self.states if "cardinality" in s]
 
-    def transform(self, columns: Mapping[str, Array], rows: int | None = None) -> tuple[Array, Array]:
+    def transform(self, columns: Columns, rows: int | None = None) -> tuple[Array, Array]:
         """All features of N rows.
 
         Args:
-            columns: name -> (N,) object array, None where missing.
+            columns: name, or feature -> (N,) object array, None where missing.
             rows: N, needed only where there is no column.
 
         Returns:
@@ -50,7 +73,7 @@ class FittedColumns:
         count = len(next(iter(columns.values()))) if columns else rows or 0
         dense, category = [np.zeros((count, 0), np.float32)], [np.zeros((count, 0), np.int32)]
         for feature, state in zip(self.features, self.states, strict=True):
-            values = feature.transform(_column(columns, feature.column), state)
+            values = feature.transform(_column(columns, feature), state)
             if values.ndim == 1:
                 category.append(values[:, None])
             else:
@@ -91,29 +114,32 @@ class FittedColumns:
         return cls(features, states)
 
 
-def fit_columns(features: Sequence[Feature], columns: Mapping[str, Array], train: Array) -> FittedColumns:
+def fit_columns(features: Sequence[Feature], columns: Columns, train: Array) -> FittedColumns:
     """Fit the recipe's features.
 
     Args:
         features: [[features.item]] or [[features.user]] of the recipe.
-        columns: name -> (N,) object array, None where missing.
+        columns: name, or feature -> (N,) object array, None where missing.
         train: (N,) bool, rows that occur in training; statistics come from these alone.
 
     Raises:
         RecipeError: a feature's column is absent.
     """
-    states = [feature.fit(_column(columns, feature.column)[train]) for feature in features]
+    states = [feature.fit(_column(columns, feature)[train]) for feature in features]
     return FittedColumns(list(features), states)
 
 
-def _column(columns: Mapping[str, Array], name: str) -> Array:
-    if name not in columns:
+def _column(columns: Columns, feature: Feature) -> Array:
+    if feature in columns:
+        return columns[feature]
+    if feature.column not in columns:
+        names = ", ".join(repr(name) for name in columns if isinstance(name, str))
         raise RecipeError(
-            f"no attribute column {name!r}",
+            f"no attribute column {feature.column!r}",
             where="features",
-            remedy=f"the columns are {', '.join(map(repr, columns)) or 'none: name a file of attributes'}",
+            remedy=f"the columns are {names or 'none: name a file of attributes'}",
         )
-    return columns[name]
+    return columns[feature.column]
 
 
 def _state(folder: Path, number: int, entry: Mapping[str, Any]) -> State:

@@ -4,8 +4,9 @@
 
 Comparisons (= == != <> < <= > >=), in [...], like 'C%' (% any text, _ one character),
 is null, is not null; and, or, not, parentheses. Names with spaces go in backticks. As in
-SQL, a comparison with a missing value is neither true nor false. The row filter of recipes
-and the filter of requests share the language, and each says what a comparison means.
+SQL, a comparison with a missing value is neither true nor false. A number is what it says:
+one that no float holds is an int or a Decimal. The row filter of recipes and the filter of
+requests share the language, and each says what a comparison means.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import difflib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import NoReturn
 
 DEEPEST = 50  # parentheses and `not` within each other
@@ -24,7 +26,8 @@ _TOKEN = re.compile(
 _WORDS = ("and", "or", "not", "in", "like", "is", "null")
 _SIGNS = {"=": "=", "==": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
 
-Value = float | str
+Number = float | int | Decimal  # int and Decimal only where no float is the number
+Value = Number | str
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,12 @@ def parse(text: str, columns: Sequence[str] | None = None) -> Node:
     return node
 
 
+def quoted(column: str) -> str:
+    """The name of a column as conditions write it: in backticks unless it is a plain word."""
+    plain = re.fullmatch(r"[^\W\d][\w.]*", column) and column.lower() not in _WORDS
+    return column if plain else f"`{column}`"
+
+
 def columns_of(node: Node) -> frozenset[str]:
     """The columns that a condition names, anywhere in its tree."""
     if isinstance(node, Not):
@@ -253,7 +262,9 @@ class _Parser:
     def column(self, token: _Token) -> str:
         if self.columns is not None and token.value not in self.columns:
             close = difflib.get_close_matches(token.value, self.columns, 1)
-            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            close += [c for c in self.columns if c.startswith(f"{token.value} ")]
+            written = [repr(c) if quoted(c) == c else quoted(c) for c in close[:1]]
+            hint = f" (did you mean {written[0]}?)" if written else ""
             raise ParseError("no such column", f"{token.value!r}{hint}", token.position + 1)
         return token.value
 
@@ -270,4 +281,14 @@ class _Parser:
 
 
 def _value(token: _Token) -> Value:
-    return float(token.value) if token.kind == "number" else token.value
+    return _number(token.value) if token.kind == "number" else token.value
+
+
+def _number(text: str) -> Number:
+    rounded = float(text)
+    if not 1e-300 < abs(rounded) < 1e300:
+        return rounded
+    exact = Decimal(text)
+    if Decimal(repr(rounded)) == exact:  # the shortest text of the float is the number that was written
+        return rounded
+    return int(exact) if exact == exact.to_integral_value() else exact

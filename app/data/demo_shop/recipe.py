@@ -61,15 +61,12 @@ kind = "number"
 missing = "category"
 
 [model]
-name = "mlp"
-loss = "cross_entropy"
+name = "auto"
 
 [train]
+minutes = 0.4
 epochs = 4
 batch_size = 256
-negatives = 16
-learning_rate = 0.01
-table_learning_rate = 0.2
 schedule = "cosine"
 valid_users = 500
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 import polars as pl
 
-Row = dict[str, Any]
+from app.data.input.nested import Row, top_level, value_at
+
+_LARGEST = 1 << 63
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
@@ -47,16 +50,32 @@ def _parse(line: bytes) -> Row | None:
     return row if isinstance(row, dict) else None
 
 
-def frame_of(rows: list[Row], columns: tuple[str, ...]) -> pl.DataFrame:
-    """A text column for each of `columns` and every other key; null where absent."""
-    names = dict.fromkeys(columns)
+def frame_of(rows: list[Row], columns: Sequence[str]) -> pl.DataFrame:
+    """A column for each of `columns`, some of them paths, and every other key; null where absent.
+
+    Columns are text, but those of booleans alone and those with lists, which keep that type.
+    """
+    names, known = dict.fromkeys(columns), top_level(columns)
     for row in rows:
-        names.update(dict.fromkeys(row))
-    texts = {n: pl.Series(n, [_text(row.get(n)) for row in rows], pl.String) for n in names}
-    return pl.DataFrame(texts)
+        names.update(dict.fromkeys(key for key in row if key not in known))
+    return pl.DataFrame({name: _series(name, [value_at(row, name) for row in rows]) for name in names})
 
 
-def _text(value: Any) -> str | None:
+def _series(name: str, values: list[Any]) -> pl.Series:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return pl.Series(name, values, pl.Boolean)
+    if list in kinds:
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        texts = [value and [text_of_json(part) for part in value] for value in lists]
+        return pl.Series(name, texts, pl.List(pl.String))
+    return pl.Series(name, [text_of_json(value) for value in values], pl.String)
+
+
+def text_of_json(value: Any) -> str | None:
+    """A value of JSON as text; what is nested stays JSON, a whole float is written as an integer."""
     if value is None or isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer() and abs(value) < _LARGEST:
+        return str(int(value))
     return json.dumps(value, ensure_ascii=False)

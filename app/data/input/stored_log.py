@@ -14,7 +14,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.data.input.files import Source
+from app.data.input.form import Form
+from app.data.input.source import Source
 from app.data.values.text import normal_ids
 from app.events import Event, Value
 from app.recipe import Data
@@ -59,8 +60,8 @@ def copy_log(entry: str, target: Path, data: Data) -> tuple[Source, pl.DataFrame
             for events in log.events():
                 writer.write_table(_table(events, data, schema))
         items = _frame(dict(log.items()))
-        size = target.stat().st_size
-        source = Source(log.location, "parquet", False, size, tuple(schema.names), copy=str(target))
+        form = Form("parquet", columns=tuple(schema.names))
+        source = Source(log.location, target.stat().st_size, form, copy=str(target))
     return source, items
 
 

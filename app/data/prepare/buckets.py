@@ -17,7 +17,7 @@ from app.data.prepare.finalize import ITEM_ROWS, Final, finalize
 from app.data.prepare.ingest import Ingested
 from app.data.prepare.plan import Plan
 from app.data.prepare.selection.core import ITEMS_LEFT, core_round
-from app.data.prepare.selection.outliers import OutlierBounds, drop_outliers, find_outlier_bounds
+from app.data.prepare.selection.outliers import drop_outliers, find_outlier_bounds
 from app.data.prepare.selection.splits import Splitter, time_cuts
 from app.data.prepare.selection.statistics import Column
 from app.data.ray_map import run_all
@@ -43,6 +43,7 @@ class Buckets:
         rows: rows that are kept.
         users: users with rows kept, of each bucket.
         items: (items,) rows kept of each.
+        tied: rows, before outliers and cores, that have the moment of an earlier row of their user.
         rejected: rows dropped so far, by reason.
         width: the most negatives that a row lists.
     """
@@ -50,18 +51,21 @@ class Buckets:
     def __init__(self, ingested: Ingested, items: int) -> None:
         self.ingested, self.plan = ingested, ingested.plan
         self.splitter = Splitter(
-            self.plan.split, self.plan.seed, tuple(positive_types(ingested.events, self.plan.data))
+            self.plan.split,
+            self.plan.seed,
+            tuple(positive_types(ingested.events, self.plan.data)),
+            self.plan.data.positive_above,
         )
-        self.rows, self.width, self.step = 0, 0, 0
+        self.rows, self.tied, self.width, self.step = 0, 0, 0, 0
         self.users = [0] * self.plan.buckets
         self.items = np.zeros(items, np.int64)
         self.rejected: Counter[str] = Counter()
-        self._bounds: tuple[OutlierBounds, ...] = ()
 
     def dedupe_sort(self) -> None:
         """Phase 2: rows of each bucket without duplicates, sorted."""
         for bucket, report in self._run(dedupe_sort, "removing duplicates", self.ingested.infos):
             self.rows += report["rows"]
+            self.tied += report["tied"]
             self.users[bucket] = report["users"]
             self.items[: len(report["items"])] += report["items"]
             self.rejected["duplicate"] += report["duplicates"]
@@ -70,9 +74,11 @@ class Buckets:
     def drop_outliers(self) -> None:
         """Drop rows beyond the bounds of the rows that train."""
         self.splitter = replace(self.splitter, cuts=self._cuts())
-        self._bounds = tuple(find_outlier_bounds(self.plan, self.splitter))
+        bounds = find_outlier_bounds(self.plan, self.splitter)
+        of_values = [b for b in bounds if b.clip and b.column == self.plan.data.value]
+        self.splitter = replace(self.splitter, clips=tuple((b.low, b.high) for b in of_values))
         self.step, items = 1, np.zeros_like(self.items)
-        for bucket, report in self._run(drop_outliers, "", self._bounds):
+        for bucket, report in self._run(drop_outliers, "", bounds):
             self.rows -= report["dropped"]
             self.users[bucket] = report["users"]
             items[: len(report["items"])] += report["items"]
@@ -103,11 +109,11 @@ class Buckets:
                 return items_left
             items_left = still_left
 
-    def finalize(self) -> list[Json]:
-        """Phase 3: write the parts; the buckets' reports in order."""
+    def finalize(self, *, write: bool) -> list[Json]:
+        """Phase 3: split, and write the parts if asked; the buckets' reports in order."""
         first = 1 + np.concatenate([[0], np.cumsum(self.users)])
-        splitter = replace(self.splitter, cuts=self._cuts())
-        final = Final(splitter, self._bounds, self.step, self.width)
+        self.splitter = replace(self.splitter, cuts=self._cuts())
+        final = Final(self.splitter, self.step, self.width, write)
         calls = [(bucket, self.plan, int(first[bucket]), final) for bucket in range(self.plan.buckets)]
         reports = dict(run_all(finalize, calls, "splitting", self.plan.scratch))
         return [reports[bucket] for bucket in range(self.plan.buckets)]
@@ -116,14 +122,16 @@ class Buckets:
         calls = [(bucket, self.plan, *arguments) for bucket in range(self.plan.buckets)]
         return run_all(work, calls, description, self.plan.scratch)
 
+    @property
+    def times(self) -> Column:
+        """The times of the rows kept so far."""
+        files = tuple(f"bucket-{bucket}.rows" for bucket in range(self.plan.buckets))
+        return Column(self.plan.scratch, files, "time", f"reason-{self.step}" if self.step else "")
+
     def _cuts(self) -> tuple[int, int]:
         """First moments of validation and test in a split by time of the rows kept so far."""
         split = self.plan.split
-        if split.method != "time" or not self.rows:
-            return 0, 0
-        files = tuple(f"bucket-{bucket}.rows" for bucket in range(self.plan.buckets))
-        column = Column(self.plan.scratch, files, "time", f"reason-{self.step}" if self.step else "")
-        return time_cuts(split, column, self.rows)
+        return time_cuts(split, self.times, self.rows) if split.method == "time" and self.rows else (0, 0)
 
 
 def number_items(plan: Plan, items: pl.DataFrame, kept: Array) -> pl.DataFrame:

@@ -2,7 +2,7 @@
 
 Writes to `scratch`: bucket-K.rows (user, item, time, event, value, row, test, and the columns under
 an outlier rule; sorted by user and time, ties in the order of the input), bucket-K.users and the
-duplicates.
+duplicates. Where events have no order, a user's rows are sorted by a hash of seed and row.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from app.data.prepare.partition import within_bounds
+from app.data.prepare.partition import order_key, within_bounds
 from app.data.prepare.plan import Plan
+from app.data.prepare.selection.splits import uniform
+from app.data.values.latest import attributes_of, merge_latest
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
 LATE = np.dtype([("row", "<i8"), ("reason", "u1")])
-ORDER_STEP = 1_000_000  # microseconds between rows where their order is the order in time
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,8 @@ def dedupe_sort(bucket: int, plan: Plan, infos: Sequence[PieceInfo]) -> Json:
     """Write a bucket's rows.
 
     Returns:
-        duplicates: how many; rows: left; users: with rows; items: rows left of each; negatives: the
-        most that a row lists.
+        duplicates: how many; rows: left; tied: of those left, with the moment of an earlier row of their
+        user; users: with rows; items: rows left of each; negatives: the most that a row lists.
     """
     scratch = Path(plan.scratch)
     users, codes = _users(scratch, bucket, infos, plan)
@@ -54,21 +55,59 @@ def dedupe_sort(bucket: int, plan: Plan, infos: Sequence[PieceInfo]) -> Json:
         scratch / f"bucket-{bucket}.duplicates.npy", rows["row"], duplicate * np.uint8(plan.code("duplicate"))
     )
     kept = np.flatnonzero(~duplicate)
-    order = kept[np.lexsort((rows["time"][kept], rows["user"][kept]))]
+    order = kept[_order(rows, kept, plan)]
     names = ["user", "item", "time", "event", "value", "row", "test"]
     names += [within_bounds(column) for column in plan.outlier_columns]
-    table = pa.table({n: rows[n][order] for n in names})
+    columns = {n: rows[n][order] for n in names}
+    if plan.data.session_gap_us and plan.data.sessions == "users":
+        columns["user"], users = _sessions(columns["user"], columns["time"], users, plan.data.session_gap_us)
+    table = pa.table(columns)
     if negatives is not None:
         table = table.append_column("negatives", negatives.take(pa.array(order)))
     write_table(scratch / f"bucket-{bucket}.rows", table)
     write_table(scratch / f"bucket-{bucket}.users", users.to_arrow())
     return {
-        "users": int(np.count_nonzero(np.bincount(rows["user"][order]))),
+        "users": int(np.count_nonzero(np.bincount(columns["user"]))),
         "rows": len(order),
+        "tied": _tied(columns["user"], columns["time"]),
         "duplicates": int(duplicate.sum()),
         "items": np.bincount(rows["item"][order]),
         "negatives": 0 if negatives is None else int(np.max(negatives.value_lengths().to_numpy(), initial=0)),
     }
+
+
+def _tied(user: Array, time: Array) -> int:
+    return int(np.count_nonzero((user[1:] == user[:-1]) & (time[1:] == time[:-1])))
+
+
+def _order(rows: dict[str, Array], kept: Array, plan: Plan) -> Array:
+    """The order (K,) of the rows kept (K,), which are in that of the input."""
+    names = ["time", *_order_keys(plan)] if plan.data.timed else ["row"]
+    keys = [rows[name][kept] for name in reversed(names)]
+    return np.lexsort((*(keys if plan.data.ordered else [uniform(keys[0], plan.seed)]), rows["user"][kept]))
+
+
+def _order_keys(plan: Plan) -> list[str]:
+    """Columns that order rows of the same time, the first key first."""
+    return [order_key(number) for number in range(len(plan.data.time_columns) - 1)]
+
+
+def _sessions(user: Array, time: Array, users: pl.DataFrame, gap: int) -> tuple[Array, pl.DataFrame]:
+    """Sessions as users of their own: the session (N,) of each row, and the sessions, with ids USER/NUMBER.
+
+    Args:
+        user: (N,) rows of `users`, ascending.
+        time: (N,) microseconds, ascending for each user.
+        users: id, hash and attributes.
+        gap: microseconds; a longer pause ends a session.
+    """
+    new_user = np.diff(user, prepend=-1) != 0
+    new = new_user | (np.diff(time, prepend=time[:1]) > gap)
+    owner = user[new]
+    first = np.maximum.accumulate(np.where(new_user[new], np.arange(len(owner)), 0))
+    numbers = pl.Series(np.arange(len(owner)) - first + 1).cast(pl.String)
+    sessions = users[owner.tolist()]
+    return (np.cumsum(new) - 1).astype(user.dtype), sessions.with_columns(id=sessions["id"] + "/" + numbers)
 
 
 def read_batch(path: Path, number: int = 0) -> pa.RecordBatch:
@@ -108,8 +147,10 @@ def _users(
     entries = entries.with_columns(code=new.fill_null(True).cum_sum().cast(pl.Int64) - 1)
     codes = np.empty(len(entries), np.int64)
     codes[entries["position"].to_numpy()] = entries["code"].to_numpy()
-    firsts = [pl.col(c).drop_nulls().first() for c in plan.user_columns if c in entries.columns]
-    users = entries.group_by("code", maintain_order=True).agg(pl.col("hash", "id").first(), *firsts)
+    users = entries.group_by("code", maintain_order=True).agg(pl.col("hash", "id").first())
+    latest = merge_latest(entries, "code", plan.user_columns)
+    latest = latest.select("code", *attributes_of(plan.user_columns, latest))
+    users = users.join(latest, on="code", how="left", maintain_order="left")
     ends = np.cumsum([len(f) for f in frames])
     return users.drop("code"), np.split(codes, ends[:-1])
 
@@ -128,8 +169,6 @@ def _rows(
         part["event"] = np.array(info.events, np.uint8)[part["event"]]
         part["row"] = part["row"] + info.offset
         part["test"] = np.full(len(batch), info.test, np.uint8)
-        if not plan.data.timestamp:
-            part["time"] = part["row"] * ORDER_STEP
         parts.append(part)
         lists.append(_lists(batch, items))
     rows = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
@@ -153,7 +192,7 @@ def _duplicates(rows: dict[str, Array], plan: Plan) -> Array:
     if plan.data.duplicates == "keep":
         return np.zeros(len(rows["row"]), bool)
     keyed = plan.data.duplicates == "key" and not plan.key_columns
-    names = ["user", "item", "event", "time"] if keyed else ["user", "hash"]
+    names = ["user", "item", "event", "time", *_order_keys(plan)] if keyed else ["user", "hash"]
     if not rows["test"].any():
         frame = pl.DataFrame({n: rows[n] for n in names})
     else:

@@ -14,8 +14,7 @@ from app.data.dataset import COLUMNS, column_type
 from app.data.prepare.dedupe_sort import read_batch, write_rejects, write_table
 from app.data.prepare.plan import Plan
 from app.data.prepare.selection.core import reasons_after
-from app.data.prepare.selection.outliers import OutlierBounds, clipped
-from app.data.prepare.selection.splits import TEST, TRAIN, Splitter
+from app.data.prepare.selection.splits import TEST, TRAIN, Splitter, clipped
 
 Array = npt.NDArray[Any]
 Json = dict[str, Any]
@@ -30,15 +29,15 @@ class Final:
 
     Attributes:
         splitter: the final split.
-        bounds: of outlier rules, for those that clip.
         step: the step of the selection whose reasons hold.
         width: M, listed negatives of a row; 0 where the split lists none.
+        write: whether columns are written, or only counted.
     """
 
     splitter: Splitter
-    bounds: tuple[OutlierBounds, ...]
     step: int
     width: int
+    write: bool
 
 
 def finalize(bucket: int, plan: Plan, first_user: int, final: Final) -> Json:
@@ -52,7 +51,8 @@ def finalize(bucket: int, plan: Plan, first_user: int, final: Final) -> Json:
 
     Returns:
         rows: of each part; core: rows that the core dropped; repeated: events not tested because they
-        repeat training; end: time of the last training event.
+        repeat training; positive: training events to predict; span: first and last time; end: time of
+        the last training event.
     """
     path = Path(plan.scratch) / f"bucket-{bucket}"
     batch, users = read_batch(path.with_suffix(".rows")), read_batch(path.with_suffix(".users"))
@@ -61,20 +61,28 @@ def finalize(bucket: int, plan: Plan, first_user: int, final: Final) -> Json:
     kept = np.flatnonzero(reason == 0)
     rows = {name: batch[name].to_numpy()[kept] for name in _COLUMNS}
     part, rows["label"], repeated = final.splitter.assign(rows, users["hash"].to_numpy())
-    rows["value"] = clipped(rows["value"], plan.data.value, final.bounds)
+    rows["value"] = clipped(rows["value"], final.splitter.clips)
     present, rows["user"] = np.unique(rows["user"], return_inverse=True)
     rows["user"] += first_user
     rows["item"] = np.load(path.with_name(ITEM_ROWS), mmap_mode="r")[rows["item"]]
     write_table(path.with_suffix(".final"), pa.Table.from_batches([users]).take(pa.array(present)))
     core = int(np.count_nonzero(reason == plan.code("core")))
-    report: Json = {"rows": {}, "repeated": repeated, "core": core}
+    time, far = rows["time"], 1 << 62
+    report: Json = {
+        "rows": {},
+        "repeated": repeated,
+        "core": core,
+        "positive": int(np.count_nonzero(rows["label"][part == TRAIN])),
+        "span": (int(time.min(initial=far)), int(time.max(initial=-far))),
+        "end": int(time[part == TRAIN].max(initial=-far)),
+    }
     for number, name in enumerate(PARTS):
         chosen = np.flatnonzero(part == number)
+        report["rows"][name] = len(chosen)
+        if not final.write:
+            continue
         columns = {n: rows[n][chosen] for n in COLUMNS}
         _write_part(path.with_name(name), bucket, columns, (first_user, len(present)))
-        report["rows"][name] = len(chosen)
-        if number == TRAIN:
-            report["end"] = int(columns["time"].max(initial=-(1 << 62)))
         if number == TEST and final.width:
             _write_negatives(Path(plan.scratch), bucket, kept[chosen], final.width)
     return report

@@ -11,13 +11,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from app.data.input.files import Source, Split, cut, describe, find
+from app.data.input.files import find
+from app.data.input.source import Source, Split, cut, describe
 from app.data.input.stored_log import copy_log, is_log
+from app.data.prepare.clean import Note
 from app.data.prepare.dedupe_sort import PieceInfo
 from app.data.prepare.partition import MAX_EVENTS, partition
 from app.data.prepare.plan import Plan, make_plan
 from app.data.prepare.rejected import SplitPosition
+from app.data.prepare.strange import refuse_strange
 from app.data.ray_map import map_splits
+from app.data.values.time_format import advice, ambiguous_formats
 from app.errors import DataError
 from app.recipe import Recipe
 from app.terminal.console import say
@@ -49,11 +53,12 @@ class Ingested:
     @property
     def positions(self) -> dict[int, SplitPosition]:
         """Where the rows of each split are in the input, by its number."""
-        begins: dict[Source, int] = {}
+        lines: dict[Source, int] = {}
         positions = {}
         for split, report, offset in zip(self.splits, self.reports, self.offsets, strict=True):
-            begin = begins.setdefault(split.source, offset)
-            positions[split.number] = SplitPosition(offset, offset - begin, report["rows"])
+            in_file = lines.get(split.source, 0)
+            positions[split.number] = SplitPosition(offset, in_file, report["rows"])
+            lines[split.source] = in_file + report["lines"]
         return positions
 
     @property
@@ -77,9 +82,10 @@ def sources_of(recipe: Recipe, scratch: Path) -> tuple[list[Source], list[pl.Dat
         DataError: absent, empty, truncated or not what its name says.
         RecipeError: a split of given files without test files.
     """
-    if not recipe.data.events:
+    if not (recipe.data.events or recipe.data.sources):
         find([])  # raises that there are none
-    sources, items = [], []
+    sources: list[Source] = []
+    items = []
     for number, entry in enumerate(recipe.data.events):
         if is_log(entry):
             source, put = copy_log(entry, scratch / f"log-{number}.parquet", recipe.data)
@@ -87,14 +93,23 @@ def sources_of(recipe: Recipe, scratch: Path) -> tuple[list[Source], list[pl.Dat
             items.append(put)
         else:
             sources += [describe(name, recipe.data) for name in find([entry])]
+    for number, own in enumerate(recipe.data.sources):
+        names = find(own.files, key=f"data.sources[{number}].files")
+        sources += [describe(name, recipe.data, own=own) for name in names]
     if recipe.split.method == "given" and recipe.split.test > 0:
         names = find(recipe.split.test_events, key="split.test_events")
         sources += [describe(name, recipe.data, test=True) for name in names]
-    return sources, items
+    return _labelled(sources), items
 
 
-def ingest(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Ingested:
-    """Run phase 1; `dry` counts without writing rows.
+def _labelled(sources: list[Source]) -> list[Source]:
+    """Sources in which the ids of users that are rows begin with another name each."""
+    labels = Counter(source.label for source in sources)
+    return [replace(s, label=s.name) if s.row_users and labels[s.label] > 1 else s for s in sources]
+
+
+def ingest(recipe: Recipe, scratch: Path) -> Ingested:
+    """Run phase 1.
 
     Raises:
         UserError: the input cannot be used; names file, row and remedy.
@@ -102,11 +117,11 @@ def ingest(recipe: Recipe, scratch: Path, *, dry: bool = False) -> Ingested:
     sources, items = sources_of(recipe, scratch)
     splits: list[Split] = []
     for source in sources:
-        splits += cut(source, len(splits), recipe.data)
+        splits += cut(source, len(splits))
     if not splits:
         names = ", ".join(s.name for s in sources)
         raise DataError("no events: a header and no rows", where=names, remedy="give a file with rows")
-    plan = replace(make_plan(recipe, sources, splits, str(scratch)), dry=dry)
+    plan = make_plan(recipe, sources, splits, str(scratch))
     splits, reports = _partition_all(splits, plan)
     offsets = np.concatenate([[0], np.cumsum([r["rows"] for r in reports])]).tolist()
     ingested = Ingested(plan, splits, reports, offsets[:-1], _event_types(plan, reports), items)
@@ -123,7 +138,7 @@ def _partition_all(splits: list[Split], plan: Plan) -> tuple[list[Split], list[J
         for split in (s for s in splits if s.source in torn):
             for path in Path(plan.scratch).glob(f"{split.number:07d}-*"):
                 path.unlink()
-        whole = [replace(s, start=0, end=s.source.size, whole=True) for s in again.values()]
+        whole = [replace(s, end=s.source.size, whole=True) for s in again.values()]
         more = map_splits(partition, whole, (plan,), "reading whole files", plan.scratch)
         splits = sorted([s for s in splits if s.source not in torn] + whole, key=lambda s: s.number)
         reports |= {r["split"]: r for r in more}
@@ -143,43 +158,33 @@ def _event_types(plan: Plan, reports: Sequence[Json]) -> list[str]:
 
 
 def _refuse(ingested: Ingested) -> None:
-    _refuse_mixed(ingested)
+    notes = _notes(ingested)
+    refuse_strange([(note, where) for note, where in notes if note.kind != "time"], ingested.plan.data)
+    late = next(((note, where) for note, where in notes if note.kind == "time"), None)
     if not any(p["kept"] for r in ingested.reports for p in r["pieces"]):
-        first = next(iter(_notes(ingested, "timestamp")), None)
-        example = f"{ingested.plan.data.timestamp} = {first[0]['value']!r} in {first[1]}" if first else ""
-        raise no_events(ingested.rejected, ingested.rows, example)
+        example = f"{late[0].column} = {late[0].value!r} in {late[1]}" if late else ""
+        raise no_events(ingested.rejected, ingested.rows, example, late[0].value if late else "")
+    if late and ambiguous_formats([late[0].value]):
+        bad = sum(note.bad for note, _ in notes if note.kind == "time")
+        example = f"{late[0].column} = {late[0].value!r} is no time"
+        say(f"{late[1]}: {example}, as {bad} in all; {advice(late[0].value)}")
 
 
-def _notes(ingested: Ingested, role: str) -> list[tuple[Json, str]]:
-    """Notes on a column that has bad values, each with file and row of the first."""
+def _notes(ingested: Ingested) -> list[tuple[Note, str]]:
+    """Notes on columns, each with file and row of the first value that cannot be used."""
     positions = ingested.positions
     return [
-        (note, f"{split.source.name}, row {positions[split.number].in_file + note['row'] + 1}")
+        (Note(**note), f"{split.source.name}, row {positions[split.number].in_file + note['row'] + 1}")
         for split, report in zip(ingested.splits, ingested.reports, strict=True)
         for note in report["notes"]
-        if note["column"] == role and note["bad"]
     ]
 
 
-def _refuse_mixed(ingested: Ingested) -> None:
-    """Say that a few values are no numbers; refuse a column where more than half are none."""
-    notes = _notes(ingested, "value")
-    if not notes:
-        return
-    example = f"{ingested.plan.data.value} = {notes[0][0]['value']!r} is not a number"
-    bad = sum(note["bad"] for note, _ in notes)
-    good = sum(n["good"] for r in ingested.reports for n in r["notes"] if n["column"] == "value")
-    if bad > good:
-        remedy = "map data.value to a column of numbers, or leave it out"
-        raise DataError(f"{example}, nor are most values of this column", where=notes[0][1], remedy=remedy)
-    say(f"{notes[0][1]}: {example}; {bad} such values count as missing")
-
-
-def no_events(rejected: Counter[str], rows: int, example: str = "") -> DataError:
-    """The error when cleaning leaves nothing, with the counts."""
+def no_events(rejected: Counter[str], rows: int, example: str = "", time: str = "") -> DataError:
+    """The error when cleaning leaves nothing, with the counts; `time` is a text that is no time."""
     counts = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common()) or "none rejected"
     suffix = f"; e.g. {example}" if example else ""
     remedy = "relax the rule that rejects most"
     if rejected and rejected.most_common(1)[0][0] == "bad_time":
-        remedy = "set data.time_format or data.time_unit, or mend data.earliest and data.latest"
+        remedy = f"{advice(time)}, or mend data.earliest and data.latest"
     return DataError(f"no events are left of {rows} rows ({counts}{suffix})", where="data", remedy=remedy)

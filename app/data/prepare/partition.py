@@ -20,11 +20,13 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
-from app.data.input.files import Split
 from app.data.input.reading import Piece, Torn, pieces
-from app.data.prepare.clean import Cleaned, clean
+from app.data.input.source import Split
+from app.data.prepare.clean import Cleaned, Note, clean, refuse_types
 from app.data.prepare.plan import Plan
-from app.data.values.text import stable_hash, text_of
+from app.data.values.latest import latest_rows, time_of
+from app.data.values.numbers import number_texts, strange
+from app.data.values.text import blank, number_of, stable_hash, text_of
 from app.errors import DataError
 
 Array = npt.NDArray[Any]
@@ -40,11 +42,19 @@ def partition(split: Split, plan: Plan) -> Json:
         split: its number; rows: rows read; rejected: rows by reason; pieces: name, rows kept and event
         types of each; notes: on values that cannot be used. Or split and torn, where quotes span its ends.
     """
-    report: Json = {"split": split.number, "rows": 0, "rejected": Counter(), "pieces": [], "notes": []}
+    report: Json = {
+        "split": split.number,
+        "rows": 0,
+        "lines": 0,
+        "rejected": Counter(),
+        "pieces": [],
+        "notes": [],
+    }
     try:
-        for number, piece in enumerate(pieces(split, plan.data)):
+        for number, piece in enumerate(pieces(split)):
             name = f"{split.number:07d}-{number:05d}"
             report["rows"] += piece.count
+            report["lines"] += piece.lines
             counts = _piece(piece, split, plan, str(Path(plan.scratch) / name))
             report["rejected"].update(counts.pop("rejected"))
             report["notes"] += counts.pop("notes")
@@ -59,32 +69,34 @@ def _piece(piece: Piece, split: Split, plan: Plan, target: str) -> Json:
     rejects["row"], rejects["reason"] = [r for r, _ in piece.bad], plan.code("unreadable")
     report: Json = {"kept": 0, "events": [], "notes": []}
     if piece.frame.height:
+        refuse_types(piece.frame, split.source.name, plan)
         cleaned = clean(piece, plan)
         bad = np.flatnonzero(cleaned.reason)
         more = np.zeros(len(bad), REJECT)
         more["row"], more["reason"] = piece.rows[bad], cleaned.reason[bad]
         rejects = np.concatenate([rejects, more])
-        report["notes"] = [{"column": c, **asdict(n)} for c, n in cleaned.notes.items() if n.bad or n.good]
-        report |= _write(cleaned, piece.rows, split, plan, target)
+        report |= _write(cleaned, piece, split, plan, target)
+        report["notes"] = [asdict(note) for note in cleaned.notes]
     counts = np.bincount(rejects["reason"], minlength=len(plan.reasons))
     report["rejected"] = {plan.reasons[code]: int(counts[code]) for code in np.flatnonzero(counts)}
-    if len(rejects) and not plan.dry:
+    if len(rejects):
         np.save(f"{target}.rejects.npy", rejects)
     return report
 
 
-def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str) -> Json:
+def _write(cleaned: Cleaned, piece: Piece, split: Split, plan: Plan, target: str) -> Json:
     kept = np.flatnonzero(cleaned.reason == 0)
+    latest = _Latest(cleaned, piece, kept, plan)
     user, user_texts, first = _compact(cleaned.user[kept], cleaned.user_texts)
     hashes = stable_hash(user_texts)
     bucket = bucket_of(hashes, plan.buckets)
     order = np.argsort(bucket, kind="stable")
-    columns = _firsts(cleaned.frame, kept, user, plan.user_columns, len(first))
+    columns = latest.columns(plan.user_columns, plan.user_numbers, user, len(first))
     users = pa.table({"hash": hashes, "id": _text(user_texts), **columns}).take(order)
     _write_batches(f"{target}.users", users, np.bincount(bucket, minlength=plan.buckets))
 
     item, item_texts, first = _compact(cleaned.item[kept], cleaned.item_texts)
-    columns = _firsts(cleaned.frame, kept, item, _without_bounds(plan), len(first))
+    columns = latest.columns(_without_bounds(plan), plan.item_numbers, item, len(first))
     items = pa.table({"id": _text(item_texts), **columns})
     event, event_texts, _ = _compact(cleaned.event[kept], pl.Series(cleaned.event_texts, dtype=pl.String))
     if len(event_texts) > MAX_EVENTS:
@@ -93,21 +105,18 @@ def _write(cleaned: Cleaned, rows: Array, split: Split, plan: Plan, target: str)
         raise DataError(what, where=split.source.name, remedy=remedy)
     negatives, items = _negatives(cleaned, kept, items)
     _write_batches(f"{target}.items", items, np.array([len(items)]))
-    report = {"kept": len(kept), "events": event_texts.to_list()}
-    if plan.dry:
-        return report
     # Positions within the bucket's own users, which are the consecutive ones of `order`.
     starts = np.concatenate([[0], np.cumsum(np.bincount(bucket, minlength=plan.buckets))])
     local = np.empty(len(order), np.int64)
     local[order] = np.arange(len(order)) - starts[bucket[order]]
-    table = _row_table(cleaned, kept, rows, plan, (local[user], item, event), negatives)
+    table = _row_table(cleaned, kept, piece.rows, plan, (local[user], item, event), negatives)
     of_row = bucket.astype(np.uint16)[user]
     _write_batches(
         f"{target}.rows",
         table.take(np.argsort(of_row, kind="stable")),
         np.bincount(of_row, minlength=plan.buckets),
     )
-    return report
+    return {"kept": len(kept), "events": event_texts.to_list()}
 
 
 def bucket_of(hashes: npt.NDArray[np.uint64], buckets: int) -> Array:
@@ -132,21 +141,46 @@ def _without_bounds(plan: Plan) -> list[str]:
     return [c for c in plan.item_columns if c not in plan.outlier_columns]
 
 
-def _firsts(
-    frame: pl.DataFrame, kept: Array, codes: Array, columns: Sequence[str], count: int
-) -> dict[str, pa.Array]:
-    """The first value that is not missing of each id (count,), as text."""
-    firsts = {}
-    for column in columns:
-        if column not in frame.columns:
-            continue
-        values = text_of(frame[column])
-        present = values.is_not_null().to_numpy()[kept]
-        ids, first = np.unique(codes[present], return_index=True)
-        position = np.full(count, len(values))
-        position[ids] = kept[present][first]
-        firsts[column] = _text(values.extend_constant(None, 1)[position])
-    return firsts
+class _Latest:
+    """The attributes of the ids of a piece: the latest in time of each, and the time."""
+
+    def __init__(self, cleaned: Cleaned, piece: Piece, kept: Array, plan: Plan) -> None:
+        self.cleaned, self.piece, self.kept, self.data = cleaned, piece, kept, plan.data
+        self._order: Array | None = None
+
+    def columns(
+        self, names: Sequence[str], numbers: Sequence[str], codes: Array, count: int
+    ) -> dict[str, pa.Array]:
+        """Values as text (count,) and their times (count,) of each column; notes what should be numbers."""
+        columns: dict[str, pa.Array] = {}
+        for name in names:
+            if name not in self.cleaned.frame.columns:
+                continue
+            if self._order is None:
+                keys = [key[self.kept] for key in reversed(self.cleaned.order)]
+                self._order = np.lexsort((*keys, self.cleaned.time[self.kept]))
+            by_time = self.kept[self._order]
+            cells = self.cleaned.frame[name]
+            present = ~blank(cells, self.data.missing_words).to_numpy()[by_time]
+            chosen = latest_rows(codes[self._order], present, count)
+            rows = np.append(by_time, len(cells))[chosen]  # -1 picks the last, which holds nothing
+            texts = self._texts(cells, rows, name in numbers)
+            times = pa.array(np.append(self.cleaned.time, 0)[rows])
+            columns |= {name: _text(texts), time_of(name): times}
+        return columns
+
+    def _texts(self, cells: pl.Series, rows: Array, number: bool) -> pl.Series:
+        chosen = cells.extend_constant(None, 1)[rows]
+        if not number:
+            return text_of(chosen)
+        texts = number_texts(chosen, self.data.decimal)
+        bad = strange(chosen, number_of(texts), self.data.missing_words).to_numpy()
+        if bad.any():
+            first, good = int(bad.argmax()), len(chosen) - chosen.null_count() - int(bad.sum())
+            row = int(self.piece.origins[rows[first]])
+            value = str(chosen[first])[:80]
+            self.cleaned.notes.append(Note("attribute", cells.name, int(bad.sum()), good, value, row))
+        return texts
 
 
 def _row_table(
@@ -174,6 +208,8 @@ def _row_table(
         columns["hash"] = hashes[kept]
     for column, values in zip(plan.outlier_columns, cleaned.outliers, strict=True):
         columns[within_bounds(column)] = values[kept]
+    for number, keys in enumerate(cleaned.order):
+        columns[order_key(number)] = keys[kept]
     if negatives is not None:
         columns["negatives"] = negatives
     return pa.table(columns)
@@ -187,6 +223,11 @@ def text_of_raw(series: pl.Series) -> pl.Series:
 def within_bounds(column: str) -> str:
     """Name of a column that rows carry for its outlier rules."""
     return f"outlier {column}"
+
+
+def order_key(number: int) -> str:
+    """Name of a column that orders rows of the same time, the first key being 0."""
+    return f"order {number}"
 
 
 def _negatives(cleaned: Cleaned, kept: Array, items: pa.Table) -> tuple[pa.Array | None, pa.Table]:

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from app.data.input.files import Source, Split
+from app.data.input.source import Source, Split, missing_header
 from app.data.values.row_filter import Where, parse
+from app.data.values.time_format import check_format
 from app.errors import DataError, RecipeError
 from app.events import microseconds
 from app.recipe import Data, Recipe
@@ -33,13 +34,16 @@ class Plan:
     user_columns: tuple[str, ...]
     latest: int  # microseconds
     earliest: int
-    dry: bool = False  # count only, write no rows
+    item_features: tuple[str, ...] = ()  # columns of the features of items
+    user_features: tuple[str, ...] = ()
+    item_numbers: tuple[str, ...] = ()  # those of them that are read as numbers
+    user_numbers: tuple[str, ...] = ()
 
     @cached_property
     def reasons(self) -> list[str]:
         """Names of the reasons by code; 0 is kept. A row goes under the first that holds."""
         roles = [
-            self.data.timestamp and "timestamp",
+            self.data.timed and "timestamp",
             self.data.event and "event",
             self.data.value and "value",
         ]
@@ -56,12 +60,19 @@ class Plan:
     def mapped(self) -> set[str]:
         """Columns that the recipe gives a role."""
         d = self.data
-        return {c for c in (d.user, d.item, d.timestamp, d.event, d.value) if c}
+        return {c for c in (d.user, d.item, *d.time_columns, d.event, d.value) if c}
 
     @cached_property
     def where(self) -> Where | None:
         """The recipe's row filter, parsed; None where there is none."""
-        return parse(self.data.where) if self.data.where else None
+        d = self.data
+        return parse(d.where, None, d.decimal, d.missing_words) if d.where else None
+
+    @cached_property
+    def number_columns(self) -> list[str]:
+        """Columns of which rows carry or compare numbers, each once: value, outlier rules, row filter."""
+        compared = self.where.numbers if self.where else []
+        return list(dict.fromkeys([*filter(None, [self.data.value]), *self.outlier_columns, *compared]))
 
     @property
     def outlier_columns(self) -> list[str]:
@@ -88,10 +99,12 @@ def make_plan(recipe: Recipe, sources: Sequence[Source], splits: Sequence[Split]
     data = recipe.data
     train = [s for s in sources if not s.test]
     _check_policies(data)
+    if data.time_format:
+        check_format(data.time_format)
     rows = sum(split.rows for split in splits)
     plan = Plan(
         data,
-        recipe.split,
+        recipe.split.settled(data.ordered),
         recipe.seed,
         scratch,
         data.buckets or max(1, min(MAX_BUCKETS, -(-rows // ROWS_PER_BUCKET))),
@@ -99,13 +112,20 @@ def make_plan(recipe: Recipe, sources: Sequence[Source], splits: Sequence[Split]
         _attributes(data.user_columns, [f.column for f in recipe.features.user], data.users, train),
         _moment(data.latest, "data.latest") if data.latest else int(time.time() * 1e6),
         _moment(data.earliest, "data.earliest") if data.earliest else -(1 << 62),
+        tuple(f.column for f in recipe.features.item),
+        tuple(f.column for f in recipe.features.user),
+        tuple(f.column for f in recipe.features.item if f.cells == "number"),
+        tuple(f.column for f in recipe.features.user if f.cells == "number"),
     )
     columns = tuple(dict.fromkeys(c for s in train for c in s.columns))
     if data.where:
         parse(data.where, columns)
     for source in sources:
         for column, key in _needed(plan, source):
-            _require(source, column, key)
+            _require(source, column, key, train)
+    for column, key in _optional(plan) if train and all(s.own for s in train) else ():
+        if column not in columns:
+            _require(train[0], column, key, train)
     return plan
 
 
@@ -127,7 +147,7 @@ def _attributes(
 
 
 def _check_policies(data: Data) -> None:
-    ids = (data.user, data.item, data.timestamp)
+    ids = (data.user, data.item, *data.time_columns)
     for column, policy in data.missing.items():
         allowed = ["drop", *(["constant:X"] if column not in ids else [])]
         if column == data.value:
@@ -159,15 +179,21 @@ def _needed(plan: Plan, source: Source) -> Iterator[tuple[str, str]]:
     data = plan.data
     yield data.user, "data.user"
     yield data.item, "data.item"
-    if data.timestamp:
-        yield data.timestamp, "data.timestamp"
+    for column in data.time_columns[: 1 if source.partial else None]:
+        yield column, "data.timestamp"
     if source.test and plan.split.negatives:
         yield plan.split.negatives, "split.negatives"
-    if source.partial:
-        return  # the rest is optional there: a list of pairs is a test file too
-    for key in ("event", "value"):
-        if getattr(data, key):
-            yield getattr(data, key), f"data.{key}"
+    if data.event and (source.own or not source.partial):
+        yield data.event, "data.event"
+    if not source.partial:  # else the rest is optional: a list of pairs is a test file too
+        yield from _optional(plan)
+
+
+def _optional(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Columns that some file must have, with the key that names them."""
+    data = plan.data
+    if data.value:
+        yield data.value, "data.value"
     for key in ("item_columns", "user_columns", "duplicate_key", "missing"):
         for column in getattr(data, key):
             yield column, f"data.{key}"
@@ -177,15 +203,14 @@ def _needed(plan: Plan, source: Source) -> Iterator[tuple[str, str]]:
         yield column, "data.where"
 
 
-def _require(source: Source, column: str, key: str) -> None:
+def _require(source: Source, column: str, key: str, train: Sequence[Source]) -> None:
     if column in source.columns:
         return
     close = difflib.get_close_matches(column, source.columns, 1, 0.5)
     columns = ", ".join(source.columns)
     hint = f"did you mean {close[0]!r}? " if close else ""
     only = source.columns[0] if len(source.columns) == 1 else ""
-    other = next((d for d in (";", "\t", "|") if d in only), "")
+    other = next((d for d in (";", "\t", "|", ",") if d in only), "")
     hint = f"set data.delimiter = {other!r}; " if other else hint
-    raise DataError(
-        f"no column {column!r} ({key})", where=source.name, remedy=f"{hint}the file has {columns}"
-    )
+    remedy = missing_header(source, train) or f"{hint}the file has {columns}"
+    raise DataError(f"no column {column!r} ({key})", where=source.name, remedy=remedy)

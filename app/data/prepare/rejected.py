@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,15 @@ import numpy.typing as npt
 import polars as pl
 import pyarrow.parquet as pq
 
-from app.data.input.files import Split
 from app.data.input.reading import Piece, pieces
+from app.data.input.source import Split
 from app.data.prepare.plan import Plan
+from app.data.ray_map import map_splits
 
 Array = npt.NDArray[Any]
+Json = dict[str, Any]
+EXAMPLES = 3  # of a reason that are shown
+LONGEST = 80  # characters of a value that are shown
 
 
 @dataclass(frozen=True)
@@ -41,14 +47,65 @@ def put_aside(split: Split, plan: Plan, positions: dict[int, SplitPosition], fol
     if not reasons.any():
         return {"rows": 0}
     written = 0
-    for number, piece in enumerate(pieces(split, plan.data)):
-        frame = _frame(piece, reasons, split, plan)
+    for number, piece in enumerate(pieces(split)):
+        frame = _frame(piece, reasons, split, plan, position.in_file)
         written += len(frame)
         if len(frame):
-            frame = frame.with_columns(pl.col("_row") + position.in_file)
             target = Path(folder) / f"{split.number:07d}-{number:05d}.parquet"
             pq.write_table(frame.to_arrow(), target, compression="zstd")
     return {"rows": written}
+
+
+def first_rejected(
+    splits: Sequence[Split], plan: Plan, positions: dict[int, SplitPosition]
+) -> dict[str, list[Json]]:
+    """The first rejected rows of each reason, EXAMPLES at most: reason -> [{file, row, values}].
+
+    `values` are the columns of the row as text, None where missing, or {"text": the line} of one that
+    cannot be read. Only the splits that hold these rows are read again.
+    """
+    wanted: dict[int, dict[int, int]] = {}
+    counts: Counter[int] = Counter()
+    for split in splits:
+        position = positions[split.number]
+        reasons = _reasons(split, plan, position.offset, position.rows)
+        for code in np.unique(reasons[reasons > 0]).tolist():
+            rows = np.flatnonzero(reasons == code)[: EXAMPLES - counts[code]].tolist()
+            counts[code] += len(rows)
+            wanted.setdefault(split.number, {}).update(dict.fromkeys(rows, code))
+    calls = [split for split in splits if wanted.get(split.number)]
+    shared = (plan, positions, {number: sorted(rows.items()) for number, rows in wanted.items()})
+    reports = map_splits(_examples, calls, shared, "reading rejected rows", plan.scratch) if calls else []
+    examples: dict[str, list[Json]] = {plan.reasons[code]: [] for code in sorted(counts)}
+    for report in sorted(reports, key=lambda r: r["split"]):
+        for reason, example in report["examples"]:
+            examples[reason].append(example)
+    return examples
+
+
+def _examples(
+    split: Split, plan: Plan, positions: dict[int, SplitPosition], wanted: dict[int, list[tuple[int, int]]]
+) -> Json:
+    """Rows of a split with the codes of their reasons, read again as plain data."""
+    position = positions[split.number]
+    reasons = np.zeros(position.rows, np.uint8)
+    for row, code in wanted[split.number]:
+        reasons[row] = code
+    examples: list[tuple[str, Json]] = []
+    for piece in pieces(split):
+        frame = _frame(piece, reasons, split, plan, position.in_file)
+        examples += [example_of(row) for row in frame.iter_rows(named=True)]
+        if len(examples) == len(wanted[split.number]):
+            break
+    return {"split": split.number, "examples": examples}
+
+
+def example_of(row: Json) -> tuple[str, Json]:
+    """The reason of a rejected row, and the row as it is shown: file, row, and values cut to LONGEST."""
+    labels = {name: row.pop(f"_{name}") for name in ("reason", "file", "row", "text")}
+    values = {"text": labels["text"]} if labels["text"] is not None else row
+    shown = {c: None if v is None else str(v)[:LONGEST] for c, v in values.items()}
+    return labels["reason"], {"file": labels["file"], "row": labels["row"], "values": shown}
 
 
 def _reasons(split: Split, plan: Plan, offset: int, count: int) -> Array:
@@ -66,20 +123,28 @@ def _reasons(split: Split, plan: Plan, offset: int, count: int) -> Array:
     return reasons
 
 
-def _frame(piece: Piece, reasons: Array, split: Split, plan: Plan) -> pl.DataFrame:
-    """The rejected rows of a piece; `_row` counts from 1, a CSV header not counted."""
+def _frame(piece: Piece, reasons: Array, split: Split, plan: Plan, before: int) -> pl.DataFrame:
+    """The rejected rows of a piece.
+
+    `_row` counts the rows of the file from 1, of which `before` are before the split; a header does not
+    count, and rows that were unfolded from one have its number.
+    """
     chosen = np.flatnonzero(reasons[piece.rows])
-    code = reasons[piece.rows[chosen]]
-    names = np.array(plan.reasons, object)
-    good = _labelled(piece.frame[chosen], names[code].tolist(), piece.rows[chosen], [None] * len(chosen))
+    unreadable = [
+        (origin, text)
+        for origin, (row, text) in zip(piece.bad_origins, piece.bad, strict=True)
+        if reasons[row]
+    ]
+    names = np.array(plan.reasons, object)[reasons[piece.rows[chosen]]]
+    good = _labelled(piece.frame[chosen], names.tolist(), piece.origins[chosen], [None] * len(chosen))
     bad = _labelled(
         pl.DataFrame(),
-        ["unreadable"] * len(piece.bad),
-        np.array([r for r, _ in piece.bad], np.int64),
-        [t for _, t in piece.bad],
+        ["unreadable"] * len(unreadable),
+        np.array([origin for origin, _ in unreadable], np.int64),
+        [text for _, text in unreadable],
     )
-    both = pl.concat([good, bad], how="diagonal").sort("_row")
-    return both.with_columns(pl.lit(split.source.name).alias("_file"))
+    both = pl.concat([good, bad], how="diagonal").sort("_row", maintain_order=True)
+    return both.with_columns(pl.col("_row") + before, pl.lit(split.source.name).alias("_file"))
 
 
 def _labelled(frame: pl.DataFrame, reasons: list[str], rows: Array, texts: list[str | None]) -> pl.DataFrame:

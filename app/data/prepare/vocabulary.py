@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +10,15 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from app.data.input.files import cut, describe, find
-from app.data.input.reading import pieces
+from app.data.prepare.attribute_file import attribute_file, folded
 from app.data.prepare.dedupe_sort import read_batch
 from app.data.prepare.plan import Plan
-from app.data.values.text import normal_ids, text_of
-from app.errors import DataError
-from app.recipe import AttributeFile, Data
+from app.data.values.latest import attributes_of, merge_latest
+from app.data.values.text import text_of
+from app.recipe import AttributeFile
+from app.terminal.console import say
 
 Array = npt.NDArray[Any]
-_FOLD_ROWS = 2_000_000
-
-
-def first_values(frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
-    """One row an id, sorted by id, with the first value of each column that is not missing."""
-    gathered: list[pl.DataFrame] = []
-    for frame in frames:
-        gathered.append(frame)
-        if sum(len(f) for f in gathered) > _FOLD_ROWS and len(gathered) > 1:
-            gathered = [_fold(gathered)]
-    return _fold(gathered).sort("id")
-
-
-def _fold(frames: list[pl.DataFrame]) -> pl.DataFrame:
-    whole = (
-        pl.concat(frames, how="diagonal") if frames else pl.DataFrame({"id": pl.Series([], dtype=pl.String)})
-    )
-    if whole.width == 1:
-        return whole.unique(maintain_order=True)
-    return whole.group_by("id", maintain_order=True).agg(pl.exclude("id").drop_nulls().first())
 
 
 def items_of(plan: Plan, names: Sequence[str], put: Sequence[pl.DataFrame]) -> pl.DataFrame:
@@ -49,13 +29,45 @@ def items_of(plan: Plan, names: Sequence[str], put: Sequence[pl.DataFrame]) -> p
         names: of the pieces.
         put: attributes that were put while a service ran; the latest hold, also against the file.
     """
-    seen = first_values(
-        pl.DataFrame(pl.from_arrow(read_batch(Path(plan.scratch) / f"{n}.items"))) for n in names
-    )
-    items = merge(seen, attribute_file(plan.data.items, plan.data, "data.items"))
+    columns = list(plan.item_columns)
+    frames = (pl.DataFrame(pl.from_arrow(read_batch(Path(plan.scratch) / f"{n}.items"))) for n in names)
+    seen = folded(frames, lambda frame: merge_latest(frame, "id", columns))
+    items = _with_file(seen.select("id", *attributes_of(columns, seen)), plan, "items")
     for frame in put:
         items = merge(items, frame)
     return items.sort("id")
+
+
+def users_of(plan: Plan, seen: pl.DataFrame) -> pl.DataFrame:
+    """The users with rows, `seen`, with the attributes of the file, then those of the file alone.
+
+    Where sessions count as users, each has the attributes of its user, and who has no session is left out.
+    """
+    if not (plan.data.session_gap_us and plan.data.sessions == "users" and plan.data.users):
+        return _with_file(seen, plan, "users")
+    owners = seen["id"].str.replace(r"/\d+$", "")
+    known = _with_file(seen.drop("id").with_columns(id=owners), plan, "users").head(len(seen))
+    return known.select(seen["id"], pl.exclude("id"))
+
+
+def _with_file(seen: pl.DataFrame, plan: Plan, kind: str) -> pl.DataFrame:
+    filed = attribute_file(plan, kind)
+    if filed is None:
+        return seen
+    say_matches(seen["id"].unique(), filed["id"], kind, getattr(plan.data, kind))
+    return merge(seen, filed)
+
+
+def say_matches(seen: pl.Series, filed: pl.Series, kind: str, source: AttributeFile) -> None:
+    """Say so where less than a tenth of the ids of the log are in the attribute files."""
+    matched = seen.is_in(filed.implode()).sum()
+    if matched * 10 >= len(seen):
+        return
+    ours, theirs = (", ".join(map(repr, ids.sort().head(2))) for ids in (seen, filed))
+    examples = f"e.g. {ours} in the log, {theirs or 'none'} there"
+    files = ", ".join(name.rpartition("/")[2] for name in source.files)
+    remedy = f"data.{kind}.id = {source.id!r} must hold ids as the log spells them"
+    say(f"{matched} of {len(seen)} {kind} of the log are in {files} ({examples}); {remedy}")
 
 
 def merge(seen: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:
@@ -69,32 +81,6 @@ def merge(seen: pl.DataFrame, filed: pl.DataFrame) -> pl.DataFrame:
     return pl.concat([joined, only], how="diagonal")
 
 
-def attribute_file(source: AttributeFile | None, data: Data, key: str) -> pl.DataFrame:
-    """An attribute file as text columns, one row an id; rows without an id do not count.
-
-    Raises:
-        DataError: a file that cannot be read, or a column that is not there.
-    """
-    empty = pl.DataFrame({"id": pl.Series([], dtype=pl.String)})
-    if source is None:
-        return empty
-    frames = [empty]
-    for name in find(source.files, key=f"{key}.files"):
-        # The recipe's format is that of the events; an attribute file goes by its ending.
-        file = describe(name, data.model_copy(update={"format": "auto"}))
-        missing = [c for c in (source.id, *source.columns) if c not in file.columns]
-        if missing:
-            remedy = f"the file has {', '.join(file.columns)}"
-            raise DataError(f"no column {missing[0]!r} ({key})", where=name, remedy=remedy)
-        columns = source.columns or [c for c in file.columns if c != source.id]
-        for split in cut(file, 0, data):
-            for piece in pieces(split, data):
-                if piece.frame.height:
-                    texts = {c: text_of(piece.frame[c]) for c in columns if c in piece.frame.columns}
-                    frames.append(pl.DataFrame({"id": normal_ids(piece.frame[source.id]), **texts}))
-    return first_values(f.drop_nulls("id") for f in frames)
-
-
 def write_maps(plan: Plan, names: Sequence[str], items: pl.DataFrame) -> None:
     """For each piece, the position in `items` of each of its own items, as NAME.map.npy."""
     numbered = items.select("id").with_row_index("position")
@@ -106,15 +92,15 @@ def write_maps(plan: Plan, names: Sequence[str], items: pl.DataFrame) -> None:
 
 
 def bounded_attributes(plan: Plan, items: pl.DataFrame) -> pl.DataFrame:
-    """Add the item attributes that are under an outlier rule: the first value kept of each."""
+    """Add the item attributes that are under an outlier rule: the latest value kept of each."""
     for number, column in enumerate(plan.item_columns):
         if column not in plan.outlier_columns:
             continue
         paths = [Path(plan.scratch) / f"bucket-{b}.attributes-{number}" for b in range(plan.buckets)]
-        firsts = pl.concat([pl.DataFrame(pl.from_arrow(read_batch(p))) for p in paths]).sort("row")
-        firsts = firsts.unique("item", keep="first", maintain_order=True)
+        latest = pl.concat([pl.DataFrame(pl.from_arrow(read_batch(p))) for p in paths]).sort("time", "row")
+        latest = latest.unique("item", keep="last", maintain_order=True)
         values = np.full(len(items), np.nan)
-        values[firsts["item"].to_numpy()] = firsts["value"].to_numpy()
+        values[latest["item"].to_numpy()] = latest["value"].to_numpy()
         texts = text_of(pl.Series(column, values))
         filed = items[column] if column in items.columns else None
         items = items.with_columns(texts if filed is None else filed.zip_with(filed.is_not_null(), texts))

@@ -1,4 +1,4 @@
-"""Text: a bag of hashed n-grams, as counts or TF-IDF (scikit-learn's vectorisers)."""
+"""Text: a bag of n-grams, hashed or of a vocabulary, as counts or TF-IDF (as scikit-learn's vectorisers)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,17 @@ from app.features.base import Array, Feature, State, as_text
 
 FEW = 8  # up to so many texts are hashed here, one by one; more go to scikit-learn
 WORD = re.compile(r"(?u)\b\w+\b")  # one-letter words and digits tell sizes apart
+SHARED = 2  # training texts that hold an n-gram of a vocabulary, at least
 BLOCK = 8192  # rows of the sparse counts that become dense at a time
 
 
 @dataclass(frozen=True)
 class Text(Feature):
-    """A text column as `buckets` floats: how often each hashed n-gram occurs."""
+    """A text column as floats: how often each n-gram occurs.
+
+    N-grams are hashed into buckets, or are those of a vocabulary. Words that a single text has tell which
+    text it is and nothing of others: where new items matter a vocabulary leaves them out.
+    """
 
     buckets: int = field(
         default=256,
@@ -36,8 +41,19 @@ class Text(Feature):
         default=1, metadata={"ge": 1, "description": "the most words that are counted together as one"}
     )
 
+    vocabulary: int = field(
+        default=0,
+        metadata={
+            "ge": 0,
+            "description": "floats for the n-grams that most training texts have, of those that two or more"
+            " have; 0: hashed into buckets",
+        },
+    )
+
     def fit(self, column: Array) -> State:
-        """Inverse document frequencies (buckets,), or the width alone for counts."""
+        """Inverse document frequencies (width,), or the width alone for counts; n-grams of a vocabulary."""
+        if self.vocabulary:
+            return self._fit_vocabulary(column)
         if self.weighting == "count":
             return {"width": self.buckets}
         idf = np.ones(self.buckets)
@@ -48,33 +64,49 @@ class Text(Feature):
         return {"width": self.buckets, "idf": np.asarray(idf, np.float64)}
 
     def transform(self, column: Array, state: State) -> Array:
-        """(N,) values -> (N, buckets) float32; missing text gives zeros."""
-        if len(column) <= FEW:
-            rows = [self._row(as_text(value), state) for value in column]
-            return np.array(rows, np.float32).reshape(len(column), self.buckets)
+        """(N,) values -> (N, width) float32; missing text gives zeros."""
+        if len(column) <= FEW or self.vocabulary:
+            rows = np.zeros((len(column), state["width"]), np.float32)
+            for row, value in zip(rows, column, strict=True):
+                self._fill(row, as_text(value), state)
+            return rows
         dense = np.zeros((len(column), self.buckets), np.float32)
         for start in range(0, len(column), BLOCK):
             block = slice(start, start + BLOCK)
             dense[block] = self._weighted(column[block], state).toarray()
         return dense
 
-    def _row(self, text: str, state: State) -> Array:
-        """(buckets,) of one text, bit for bit as scikit-learn, which takes a second to import."""
+    def _fit_vocabulary(self, column: Array) -> State:
+        texts = [set(self._grams(as_text(value))) for value in column]
+        counts = Counter(gram for grams in texts for gram in grams)
+        shared = [gram for gram, count in counts.items() if count >= SHARED]
+        kept = sorted(shared, key=lambda gram: (-counts[gram], gram))[: self.vocabulary]
+        state: State = {"width": len(kept), "grams": {gram: row for row, gram in enumerate(kept)}}
+        if self.weighting == "tfidf":
+            state["idf"] = np.array([math.log((1 + len(texts)) / (1 + counts[g])) + 1 for g in kept])
+        return state
+
+    def _grams(self, text: str) -> list[str]:
         words = WORD.findall(text.lower())
-        grams = [
+        return [
             " ".join(words[start : start + length])
             for length in range(1, self.ngrams + 1)
             for start in range(len(words) - length + 1)
         ]
-        counts = Counter(_bucket(gram, self.buckets) for gram in grams)
+
+    def _fill(self, row: Array, text: str, state: State) -> None:
+        """Fill (width,) of one text, bit for bit as scikit-learn, which takes a second to import."""
+        grams = self._grams(text)
+        if self.vocabulary:
+            counts = Counter(state["grams"][gram] for gram in grams if gram in state["grams"])
+        else:
+            counts = Counter(_bucket(gram, self.buckets) for gram in grams)
         weights: dict[int, float] = dict(counts)
         if "idf" in state:
             weights = {bucket: count * float(state["idf"][bucket]) for bucket, count in counts.items()}
             length = math.sqrt(sum(weights[bucket] ** 2 for bucket in sorted(weights)))
             weights = {bucket: weight / length for bucket, weight in weights.items()}
-        dense = np.zeros(self.buckets, np.float32)
-        dense[list(weights)] = list(weights.values())
-        return dense
+        row[list(weights)] = list(weights.values())
 
     def _weighted(self, column: Array, state: State) -> Any:
         from sklearn.preprocessing import normalize

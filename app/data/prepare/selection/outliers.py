@@ -17,6 +17,7 @@ from app.data.prepare.plan import Plan
 from app.data.prepare.selection.splits import Splitter
 from app.data.prepare.selection.statistics import Column
 from app.data.ray_map import run_all
+from app.data.values.latest import latest_rows
 from app.recipe import Outlier
 
 Array = npt.NDArray[Any]
@@ -82,27 +83,20 @@ def drop_outliers(bucket: int, plan: Plan, bounds: Sequence[OutlierBounds]) -> J
             bad |= (column < bound.low) | (column > bound.high)  # false for NaN
     np.save(path.with_suffix(".reason-1.npy"), np.where(bad, plan.code("outlier"), 0).astype(np.uint8))
     kept = np.flatnonzero(~bad)
-    item, row = (rows[name].to_numpy() for name in ("item", "row"))
+    item, time, row = (rows[name].to_numpy() for name in ("item", "time", "row"))
     for number, name in enumerate(plan.item_columns):
         if name in values:
-            table = _first_values(values[name], item, row, kept)
+            table = _latest_values(values[name], item, (time, row), kept)
             write_table(path.with_suffix(f".attributes-{number}"), table)
     users = int(np.count_nonzero(np.bincount(rows["user"].to_numpy()[kept])))
     return {"dropped": int(bad.sum()), "users": users, "items": np.bincount(item[kept])}
 
 
-def clipped(values: Array, column: str, bounds: Sequence[OutlierBounds]) -> Array:
-    """Values (N,) float32 of a column after the rules that clip it."""
-    for bound in bounds:
-        if bound.clip and bound.column == column:
-            values = np.clip(values, bound.low, bound.high).astype(np.float32)
-    return values
-
-
-def _first_values(values: Array, item: Array, row: Array, kept: Array) -> pa.Table:
-    """The first value kept of each item, in the order of the input; with the row it is from."""
+def _latest_values(values: Array, item: Array, order: tuple[Array, Array], kept: Array) -> pa.Table:
+    """The latest value kept of each item, with its time and row; `order`: times and rows (N,)."""
+    time, row = order
     present = kept[~np.isnan(values[kept])]
-    present = present[np.argsort(row[present], kind="stable")]
-    items, first = np.unique(item[present], return_index=True)
-    chosen = present[first]
-    return pa.table({"item": items, "row": row[chosen], "value": values[chosen]})
+    present = present[np.lexsort((row[present], time[present]))]
+    chosen = latest_rows(item[present], np.ones(len(present), bool), int(item.max(initial=0)) + 1)
+    chosen = present[chosen[chosen >= 0]]
+    return pa.table({"item": item[chosen], "time": time[chosen], "row": row[chosen], "value": values[chosen]})

@@ -3,8 +3,11 @@
     leave_last  the last positive event of a user tests, the one before it validates; events
                 between and after them go with them, for the histories. Users with fewer than
                 three positive events train.
+    leave_random  one positive event of a user, drawn by a hash of its row's number in the input,
+                tests, and another validates; all others train. Users as above.
     time        events from a moment on test, those of the stretch before it validate.
-    user        users drawn by a hash of their id are held out: their last positive event tests.
+    user        users drawn by a hash of their id are held out: their last positive event tests. `fold`
+                says which ones: fold 1 is the next share `test` of the users, and so on.
                 What they did before is in the validation part with label 0: history that nothing
                 is fitted to. Of the users that validate, the last positive event does and the
                 others train.
@@ -21,12 +24,14 @@ not tested.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from app.data.dataset import observed_labels
 from app.data.prepare.selection.statistics import Column
 from app.data.values.text import mix
 from app.recipe import Split
@@ -41,25 +46,30 @@ class Splitter:
     """The split of a recipe, for one bucket of users at a time.
 
     Rows are arrays (N,) by name, sorted by user and time: user (position in the bucket), time, row
-    (number in the input), test (1 in given test files), event, item.
+    (number in the input), test (1 in given test files), event, value, item.
 
     Attributes:
         split: the recipe's section.
         seed: the recipe's.
         positive: for each event type whether it is to be predicted; row 0 is padding.
+        above: events with a greater value are to be predicted; None: the value does not matter.
+        clips: bounds, one after another, that values are moved into before they are compared.
         cuts: of a split by time, the first moments of validation and test in microseconds.
     """
 
     split: Split
     seed: int
     positive: tuple[bool, ...]
+    above: float | None = None
+    clips: tuple[tuple[float, float], ...] = ()
     cuts: tuple[int, int] = (0, 0)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the rows' columns that the method looks at."""
-        own = {"time": ("time",), "random": ("row",), "kfold": ("row",), "given": ("test",)}
-        return ("user", "item", "event", *own.get(self.split.method, ()))
+        own = {"time": "time", "random": "row", "kfold": "row", "leave_random": "row", "given": "test"}
+        more = [own.get(self.split.method, ""), "" if self.above is None else "value"]
+        return ("user", "item", "event", *filter(None, more))
 
     def assign(self, rows: dict[str, Array], hashes: Array) -> tuple[Array, Array, int]:
         """Part (N,), label (N,) float32 and the number of repeats that `new_items_only` does not test.
@@ -68,7 +78,8 @@ class Splitter:
             rows: of the bucket.
             hashes: (users,) of the bucket's user ids.
         """
-        label = np.array(self.positive, np.float32)[rows["event"]]
+        value = None if self.above is None else clipped(rows["value"], self.clips)
+        label = observed_labels(rows["event"], value, self.positive, self.above)
         method = self.split.method
         if method == "time":
             part = np.digitize(rows["time"], np.array(self.cuts))
@@ -78,6 +89,8 @@ class Splitter:
             part, label = self._held_out(rows["user"], label, hashes)
         elif method == "given":
             part = _given(rows, label, self.split)
+        elif method == "leave_random":
+            part = _leave_random(rows, label, self.split, self.seed)
         else:
             part = _leave_last(rows["user"], label, self.split)
         repeated = _hide_repeats(rows, part, label) if self.split.new_items_only else 0
@@ -96,7 +109,9 @@ class Splitter:
         return trains | (part == VALID) & self._tests(hashes)[rows["user"]], trains
 
     def _draw(self, hashes: Array) -> Array:
-        return uniform(hashes, self.seed)
+        """(users,) numbers in [0, 1) of which the least are held out."""
+        drawn: Array = (uniform(hashes, self.seed) - self.split.fold * self.split.test) % 1
+        return drawn
 
     def _tests(self, hashes: Array) -> Array:
         """(users,) bool: users that are held out to test."""
@@ -109,6 +124,13 @@ class Splitter:
         part = np.where(validates & target, VALID, TRAIN)
         part = np.where(tests, np.where(target, TEST, VALID), part)
         return part, np.where(tests & ~target, np.float32(0), label)
+
+
+def clipped(values: Array, clips: Sequence[tuple[float, float]]) -> Array:
+    """Values (N,) float32, moved into bounds (low, high), one pair after another."""
+    for low, high in clips:
+        values = np.clip(values, low, high).astype(np.float32)
+    return values
 
 
 def positives_from_here(user: Array, label: Array) -> tuple[Array, Array]:
@@ -136,6 +158,16 @@ def _leave_last(user: Array, label: Array, split: Split) -> Array:
     return np.where(total > len(held_out), np.array([TRAIN, *held_out])[reached], TRAIN)
 
 
+def _leave_random(rows: dict[str, Array], label: Array, split: Split, seed: int) -> Array:
+    """As leave_last on the positive events in the order of the hash that sorts events without an order."""
+    positive = np.flatnonzero(label > 0)
+    user = rows["user"][positive]
+    drawn = positive[np.lexsort((uniform(rows["row"][positive], seed), user))]
+    part = np.full(len(label), TRAIN)
+    part[drawn] = _leave_last(user, label[drawn], split)  # sorted by user, so theirs are those of `drawn`
+    return part
+
+
 def _given(rows: dict[str, Array], label: Array, split: Split) -> Array:
     test = rows["test"] > 0
     label = np.where(test, 0, label)
@@ -147,28 +179,46 @@ def _given(rows: dict[str, Array], label: Array, split: Split) -> Array:
 def time_cuts(split: Split, column: Column, rows: int) -> tuple[int, int]:
     """First moments of validation and test, microseconds, in a split by time.
 
+    Of the moments that events have, those are chosen that give the parts nearest to what is asked for.
+
     Args:
         split: the recipe's section; a length in days comes before a share of the rows.
         column: times of the rows that are kept.
         rows: how many they are, at least 1.
     """
-    last = 0 if split.test_days else round(rows * split.test)
-    after_train = 0 if split.test_days or split.valid_days else round(rows * (split.valid + split.test))
-    end, test, valid = column.ranked([rows - 1, rows - max(last, 1), rows - max(after_train, 1)])
-    test = test if last else end + 1
+    (end,) = column.ranked([rows - 1])
+    tested = round(rows * split.test)
     if split.test_days:
-        test = end + 1 - round(split.test_days * _DAY)
+        test, validated = end + 1 - round(split.test_days * _DAY), round(rows * split.valid)
+    else:
+        test = _cut(column, rows, end + 1, tested)
+        validated = round(rows * (split.valid + split.test)) - tested
     if split.valid_days:
         return test - round(split.valid_days * _DAY), test
-    if split.test_days:
-        before = rows - column.count_from(test)
-        after_train = min(round(rows * split.valid), before)
-        (valid,) = column.ranked([before - after_train]) if after_train else (test,)
-    return (min(valid, test) if after_train else test), test
+    return _cut(column, rows, test, validated, trains=True), test
+
+
+def _cut(column: Column, rows: int, until: int, asked: int, *, trains: bool = False) -> int:
+    """The moment from which on, before `until`, the number of rows is nearest to `asked`.
+
+    It is at least one where any is asked for. `until` if none is, or, where `trains`, if nothing would
+    be left before.
+    """
+    earlier = rows - column.count_from(until)
+    if min(asked, earlier) == 0:
+        return until
+    (moment,) = column.ranked([max(earlier - asked, 0)])
+    before = rows - column.count_from(moment)
+    if earlier - before == asked:
+        return int(moment)
+    after = earlier - (rows - column.count_from(moment + 1))  # rows from the next moment on
+    if after and (before == 0 or asked - after < earlier - before - asked):
+        return int(column.ranked([earlier - after])[0])
+    return until if trains and before == 0 else int(moment)
 
 
 def _random(row: Array, split: Split, seed: int) -> Array:
-    draw = uniform(row.astype(np.uint64), seed)
+    draw = uniform(row, seed)
     if split.method == "random":
         return np.where(draw < split.test, TEST, np.where(draw < split.test + split.valid, VALID, TRAIN))
     fold = (draw * split.folds).astype(np.int64)
@@ -178,9 +228,9 @@ def _random(row: Array, split: Split, seed: int) -> Array:
 
 
 def uniform(keys: Array, seed: int) -> Array:
-    """(N,) numbers in [0, 1) that depend on key and seed alone."""
+    """(N,) numbers in [0, 1) that depend on key (an integer) and seed alone."""
     start = mix(np.array([seed & (2**64 - 1)], np.uint64))
-    return (mix(keys ^ start) >> np.uint64(11)) / 2.0**53
+    return (mix(keys.astype(np.uint64) ^ start) >> np.uint64(11)) / 2.0**53
 
 
 def _hide_repeats(rows: dict[str, Array], part: Array, label: Array) -> int:

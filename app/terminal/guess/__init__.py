@@ -1,0 +1,1 @@
+"""A recipe from the look of files: what each of their columns is, and why that is thought."""
