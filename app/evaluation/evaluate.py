@@ -6,24 +6,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError
 from app.evaluation import metrics
 from app.evaluation.candidates import seen_of
-from app.evaluation.measure import Measured, measure
+from app.evaluation.compare import headline, paired, ranks_of
+from app.evaluation.logged.evaluate import LOGGED, evaluate_logged, validated_logged
+from app.evaluation.measure import Measured, Measurement, measure
 from app.evaluation.ranking import Protocol, rank
 from app.evaluation.requests import Requests, requests_of
 from app.evaluation.scorer import ModelScorer, Scorer
+from app.features.context import median_gap
 from app.models.build import build_model
 from app.models.discovery import model_class, model_names
 from app.recipe import Recipe
+from app.recipe.section import length_of_time_us
 from app.terminal.console import Progress, progress
 
+DELAYED_USERS = 2000  # asked again at serving moments
+TEST_MOMENT = "test moment"
+LOST = 0.8  # share of a figure below which a serving moment is warned of
 NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
 PROBABILITY = ("log_loss", "accuracy", "f1", "calibration_error")
 Figures = dict[str, float]
@@ -31,11 +39,15 @@ Figures = dict[str, float]
 
 @dataclass(frozen=True)
 class Report:
-    """The result of an evaluation; plain data throughout.
+    """The result of an evaluation; plain data but for `ranks`, the table of `compare.ranks_of`.
 
     Figures are named "ndcg@10", "auc" and the like; an interval is the 95 % one of a bootstrap
-    over requests; a ratio is the model's figure over the baseline's. A figure that cannot be computed
-    is NaN. All are empty where nothing was held out.
+    over requests; a ratio is the model's figure over the baseline's; a difference is how far the model's
+    NDCG is above a baseline's, [value, low, high] by baseline and figure, over the same requests; behind
+    are the baselines whose NDCG is above the model's; delayed are figures at serving moments, by delay as
+    evaluate.delay names it, of at most DELAYED_USERS users, and "test moment" the same users' figures there,
+    so that both can be compared. A figure that cannot be computed is NaN. All are
+    empty where nothing was held out.
     """
 
     name: str
@@ -49,6 +61,10 @@ class Report:
     segments: dict[str, Figures]
     calibration: list[Figures]
     notes: list[str]
+    differences: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    behind: list[str] = field(default_factory=list)
+    delayed: dict[str, Figures] = field(default_factory=dict)
+    ranks: pa.Table | None = field(default=None, repr=False)
 
 
 def evaluate(
@@ -59,18 +75,26 @@ def evaluate(
     Where the part is empty, because the split holds nothing out, the report says so and has no figures.
 
     Raises:
-        DataError: the part has events and none of them is to be predicted.
+        DataError: the part has events and none of them is to be predicted, or, by logged labels, all are.
         RecipeError: listed candidates are asked for and the part lists none.
     """
     if not len(getattr(dataset, part)):
         return _nothing_held_out(recipe, part)
+    names = recipe.evaluate.baselines if baselines else []
+    if recipe.evaluate.candidates == LOGGED:
+        for name in names:
+            check_baseline(name)
+        content = evaluate_logged(recipe, dataset, scorer, part, names)
+        return Report(recipe.name, recipe.model.name, part, **content)
     protocol = protocol_of(recipe, dataset, part)
     everyone = requests_of(dataset, part)
     requests = everyone.sample(recipe.evaluate.max_users, recipe.seed)
     if not len(requests):
         raise _nothing_to_predict(dataset, part)
-    names = recipe.evaluate.baselines if baselines else []
-    measured, compared = _measure_all(recipe, dataset, requests, scorer, protocol, names)
+    measured, others = _measure_all(recipe, dataset, requests, scorer, protocol, names)
+    compared = {name: _comparable(other.figures) for name, other in others.items()}
+    figure = headline(measured.figures)
+    delayed = _delayed(recipe, dataset, requests, scorer, protocol)
     return Report(
         name=recipe.name,
         model=recipe.model.name,
@@ -82,8 +106,53 @@ def evaluate(
         ratios={name: _ratios(measured.figures, figures) for name, figures in compared.items()},
         segments=measured.segments(dataset, requests),
         calibration=measured.calibration,
-        notes=_notes(requests, everyone, protocol, measured.nan),
+        notes=[
+            *dataset.artifact.figures.get("notes", []),
+            *_notes(requests, everyone, protocol, measured.nan),
+            *_moment_notes(dataset, delayed, figure),
+        ],
+        differences={
+            name: {figure: [*paired(measured, other, figure, recipe.evaluate.bootstrap, recipe.seed)]}
+            for name, other in others.items()
+        },
+        behind=[name for name, figures in compared.items() if figures[figure] > measured.figures[figure]],
+        delayed=delayed,
+        ranks=ranks_of(dataset, requests, measured, protocol),
     )
+
+
+def _delayed(
+    recipe: Recipe, dataset: Dataset, requests: Requests, scorer: Scorer, protocol: Protocol
+) -> dict[str, Figures]:
+    """Ranking figures at serving moments and, first, at the test moment, of the same sample of users.
+
+    Only the context depends on the moment, so a data set without one is not ranked again.
+    """
+    if not recipe.evaluate.delay or not dataset.schema.context_width:
+        return {}
+    sample = requests.sample(DELAYED_USERS, recipe.seed)
+    moments = {TEST_MOMENT: sample}
+    for name in recipe.evaluate.delay:
+        delay = median_gap(dataset.train) if name == "median" else length_of_time_us(name)
+        moments[name] = sample.delayed(dataset, delay)
+    return {
+        name: measure(dataset, rank(dataset, asked, scorer, protocol), cutoffs(recipe), recipe.seed).figures
+        for name, asked in moments.items()
+    }
+
+
+def _moment_notes(dataset: Dataset, delayed: Mapping[str, Figures], figure: str) -> list[str]:
+    """Which serving moments lose much of the figure, and that a log without times has no moment."""
+    if not dataset.schema.timed:
+        return ["the log has no times: a request is ranked alike whenever it is asked"]
+    at_test = delayed.get(TEST_MOMENT, {}).get(figure, 0.0)
+    return [
+        f"asked {name} after the last event, {figure} is {figures[figure]:.4f} instead of {at_test:.4f}: the"
+        " model lives on how soon after the last event it is asked; leave recency out of features.context if"
+        " people come back later than that"
+        for name, figures in delayed.items()
+        if figures[figure] < LOST * at_test
+    ]
 
 
 def _measure_all(
@@ -93,18 +162,18 @@ def _measure_all(
     scorer: Scorer,
     protocol: Protocol,
     baselines: Sequence[str],
-) -> tuple[Measured, dict[str, Figures]]:
-    """The model, and the comparable figures of each baseline; one that is the model is not fitted again."""
+) -> tuple[Measured, dict[str, Measured]]:
+    """The model and each baseline; one that is the model is not fitted again."""
     for name in baselines:
         check_baseline(name)
     others = [name for name in baselines if not _is_the_model(name, recipe)]
     with progress("evaluate", len(requests) * (1 + len(others))) as bar:
         measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
-        figures = dict.fromkeys(baselines, measured.figures)
+        compared = dict.fromkeys(baselines, measured)
         for name in others:
             baseline = ModelScorer(build_model(name, {}, dataset))
-            figures[name] = _measure(recipe, dataset, requests, baseline, protocol, bar).figures
-    return measured, {name: _comparable(values) for name, values in figures.items()}
+            compared[name] = _measure(recipe, dataset, requests, baseline, protocol, bar)
+    return measured, compared
 
 
 def check_baseline(name: str) -> None:
@@ -141,22 +210,30 @@ def _is_the_model(baseline: str, recipe: Recipe) -> bool:
 
 
 def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int) -> Figures:
-    """Ranking figures alone, on at most `max_users` users of the valid part, drawn with `seed`.
+    """The figures of `validated`; empty where the valid part has nothing to predict."""
+    measured = validated(recipe, dataset, scorer, max_users, seed)
+    return measured.figures if measured else {}
+
+
+def validated(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
+) -> Measurement | None:
+    """Ranking figures, or those of logged labels, on at most `max_users` users of the valid part.
+
+    They are drawn with `seed`: two models that are measured with the same arguments are measured on the
+    same requests, and so can be compared by `app.evaluation.compare.paired`.
 
     Returns:
-        AT_K metrics at the cut-offs of `cutoffs`, and "auc"; empty where the part has nothing
-        to predict.
+        AT_K metrics at the cut-offs of `cutoffs`, and "auc"; None where the part has nothing to predict. Of
+        logged labels the figures of `MeasuredLabels`.
     """
+    if recipe.evaluate.candidates == LOGGED:
+        return validated_logged(recipe, dataset, scorer, max_users, seed)
     requests = requests_of(dataset, "valid").sample(max_users, seed)
     if not len(requests):
-        return {}
+        return None
     ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
-    positions = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
-    figures = metrics.at_k(ranked.owner, positions, len(requests), cutoffs(recipe))
-    area = metrics.auc(ranked.owner, ranked.higher, ranked.equal, ranked.candidates)
-    return {name: float(values.mean()) for name, values in figures.items()} | {
-        "auc": float(np.nanmean(area)) if np.isfinite(area).any() else float("nan")
-    }
+    return measure(dataset, ranked, cutoffs(recipe), seed)
 
 
 def cutoffs(recipe: Recipe) -> list[int]:
@@ -184,6 +261,7 @@ def protocol_of(recipe: Recipe, dataset: Dataset, part: str) -> Protocol:
     met, so that its figures are of the kind that the test reports.
     """
     kind, negatives = recipe.evaluate.candidates, getattr(dataset, part).negatives
+    assert kind != "logged", "logged labels are not ranked"
     if kind == "all" or negatives is not None:
         return Protocol(kind, recipe.evaluate.exclude_seen, seed=recipe.seed)
     if part == "test":

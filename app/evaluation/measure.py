@@ -19,31 +19,38 @@ DRAWS = 1 << 22  # requests drawn for a bootstrap at a time
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Figures of U requests. `ratios` holds a numerator and a denominator a request and figure:
-    a figure is the sum of the one over the sum of the other, of all requests or of a resample.
+class Measurement:
+    """Figures of U requests or users. `ratios` holds a numerator and a denominator for each, and figure:
+    a figure is the sum of the one over the sum of the other, of all of them or of a resample.
     """
 
-    ranked: Ranked
-    rank: Floats  # (T,)
-    ks: tuple[int, ...]
     ratios: dict[str, tuple[Floats, Floats]]
     figures: dict[str, float]
     calibration: list[dict[str, float]]
+    nan: int  # scores that were NaN
 
     @property
-    def nan(self) -> int:
-        """How many scores were NaN."""
-        return self.ranked.nan
+    def count(self) -> int:
+        """U, how many requests or users a resample draws."""
+        return len(next(iter(self.ratios.values()))[0])
 
     def intervals(self, resamples: int, seed: int) -> dict[str, list[float]]:
-        """95 % intervals [low, high] by bootstrap over requests; none where `resamples` is 0."""
+        """95 % intervals [low, high] by bootstrap over them; none where `resamples` is 0."""
         if not resamples:
             return {}
         over = np.stack([n for n, _ in self.ratios.values()], 1)
         under = np.stack([d for _, d in self.ratios.values()], 1)
-        drawn = _bootstrap(over, under, resamples, np.random.default_rng(seed))
-        return {name: _interval(drawn[:, i]) for i, name in enumerate(self.ratios)}
+        drawn = bootstrap(over, under, resamples, np.random.default_rng(seed))
+        return {name: interval(drawn[:, i]) for i, name in enumerate(self.ratios)}
+
+
+@dataclass(frozen=True)
+class Measured(Measurement):
+    """Figures of the rankings of U requests."""
+
+    ranked: Ranked
+    rank: Floats  # (T,)
+    ks: tuple[int, ...]
 
     def segments(self, dataset: Dataset, requests: Requests) -> dict[str, dict[str, float]]:
         """Figures at k by group: users by training events, targets by training popularity.
@@ -90,22 +97,30 @@ def item_groups(dataset: Dataset, item: Array) -> dict[str, Array]:
 
 
 def measure(dataset: Dataset, ranked: Ranked, ks: Sequence[int], seed: int) -> Measured:
-    """All figures of a ranking; `seed` breaks ties."""
+    """The figures of a ranking; `seed` breaks ties.
+
+    Those of lists, such as coverage, are left out where the ranking kept no best items, and those of
+    probabilities where it drew no negatives.
+    """
     requests = len(ranked.candidates)
     rank = metrics.break_ties(ranked.owner, ranked.higher, ranked.equal, np.random.default_rng(seed))
     ones = np.ones(requests)
     ratios = {name: (v, ones) for name, v in metrics.at_k(ranked.owner, rank, requests, ks).items()}
     area = metrics.auc(ranked.owner, ranked.higher, ranked.equal, ranked.candidates)
     ratios["auc"] = (np.nan_to_num(area), np.isfinite(area).astype(float))
-    owner, logits, label = points(ranked)
-    ratios |= _pointwise(owner, logits, label, requests)
-    bits = metrics.self_information(dataset.popularity)
-    ratios |= {f"novelty@{k}": _novelty(ranked.top[:, :k], bits) for k in ks}
-    figures = {name: float(_share(n.sum(), d.sum())) for name, (n, d) in ratios.items()}
-    bins = metrics.calibration(metrics.sigmoid(logits), label)
-    figures["calibration_error"] = metrics.calibration_error(bins)
-    figures |= {f"coverage@{k}": metrics.coverage(ranked.top[:, :k], dataset.schema.items - 1) for k in ks}
-    return Measured(ranked, rank, tuple(ks), ratios, figures, bins)
+    bins: list[dict[str, float]] = []
+    others: dict[str, float] = {}
+    if ranked.negative.shape[1]:
+        owner, logits, label = points(ranked)
+        ratios |= _pointwise(owner, logits, label, requests)
+        bins = metrics.calibration(metrics.sigmoid(logits), label)
+        others["calibration_error"] = metrics.calibration_error(bins)
+    if ranked.top.shape[1]:
+        bits, items = metrics.self_information(dataset.popularity), dataset.schema.items - 1
+        ratios |= {f"novelty@{k}": _novelty(ranked.top[:, :k], bits) for k in ks}
+        others |= {f"coverage@{k}": metrics.coverage(ranked.top[:, :k], items) for k in ks}
+    figures = {name: float(share(n.sum(), d.sum())) for name, (n, d) in ratios.items()}
+    return Measured(ratios, figures | others, bins, ranked.nan, ranked, rank, tuple(ks))
 
 
 def points(ranked: Ranked) -> tuple[Array, Array, Array]:
@@ -136,21 +151,21 @@ def _novelty(top: Array, bits: Floats) -> tuple[Floats, Floats]:
     return (bits[top] * shown).sum(1), shown.sum(1).astype(float)
 
 
-def _share(over: Array, under: Array) -> Floats:
+def share(over: Array, under: Array) -> Floats:
     """`over` / `under`, NaN where there is nothing to divide by."""
     shares: Floats = np.full(np.shape(under), np.nan)
     np.divide(over, under, out=shares, where=np.asarray(under) > 0)
     return shares
 
 
-def _interval(values: Floats) -> list[float]:
-    """The 95 % interval of resampled figures, of those that are numbers; NaN where none is."""
+def interval(values: Floats) -> list[float]:
+    """The 95 % interval [low, high] of resampled figures, of those that are numbers; NaN where none is."""
     finite = values[np.isfinite(values)]
     low, high = np.percentile(finite, [2.5, 97.5]) if len(finite) else (np.nan, np.nan)
     return [float(low), float(high)]
 
 
-def _bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Generator) -> Floats:
+def bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Generator) -> Floats:
     """(resamples, figures): each figure of as many requests, drawn with replacement."""
     count, step = len(over), max(1, DRAWS // len(over))
     blocks = []
@@ -158,7 +173,7 @@ def _bootstrap(over: Floats, under: Floats, resamples: int, rng: np.random.Gener
         size = min(step, resamples - start)
         drawn = rng.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
         weight = np.bincount(drawn.ravel(), minlength=size * count).reshape(size, count).astype(float)
-        blocks.append(_share(weight @ over, weight @ under))
+        blocks.append(share(weight @ over, weight @ under))
     return np.concatenate(blocks)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from app.evaluation.compare import headline
 from app.evaluation.evaluate import Report
 
 if TYPE_CHECKING:
@@ -54,21 +55,18 @@ def draw(report: Report, curve: Curve, folder: Path) -> list[str]:
     return drawn
 
 
-def headline(report: Report) -> str:
-    """The NDCG at the cut-off nearest to 10."""
-    cuts = [int(name[5:]) for name in report.figures if name.startswith("ndcg@")]
-    return f"ndcg@{min(cuts, key=lambda k: abs(k - 10))}"
-
-
 def label_of(figure: str) -> str:
     """A figure's name for readers: ndcg@10 -> NDCG@10, hit_rate@5 -> hit rate@5."""
     name, at, cut = figure.partition("@")
-    return (name.upper() if name in ("ndcg", "mrr", "map", "auc") else name.replace("_", " ")) + at + cut
+    return (
+        (name.upper() if name in ("ndcg", "mrr", "map", "auc", "gauc") else name.replace("_", " ")) + at + cut
+    )
 
 
 def _figures(axes: Axes, report: Report) -> None:
-    cut = headline(report).partition("@")[2]
-    names = [f"{name}@{cut}" for name in ("ndcg", "hit_rate", "recall", "mrr", "map")]
+    cut = headline(report.figures).partition("@")[2]
+    ranking = [f"{name}@{cut}" for name in ("ndcg", "hit_rate", "recall", "mrr", "map")]
+    names = ranking if cut else ["auc", "gauc"]
     baselines = [(f"{name} (baseline)", figures) for name, figures in report.baselines.items()]
     bars = [(report.model, report.figures), *baselines]
     colours = [BLUE, ORANGE, GREY, "#38a169", "#805ad5"]
@@ -80,7 +78,7 @@ def _figures(axes: Axes, report: Report) -> None:
         if index == 0 and report.intervals:
             axes.errorbar(x, values, _arms(values, names, report), fmt="none", ecolor="#1a202c", capsize=3)
     axes.set_xticks(range(len(names)), [label_of(name) for name in names])
-    axes.set_ylabel("mean over users")
+    axes.set_ylabel("mean over users" if cut else "area under the ROC curve")
     axes.set_title(f"{report.name}: figures beside the baselines, {report.part} part")
     axes.grid(axis="x", visible=False)
     axes.margins(y=0.15)
@@ -97,7 +95,7 @@ def _arms(values: Sequence[float], names: Sequence[str], report: Report) -> list
 
 
 def _segments(axes: Axes, report: Report) -> None:
-    figure = headline(report)
+    figure = headline(report.figures)
     names = list(report.segments)[::-1]
     values = [report.segments[name][figure] for name in names]
     bars = axes.barh(range(len(names)), values, 0.6, color=[GREY if "items" in n else BLUE for n in names])
@@ -111,7 +109,7 @@ def _segments(axes: Axes, report: Report) -> None:
         report.figures[figure], color=ORANGE, linestyle="--", label=f"all: {report.figures[figure]:.3f}"
     )
     axes.set_xlim(0, max([*values, report.figures[figure], 1e-9]) * 1.55)
-    axes.set_xlabel(f"{label_of(figure)}, mean over users")
+    axes.set_xlabel(f"{label_of(figure)}, mean over users" if "@" in figure else label_of(figure))
     axes.set_title("By group of users and of items")
     axes.grid(axis="y", visible=False)
     axes.legend(loc="lower right")
@@ -143,16 +141,17 @@ def _curve(axes: Axes, curve: Curve) -> None:
     name = _validated(curve)
     if name:
         _validation(axes, epochs, [e.get(name, math.nan) for e in curve], name)
-    seconds = sum(e.get("seconds", 0.0) for e in curve)
+    seconds = curve[-1].get("seconds", 0.0)  # each epoch says how long the training has taken so far
     axes.set_title(f"Training: {len(curve)} epochs, {seconds:.0f} s")
 
 
 def _validated(curve: Curve) -> str | None:
-    """The validation figure of a curve: an NDCG if there is one, else the first that is."""
+    """The validation figure of a curve: the NDCG nearest to 10 if there is one, else the first that is."""
     names = [
         k for k in curve[-1] if k not in ("epoch", "loss", "seconds") and isinstance(curve[-1][k], float)
     ]
-    return next((n for n in names if n.startswith("ndcg")), names[0] if names else None)
+    ndcg = [name for name in names if name.startswith("ndcg@")]
+    return headline(ndcg) if ndcg else next(iter(names), None)
 
 
 def _validation(axes: Axes, epochs: Sequence[float], values: Sequence[float], name: str) -> None:

@@ -124,7 +124,7 @@ class _Block:
             self.items = np.arange(count)[None, :]
             self.columns = np.maximum(self.targets, 0)
             nothing = np.zeros((len(self.targets), 0), np.int64)
-            scores = scorer.all(requests.batch(dataset, chosen, nothing))
+            scores = scorer.all(requests.batch(dataset, chosen, nothing, scorer.reads))
         else:
             others = (
                 listed_of(requests, chosen, self.targets)
@@ -133,7 +133,7 @@ class _Block:
             )
             self.items = np.concatenate([np.maximum(self.targets, 0), others], 1)
             self.columns = np.broadcast_to(np.arange(self.targets.shape[1]), self.targets.shape)
-            scores = scorer.candidates(requests.batch(dataset, chosen, self.items))
+            scores = scorer.candidates(requests.batch(dataset, chosen, self.items, scorer.reads))
         self._clean(scores.numpy().copy())
         if protocol.candidates == "all" and protocol.exclude_seen:
             self.scores[excluded_of(requests, chosen, self.targets)] = -np.inf

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.models.base import Batch, Model
+from app.models.base import Batch, History, Model, Reads
 from app.models.rows import RowKind, rows_of
 from app.tables.rows import Rows
 
-FLOATS = 1 << 22  # of gathered candidate rows at a time
+FLOATS = 1 << 22  # of gathered rows at a time
+# Of the rows of whole pasts: a model that solves for its state reads them again and again, from the cache.
+PAST_FLOATS = 1 << 20
 
 
 class Scorer(Protocol):
     """Scores requests; higher is better. NaN ranks last."""
+
+    @property
+    def reads(self) -> Reads:
+        """How much of a user's past the requests must show it; see `Model.reads`."""
+        ...
 
     def all(self, batch: Batch) -> Tensor:
         """(B, items) float32 on the CPU: every item, column 0 the unknown one."""
@@ -43,6 +50,11 @@ class ModelScorer:
         self._rows = rows or {}
         self._item, self._history = self._every("item"), self._every("history")
 
+    @property
+    def reads(self) -> Reads:
+        """How much of a user's past the model reads."""
+        return self.model.reads
+
     @torch.no_grad()
     def all(self, batch: Batch) -> Tensor:
         """Scores (B, items) of every item."""
@@ -65,7 +77,32 @@ class ModelScorer:
             user = torch.from_numpy(self._rows["user"].gather(batch.user.cpu().numpy())).to(self.device)
         else:
             user = rows_of(self.model, "user", batch.user)
-        return self.model.user_state(user, self._history[batch.history.item], batch.history, batch.context)
+        if self.reads == "recent":
+            return self._states(user, batch.history, batch.context)
+        chosen = list(self._by_length(batch.history.item))
+        parts = [
+            self._states(user[rows], batch.history.part(rows, length), batch.context[rows])
+            for rows, length in chosen
+        ]
+        back = torch.cat([rows for rows, _ in chosen]).argsort()
+        return torch.cat(parts)[back]
+
+    def _states(self, user: Tensor, history: History, context: Tensor) -> Tensor:
+        return self.model.user_state(user, self._history[history.item], history, context)
+
+    def _by_length(self, items: Tensor) -> Iterator[tuple[Tensor, int]]:
+        """Rows of histories (B, L) of about one length and that length, so that little is padded.
+
+        Of one that is as long as the whole past few are looked at together.
+        """
+        present = items > 0
+        lengths = torch.where(present.any(1), items.shape[1] - present.int().argmax(1), 1)
+        order, start = lengths.argsort(descending=True), 0
+        while start < len(order):
+            length = int(lengths[order[start]])
+            stop = start + max(1, PAST_FLOATS // (length * max(1, self._history.shape[1])))
+            yield order[start:stop], length
+            start = stop
 
     def _every(self, kind: RowKind) -> Tensor:
         if kind in self._rows:

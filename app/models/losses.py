@@ -26,7 +26,46 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 def bpr(logits: Tensor, label: Tensor) -> Tensor:
     """Bayesian personalised ranking (Rendle 2009): the positive above each negative, (B, C)."""
-    return -F.logsigmoid(logits[:, :1] - logits[:, 1:]).mean()
+    return pairwise(logits[:, 0], logits[:, 1:]).mean()
+
+
+def pairwise(positive: Tensor, negative: Tensor) -> Tensor:
+    """Bayesian personalised ranking, a loss (T,) of scores (T,) beside those of negatives (T, K)."""
+    return F.softplus(negative - positive.unsqueeze(1)).mean(1)
+
+
+def gbce(positive: Tensor, negative: Tensor, sampled: float, calibration: float) -> Tensor:
+    """Generalised binary cross entropy (Petrov and Macdonald 2023, "gSASRec").
+
+    The positive's probability is raised to beta = 1 - calibration * (1 - sampled), because so few of the
+    negatives are seen beside it that it would grow too large.
+
+    Args:
+        positive: (T,) scores.
+        negative: (T, K) scores; -inf counts for none.
+        sampled: K over the number of all negatives.
+        calibration: from 0 (binary cross entropy) to 1 (as if all negatives were seen).
+
+    Returns:
+        (T,) means over a positive and its negatives.
+    """
+    beta = 1 - calibration * (1 - sampled)
+    return (beta * F.softplus(-positive) + F.softplus(negative).sum(1)) / (1 + negative.shape[1])
+
+
+def cosine_contrastive(positive: Tensor, negative: Tensor, margin: float, weight: float) -> Tensor:
+    """Cosine contrastive loss (Mao et al. 2021, "SimpleX").
+
+    Args:
+        positive: (T,) cosines.
+        negative: (T, K) cosines; -inf counts for none.
+        margin: cosine up to which a negative costs nothing.
+        weight: of the mean over the negatives.
+
+    Returns:
+        (T,) losses.
+    """
+    return 1 - positive + weight * F.relu(negative - margin).mean(1)
 
 
 def in_batch_softmax(logits: Tensor, items: Tensor, log_popularity: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.content_parts import ContentTower
 from app.models.parts import Attributes, HistoryPool
 from app.tables.base import Tables
 
@@ -40,6 +41,7 @@ class TwoTower(Model):
         "dropout": (0.0, 0.5),
     }
     retrieves = True
+    unit_rows = True
     config: TwoTowerConfig
 
     def __init__(self, config: TwoTowerConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
@@ -48,13 +50,16 @@ class TwoTower(Model):
         self.users = tables("user", inputs.users, width)
         self.items = tables("item", inputs.items, width)
         self.user_content = Attributes("user", inputs.user_dense, inputs.user_categories, tables)
-        self.item_content = Attributes("item", inputs.item_dense, inputs.item_categories, tables)
         self.pool = HistoryPool(inputs.history, inputs.events, config.heads) if config.heads else None
         features = self.user_content.width + config.heads * width + inputs.context
         # The embedding enters as it is and the rest is added: an id then learns from its first event.
         self.user_tower = nn.Linear(features, width)
-        self.item_tower = nn.Linear(self.item_content.width, width)
+        self.item_tower = self.make_item_tower(tables)
         self.dropout = nn.Dropout(config.dropout)
+
+    def make_item_tower(self, tables: Tables) -> nn.Module:
+        """What makes a vector (…, D) of an item's content (…, F) and (…, K), for a subclass to replace."""
+        return ContentTower(self.inputs, (), self.config.width, tables)
 
     def user_rows(self, users: Tensor) -> Tensor:
         """Embedding and content of a user."""
@@ -63,12 +68,18 @@ class TwoTower(Model):
 
     def history_rows(self, items: Tensor) -> Tensor:
         """Vector of an item, the same as the candidate's."""
-        return self.item_rows(items) if self.pool is not None else super().history_rows(items)
+        if self.pool is None:
+            return super().history_rows(items)
+        if not self.training:
+            return self.item_rows(items)
+        # The same items come again and again in the histories of a batch, and a tower costs.
+        distinct, row = torch.unique(items, return_inverse=True)
+        return self.item_rows(distinct)[row]
 
     def item_rows(self, items: Tensor) -> Tensor:
         """Vectors (…, D) of items, of length 1."""
-        content = self.item_content(self.item_dense[items], self.item_category[items])
-        return F.normalize(self.items.lookup(items) + self.item_tower(content), dim=-1)
+        content = self.item_tower(self.item_dense[items], self.item_category[items])
+        return F.normalize(self.items.lookup(items) + content, dim=-1)
 
     def user_state(
         self, user_rows: Tensor, history_rows: Tensor, history: History, context: Tensor

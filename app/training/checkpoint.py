@@ -12,6 +12,7 @@ curve.json           [{epoch, loss, seconds, validation figures}]
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from app.artifact import Artifact, open_artifact
+from app.artifact import Artifact, open_artifact, publish
 from app.data.dataset import Array, Dataset
 from app.errors import ArtifactError
 from app.models.base import Model
@@ -29,7 +30,7 @@ from app.models.build import build_model
 from app.models.discovery import MODEL_FILE, source_of
 from app.tables.rows import Precision, Rows, write_rows
 
-TRAINED = "trained.safetensors"
+WEIGHTS, TRAINED = "weights.safetensors", "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def save_checkpoint(
         rows: (N, D) float32 by name, to be stored at `precision`; None: not compressed.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    save_file(tensors, folder / "weights.safetensors")
+    save_file(tensors, folder / WEIGHTS)
     known = {key: torch.from_numpy(rows) for key, rows in trained.items()}
     save_file({**known, "log_popularity": model.log_popularity.cpu().contiguous()}, folder / TRAINED)
     if source := source_of(type(model)):
@@ -102,7 +103,7 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     model = build_model(source, described["hyperparameters"], dataset, fit=False)
     trained = _read_trained(artifact.path / TRAINED)
     try:
-        model.load_state_dict(load_file(artifact.path / "weights.safetensors"))
+        model.load_state_dict(load_file(artifact.path / WEIGHTS))
         model.log_popularity.copy_(trained.pop("log_popularity"))
         model.user_trained.copy_(trained["user"])
         model.item_trained.copy_(trained["item"])
@@ -116,6 +117,17 @@ def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
     rows = {file.stem: Rows.open(file.parent, file.stem) for file in stored} or None
     known = {key: tensor.numpy() for key, tensor in trained.items()}
     return Checkpoint(artifact, model.eval(), described["name"], described["hyperparameters"], known, rows)
+
+
+def copy_checkpoint(source: Path, out: Path, parents: Mapping[str, str], version: int) -> Artifact:
+    """Publish a copy of the checkpoint `source`, with its figures, at `out`."""
+    original = open_artifact(source, "checkpoint")
+    with publish(out, "checkpoint", {}, parents, version) as draft:
+        for name in original.files:
+            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / name, draft.path / name)
+        draft.figures.update(original.figures)
+    return open_artifact(out, "checkpoint", verify=False)
 
 
 def _read_trained(path: Path) -> dict[str, torch.Tensor]:

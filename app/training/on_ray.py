@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+
 from app import errors
 from app.data.dataset import Dataset
 from app.errors import MachineError, RayRecError, disk_errors
@@ -16,11 +18,12 @@ from app.ray.session import ray_session
 from app.recipe import Recipe, parse
 from app.training.hosts import RayHost
 from app.training.loop import Loop
+from app.training.task import Task, Weights
 
 ERROR = "error.json"
 
 
-def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None = None) -> Path:
+def train_on_ray(task: Task, folder: Path) -> Path:
     """Train over `train.workers` workers; returns the last checkpoint's folder.
 
     Dead workers are replaced and go on from the last checkpoint, `train.max_failures` times.
@@ -32,7 +35,7 @@ def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | N
     """
     (folder / ERROR).unlink(missing_ok=True)
     with ray_session():
-        outcome = _in_a_thread(_trainer(recipe, dataset, folder, epochs).fit)
+        outcome = _in_a_thread(_trainer(task, folder).fit)
     if (folder / ERROR).exists():
         raise _read_error(folder / ERROR)
     if isinstance(outcome, BaseException):
@@ -40,21 +43,23 @@ def train_on_ray(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | N
     return Path(outcome.checkpoint.path)
 
 
-def _trainer(recipe: Recipe, dataset: Dataset, folder: Path, epochs: int | None) -> Any:
+def _trainer(task: Task, folder: Path) -> Any:
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    settings = recipe.train
+    settings = task.recipe.train
     resources = ray.cluster_resources()  # type: ignore[no-untyped-call]
     _refuse_too_few(resources, settings.workers, gpu=settings.gpu)
     return TorchTrainer(
         work,
         train_loop_config={
-            "recipe": with_copied_model(recipe, folder).model_dump(mode="json"),
-            "dataset": str(dataset.path.absolute()),
+            "recipe": with_copied_model(task.recipe, folder).model_dump(mode="json"),
+            "dataset": str(task.dataset.path.absolute()),
             "folder": str(folder),
-            "epochs": epochs,
+            "epochs": task.epochs,
+            "objective": task.objective,
+            "weights": _kept(task.weights, folder),
         },
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
@@ -78,6 +83,15 @@ def with_copied_model(recipe: Recipe, folder: Path) -> Recipe:
     copy = folder / MODEL_FILE
     copy.write_bytes(source)
     return recipe.override({"model.file": str(copy)})
+
+
+def _kept(weights: Weights | None, folder: Path) -> str | None:
+    """The file in the run folder, where all workers see it, that holds the weights to begin with."""
+    if weights is None:
+        return None
+    path = folder / "initial.safetensors"
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.tensors.items()}, path)
+    return str(path)
 
 
 def _refuse_too_few(resources: dict[str, float], workers: int, *, gpu: bool) -> None:
@@ -104,8 +118,10 @@ def work(config: dict[str, Any]) -> None:
     recipe = parse(config["recipe"], "recipe")
     try:
         dataset = Dataset.open(Path(config["dataset"]), verify=False)
+        weights = Weights.of(Path(config["weights"])) if config["weights"] else None
+        task = Task(recipe, dataset, config["epochs"], config["objective"], weights)
         with disk_errors(str(folder)):
-            Loop(recipe, dataset, RayHost(folder), config["epochs"]).run()
+            Loop(task, RayHost(folder)).run()
     except RayRecError as error:
         _write_error(folder / ERROR, error)
         if recipe.train.workers > 1:

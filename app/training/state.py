@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from app.training.optimizers import Optimizers
 
 STATE = "state.json"
+BEST = "best.safetensors"
 
 
 @dataclass
@@ -26,8 +27,9 @@ class TrainingProgress:
     """How far a run is, and what it has measured.
 
     `epoch` counts finished epochs, `step` the batches of the epoch under way. `best_epoch` is the one
-    whose weights are kept, `best` its validation figure: None where validation gave none. `seconds`
-    and `samples` are of training alone, over all attempts.
+    whose weights are kept, `best` its validation figure: None where validation gave none; `initial` is the
+    figure of weights that the run was given to begin with. `seconds`, `waited` (for batches) and `samples`
+    are of training alone, over all attempts.
     """
 
     epoch: int = 0
@@ -35,10 +37,13 @@ class TrainingProgress:
     loss: float = 0.0  # sum over the steps of the epoch under way
     best_epoch: int = 0
     best: float | None = None
+    initial: float | None = None
     finished: bool = False
     resumed_from: int | None = None
     seconds: float = 0.0
+    waited: float = 0.0  # seconds of these
     samples: int = 0
+    valid_users: int = 0  # that each validation ranks; 0: not settled yet
     curve: list[dict[str, float]] = field(default_factory=list)
 
 
@@ -58,7 +63,7 @@ class State:
     def save(self, folder: Path) -> None:
         """Write everything into a folder; state.json last."""
         save_file(_on_cpu(self.model.state_dict()), folder / "model.safetensors")
-        save_file(_on_cpu(self.best), folder / "best.safetensors")
+        save_file(_on_cpu(self.best), folder / BEST)
         tensors, numbers = _flatten([o.state_dict()["state"] for o in self.optimizers.each])
         save_file(tensors, folder / "optimizers.safetensors")
         save_file(_random_state(), folder / "random.safetensors")
@@ -69,7 +74,7 @@ class State:
         content = json.loads((folder / STATE).read_bytes())
         self.progress = TrainingProgress(**content["progress"])
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
-        self.best = load_file(folder / "best.safetensors")
+        self.best = load_file(folder / BEST)
         states = _unflatten(
             load_file(folder / "optimizers.safetensors"), content["optimizers"], len(self.optimizers.each)
         )

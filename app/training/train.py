@@ -7,14 +7,14 @@ The same command goes on from there; another one begins a new run.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
-from app.artifact import Artifact, cache_key, open_artifact, publish
+from app.artifact import Artifact, open_artifact, publish
 from app.data.dataset import Dataset
 from app.errors import MachineError, disk_errors
 from app.models.base import Model
@@ -23,72 +23,95 @@ from app.models.discovery import model_class
 from app.models.rows import average_unknown
 from app.recipe import Recipe
 from app.training.checkpoint import save_checkpoint, weights_of
+from app.training.defaults import settled
 from app.training.hosts import Figures, LocalHost
 from app.training.loop import Loop
 from app.training.progress import showing_progress
-from app.training.state import TrainingProgress, read_progress
+from app.training.state import BEST, TrainingProgress, read_progress
+from app.training.task import STAGE_VERSION, Objective, Task, Weights
 
-STAGE_VERSION = 2  # raise it when the same recipe and data come to give another checkpoint
+InitialWeights = Path | Mapping[str, Tensor] | None
 
 
-def checkpoint_settings(recipe: Recipe, epochs: int | None = None) -> dict[str, Any]:
-    """What a checkpoint depends on: parts of the recipe, and `epochs` of `train` where they are given.
-
-    Validation follows the protocol of evaluation. `train.refit` is left out, because it makes another
-    checkpoint of its own.
-    """
-    settings = recipe.part("model", "train")
-    del settings["train"]["refit"]
-    protocol = {key: recipe.part("evaluate")["evaluate"][key] for key in ("candidates", "exclude_seen")}
-    return {**settings, "evaluate": protocol, **({"stop_after": epochs} if epochs else {})}
+def task_of(
+    recipe: Recipe,
+    dataset: Dataset,
+    epochs: int | None = None,
+    objective: Objective | None = None,
+    weights: InitialWeights = None,
+) -> Task:
+    """What `train` makes a checkpoint from, given the same arguments."""
+    initial = None if weights is None else Weights.of(weights)
+    return Task(settled(recipe), dataset, epochs, objective, initial)
 
 
 def checkpoint_key(recipe: Recipe, dataset: Dataset, epochs: int | None = None) -> str:
     """The cache key of the checkpoint that `train` or `fit` makes from the same arguments."""
-    return cache_key("checkpoint", checkpoint_settings(recipe, epochs), _parents(dataset), STAGE_VERSION)
+    return task_of(recipe, dataset, epochs).key
 
 
 def train(
-    recipe: Recipe, dataset: Dataset, out: Path, *, epochs: int | None = None, label: str = "train"
+    recipe: Recipe,
+    dataset: Dataset,
+    out: Path,
+    *,
+    epochs: int | None = None,
+    label: str = "train",
+    objective: Objective | None = None,
+    weights: InitialWeights = None,
 ) -> Artifact:
     """Train and publish a checkpoint at `out`; `train.workers` = 0 stays in this process.
 
-    An interrupted run of the same recipe and data goes on from its last checkpoint.
+    An interrupted run of the same recipe, data, objective and weights goes on from its last checkpoint.
 
     Args:
         epochs: stop after so many, with the learning rates of train.epochs; None: train.epochs.
         label: of the progress shown.
+        objective: what training minimises; None: the model's own loss.
+        weights: a checkpoint, a safetensors file or a state dict to begin with, which the result is never
+            worse than on validation; None: random weights.
 
     Raises:
-        RecipeError: a hyperparameter or setting of the model that cannot be.
+        RecipeError: a hyperparameter or setting of the model that cannot be, or a loss that became NaN.
+        ArtifactError: weights that cannot be read or do not fit.
         MachineError: workers that died more than `train.max_failures` times, or no GPU.
     """
+    task = task_of(recipe, dataset, epochs, objective, weights)
     if not model_class(recipe.model.source).learns:
-        return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress(), epochs)
-    folder = _run_folder(recipe, dataset, out, epochs)
-    with showing_progress(folder, epochs or recipe.train.epochs, label):
-        if recipe.train.workers:
+        return _publish(task, out, _new_model(task), TrainingProgress())
+    folder = _run_folder(task, out)
+    with showing_progress(folder, epochs or task.recipe.train.epochs, label):
+        if task.recipe.train.workers:
             from app.training.on_ray import train_on_ray
 
-            latest = train_on_ray(recipe, dataset, folder, epochs)
+            latest = train_on_ray(task, folder)
         else:
-            latest = _train_here(recipe, dataset, folder, epochs)
-    return _publish_run(recipe, dataset, out, folder, latest, epochs)
+            latest = _train_here(task, folder)
+    return _publish_run(task, out, folder, latest)
 
 
 def fit(
-    recipe: Recipe, dataset: Dataset, out: Path, report: Callable[[Figures], None] | None = None
+    recipe: Recipe,
+    dataset: Dataset,
+    out: Path,
+    report: Callable[[Figures], None] | None = None,
+    limit_s: float | None = None,
+    objective: Objective | None = None,
+    weights: InitialWeights = None,
 ) -> Artifact:
     """Train in this process, quietly, and publish a checkpoint at `out`: for a trial of a search.
 
     Args:
         report: called after each epoch with {"epoch", "loss", "seconds", validation figures}; an
             exception from it ends the training, and a later call goes on from there.
+        limit_s: seconds of training, validation apart, after which it ends at once; None: no limit.
+        objective, weights: as of `train`.
     """
+    task = task_of(recipe, dataset, None, objective, weights)
     if not model_class(recipe.model.source).learns:
-        return _publish(recipe, dataset, out, _fitted(recipe, dataset), TrainingProgress())
-    folder = _run_folder(recipe, dataset, out)
-    return _publish_run(recipe, dataset, out, folder, _train_here(recipe, dataset, folder, report=report))
+        return _publish(task, out, _new_model(task), TrainingProgress())
+    folder = _run_folder(task, out)
+    return _publish_run(task, out, folder, _train_here(task, folder, report, limit_s))
 
 
 def forget_run(out: Path) -> None:
@@ -101,31 +124,30 @@ def run_folder_of(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.run")
 
 
-def _fitted(recipe: Recipe, dataset: Dataset) -> Model:
-    return build_model(recipe.model.source, recipe.model.hyperparameters, dataset)
+def _new_model(task: Task) -> Model:
+    return build_model(task.recipe.model.source, task.recipe.model.hyperparameters, task.dataset)
 
 
 def _train_here(
-    recipe: Recipe,
-    dataset: Dataset,
+    task: Task,
     folder: Path,
-    epochs: int | None = None,
     report: Callable[[Figures], None] | None = None,
+    limit_s: float | None = None,
 ) -> Path:
-    if recipe.train.gpu and not torch.cuda.is_available():
+    gpu = task.recipe.train.gpu
+    if gpu and not torch.cuda.is_available():
         raise MachineError("there is no GPU", where="train.gpu", remedy="set train.gpu = false")
-    host = LocalHost(folder, torch.device("cuda" if recipe.train.gpu else "cpu"), report)
+    host = LocalHost(folder, torch.device("cuda" if gpu else "cpu"), report)
     with disk_errors(str(folder)):
-        Loop(recipe, dataset, host, epochs).run()
+        Loop(task, host, limit_s).run()
     latest = host.latest()
     assert latest is not None, "a finished run has a checkpoint"
     return latest
 
 
-def _run_folder(recipe: Recipe, dataset: Dataset, out: Path, epochs: int | None = None) -> Path:
+def _run_folder(task: Task, out: Path) -> Path:
     """The folder of the run that makes `out`, emptied if it was of another run."""
-    folder = run_folder_of(out)
-    key = checkpoint_key(recipe, dataset, epochs)
+    folder, key = run_folder_of(out), task.key
     with disk_errors(str(folder)):
         if folder.exists() and not ((folder / "key").exists() and (folder / "key").read_text() == key):
             shutil.rmtree(folder)
@@ -134,41 +156,36 @@ def _run_folder(recipe: Recipe, dataset: Dataset, out: Path, epochs: int | None 
     return folder
 
 
-def _parents(dataset: Dataset) -> dict[str, str]:
-    return {"dataset": dataset.artifact.digest}
-
-
-def _publish_run(
-    recipe: Recipe, dataset: Dataset, out: Path, folder: Path, latest: Path, epochs: int | None = None
-) -> Artifact:
+def _publish_run(task: Task, out: Path, folder: Path, latest: Path) -> Artifact:
     """Make the artefact from the best weights of a finished run, and remove the run's folder."""
-    model = build_model(recipe.model.source, recipe.model.hyperparameters, dataset)
-    model.load_state_dict(load_file(latest / "best.safetensors"))
+    model = _new_model(task)
+    model.load_state_dict(load_file(latest / BEST))
     average_unknown(model)
-    artifact = _publish(recipe, dataset, out, model, read_progress(latest), epochs)
+    artifact = _publish(task, out, model, read_progress(latest))
     shutil.rmtree(folder, ignore_errors=True)
     return artifact
 
 
-def _publish(
-    recipe: Recipe,
-    dataset: Dataset,
-    out: Path,
-    model: Model,
-    progress: TrainingProgress,
-    epochs: int | None = None,
-) -> Artifact:
+def _publish(task: Task, out: Path, model: Model, progress: TrainingProgress) -> Artifact:
     parameters, size = weights_of(model)
-    settings = checkpoint_settings(recipe, epochs)
-    with publish(out, "checkpoint", settings, _parents(dataset), STAGE_VERSION) as draft:
-        name, hyperparameters = recipe.model.name, recipe.model.hyperparameters
-        save_checkpoint(draft.path, model, name, hyperparameters, dataset.trained, curve=progress.curve)
+    section, metric = task.recipe.model, task.recipe.train.metric
+    measured = {f"best_{metric}": progress.best, f"initial_{metric}": progress.initial}
+    with publish(out, "checkpoint", task.settings, task.parents, STAGE_VERSION) as draft:
+        save_checkpoint(
+            draft.path,
+            model,
+            section.name,
+            section.hyperparameters,
+            task.dataset.trained,
+            curve=progress.curve,
+        )
         draft.figures.update(
             epochs=progress.epoch,
             best_epoch=progress.best_epoch,
-            **({f"best_{recipe.train.metric}": progress.best} if progress.best is not None else {}),
+            **{name: figure for name, figure in measured.items() if figure is not None},
             samples_per_second=round(progress.samples / progress.seconds) if progress.seconds else 0,
             seconds=round(progress.seconds, 3),
+            waiting=round(progress.waited / progress.seconds, 4) if progress.seconds else 0.0,
             resumed_from=progress.resumed_from,
             parameters=parameters,
             bytes=size,

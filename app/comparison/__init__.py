@@ -1,0 +1,1 @@
+"""Comparison of models: runs with each other, folds of a log, and every model that suits the log."""
