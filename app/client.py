@@ -31,10 +31,16 @@ from app.bundle.request.requests import (
     Answer,
     FeedbackRequest,
     ItemAnswer,
+    ItemList,
+    ItemQuery,
     ItemRequest,
+    KnownItem,
+    KnownUser,
+    ListQuery,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
+    UserQuery,
 )
 from app.errors import MachineError, RayRecError, RequestError
 from app.events import Event, Value
@@ -58,17 +64,20 @@ def _call(base: _Base, endpoint: Endpoint[T], body: Any = None, /, **ids: str) -
 
     Args:
         endpoint: the row of the call.
-        body: as the row says; None: there is none.
-        ids: the texts that its path names in braces.
+        body: as the row says, of its body or query; None: there is none.
+        ids: the texts that its path names in braces, where they are not in the query.
     """
-    if not isinstance(body, endpoint.body or type(None)):
+    if not isinstance(body, endpoint.body or endpoint.query or type(None)):
         raise RequestError(
             f"{type(body).__name__} is not the body of {endpoint.path}",
             where="body",
             remedy="see app.serving.http.calls",
         )
-    content = None if body is None else msgspec.json.encode(body)
-    response = yield from _send(base, endpoint, content, ids)
+    if endpoint.query is not None:
+        response = yield from _send(base, endpoint, None, msgspec.to_builtins(body))
+    else:
+        content = None if body is None else msgspec.json.encode(body)
+        response = yield from _send(base, endpoint, content, ids)
     try:
         return msgspec.json.decode(response.content, type=endpoint.answer)
     except msgspec.DecodeError as error:
@@ -76,14 +85,21 @@ def _call(base: _Base, endpoint: Endpoint[T], body: Any = None, /, **ids: str) -
 
 
 def _send(
-    base: _Base, endpoint: Endpoint[Any], content: bytes | None, ids: Mapping[str, str]
+    base: _Base, endpoint: Endpoint[Any], content: bytes | None, values: Mapping[str, Any]
 ) -> Steps[httpx.Response]:
+    """Send a call whose path names some of `values`; the others are query parameters."""
     headers = {} if content is None else {"Content-Type": endpoint.media}
-    path = endpoint.path.format(**{name: quote(text, safe="") for name, text in ids.items()})
+    in_path = {name: value for name, value in values.items() if f"{{{name}}}" in endpoint.path}
+    path = endpoint.path.format(**{name: quote(str(value), safe="") for name, value in in_path.items()})
+    # An empty list is sent as an empty text; None is left to the service.
+    query = {n: v or "" if isinstance(v, list) else v for n, v in values.items() if v is not None}
+    parameters = {name: value for name, value in query.items() if name not in in_path}
     attempts = 0
     while True:
         attempts += 1
-        response = yield base.http.build_request(endpoint.method, path, content=content, headers=headers)
+        response = yield base.http.build_request(
+            endpoint.method, path, content=content, headers=headers, params=parameters or None
+        )
         assert response is not None  # to a request, the answer
         if response.status_code != 429 or attempts > RETRIES:
             break
@@ -114,12 +130,32 @@ def _feedback(base: _Base, events: Sequence[Event]) -> Steps[int]:
     return accepted.accepted
 
 
-def _put_item(base: _Base, item: str, /, **columns: Value) -> Steps[ItemAnswer]:
+def _item(base: _Base, item: str | int) -> Steps[KnownItem]:
+    """What the service knows of an item, with its columns; a RequestError (404) where it knows nothing."""
+    return (yield from _call(base, calls.ITEM, ItemQuery(str(item))))
+
+
+def _user(base: _Base, user: str | int) -> Steps[KnownUser]:
+    """What the service knows of a user, with the last 50 events; a RequestError (404) as for `item`."""
+    return (yield from _call(base, calls.USER, UserQuery(str(user))))
+
+
+def _popular(base: _Base, k: int = 10, columns: Sequence[str] | None = None) -> Steps[ItemList]:
+    """The k items with the most events; `columns` None: those that the service shows."""
+    return (yield from _call(base, calls.POPULAR, ListQuery(k, None if columns is None else list(columns))))
+
+
+def _latest(base: _Base, k: int = 10, columns: Sequence[str] | None = None) -> Steps[ItemList]:
+    """The k items that came last; `columns` as for `popular`."""
+    return (yield from _call(base, calls.LATEST, ListQuery(k, None if columns is None else list(columns))))
+
+
+def _put_item(base: _Base, item: str | int, /, **columns: Value) -> Steps[ItemAnswer]:
     """Say all that is known of an item, new or changed; the next ranking knows it.
 
     A client for this call needs the service's RAYREC_ADMIN_KEY, if it has one.
     """
-    return (yield from _call(base, calls.PUT_ITEM, ItemRequest(columns), id=item))
+    return (yield from _call(base, calls.PUT_ITEM, ItemRequest(columns), id=str(item)))
 
 
 def _ready(base: _Base) -> Steps[dict[str, Any]]:
@@ -244,6 +280,10 @@ class Client(_Base):
     recommend = _waiting(_recommend)
     similar = _waiting(_similar)
     feedback = _waiting(_feedback)
+    item = _waiting(_item)
+    user = _waiting(_user)
+    popular = _waiting(_popular)
+    latest = _waiting(_latest)
     put_item = _waiting(_put_item)
     ready = _waiting(_ready)
     call = _waiting(_call)
@@ -311,6 +351,10 @@ class AsyncClient(_Base):
     recommend = _awaited(_recommend)
     similar = _awaited(_similar)
     feedback = _awaited(_feedback)
+    item = _awaited(_item)
+    user = _awaited(_user)
+    popular = _awaited(_popular)
+    latest = _awaited(_latest)
     put_item = _awaited(_put_item)
     ready = _awaited(_ready)
     call = _awaited(_call)

@@ -11,6 +11,9 @@ import msgspec
 
 UNKNOWN = 0  # row 0 of every table: padding, and ids that training never saw
 ID_BYTES = 256
+# Events of a user, the most recent ones, that a model which reads the whole past looks at. They hold the past
+# of all but a few people in ten thousand, and bound what a store keeps and a request costs.
+WHOLE_PAST = 1000
 Value = str | int | float | bool | None | list[str | int | float]  # of a column of an item
 
 

@@ -1,13 +1,15 @@
 """All stages on one page: (recipe, input directory) -> output directory.
 
-    events, items, users --prepare--> dataset/ --train--> checkpoint/ --compress--> compressed/
-        --evaluate--> report/ [--refit--> refit/] --export--> bundle/ --serve--> HTTP --feedback--> events
+    events, items, users --prepare--> dataset/ [--choose--> choice/] --train--> checkpoint/
+        --compress--> compressed/ --evaluate--> report/ [--refit--> refit/] --export--> bundle/
+        --serve--> HTTP --feedback--> events
 
 A stage whose inputs, settings and code have not changed is not run again; `force` overrides.
 """
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,17 +29,20 @@ from app.data.stage import STAGE_VERSION as PREPARE_VERSION
 from app.data.stage import prepare as prepare_data
 from app.data.stage import source_digests
 from app.errors import RecipeError
-from app.evaluation.evaluate import check_baseline
 from app.evaluation.evaluate import evaluate as evaluate_model
 from app.evaluation.report import STAGE_VERSION as REPORT_VERSION
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
-from app.models.discovery import model_config
 from app.ray.session import shared_session
 from app.recipe import Recipe
+from app.recipe_check import AUTO, check_recipe
 from app.terminal.console import say
-from app.training.checkpoint import load_checkpoint
-from app.training.train import checkpoint_key, checkpoint_settings, forget_run
+from app.training import choice
+from app.training.checkpoint import copy_checkpoint, load_checkpoint
+from app.training.defaults import epoch_hints, settled
+from app.training.task import STAGE_VERSION as TRAIN_VERSION
+from app.training.task import checkpoint_settings
+from app.training.train import checkpoint_key, forget_run
 from app.training.train import train as train_model
 
 REFIT_NOTE = (
@@ -53,8 +58,43 @@ def prepare(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     return _once(out / "dataset", "dataset", key, force, lambda: prepare_data(recipe, out / "dataset"))
 
 
+def choose(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
+    """`out/dataset` -> `out/choice`: the model that suits the log, where model.name is "auto"."""
+    dataset, folder = Dataset.open(out / "dataset"), out / "candidates"
+    if force:
+        shutil.rmtree(folder, ignore_errors=True)
+    settings, parents = checkpoint_settings(recipe), _digests(out, "dataset")
+    key = cache_key("choice", settings, parents, choice.STAGE_VERSION)
+
+    def make() -> Artifact:
+        return choice.choose(recipe, dataset, folder, out / "choice", settings, parents)
+
+    return _once(out / "choice", "choice", key, force, make)
+
+
+def resolved(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with the model of `out/choice` where model.name is "auto", and what suits the model."""
+    if not _is_auto(recipe):
+        return settled(recipe)
+    figures = open_artifact(out / "choice", "choice").figures
+    chosen = next(row for row in figures["candidates"] if row["name"] == figures["chosen"])
+    return settled(choice.with_candidate(recipe, chosen["name"], chosen["settings"]))
+
+
 def train(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
-    """`out/dataset` -> `out/checkpoint`; goes on where an interrupted run stopped."""
+    """`out/dataset` -> `out/checkpoint`; goes on where an interrupted run stopped.
+
+    What the choice of a model has trained in one process is taken from there.
+    """
+    if _is_auto(recipe) and recipe.train.workers < 2:
+        source, parents = out / "candidates" / resolved(recipe, out).model.name, _digests(out, "choice")
+        key = cache_key("checkpoint", {}, parents, choice.STAGE_VERSION)
+
+        def copy() -> Artifact:
+            return copy_checkpoint(source, out / "checkpoint", parents, choice.STAGE_VERSION)
+
+        return _once(out / "checkpoint", "checkpoint", key, force, copy)
+    recipe = resolved(recipe, out)
     dataset, target = Dataset.open(out / "dataset"), out / "checkpoint"
     if force:
         forget_run(target)
@@ -64,6 +104,7 @@ def train(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
 
 def compress(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/checkpoint` -> `out/compressed`: the same model, smaller."""
+    recipe = resolved(recipe, out)
     source, target = out / "checkpoint", out / "compressed"
     key = cache_key("checkpoint", recipe.part("compress"), _digests(out, "checkpoint"), COMPRESS_VERSION)
 
@@ -75,6 +116,8 @@ def compress(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
 
 def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/compressed` on the test part -> `out/report`, with baselines beside it."""
+    chosen = open_artifact(out / "choice", "choice").figures if _is_auto(recipe) else None
+    recipe = resolved(recipe, out)
     settings = {**recipe.part("evaluate"), "refit": recipe.train.refit}
     parents = {"checkpoint": _digests(out, "compressed")["compressed"]}
     key = cache_key("report", settings, parents, REPORT_VERSION)
@@ -85,6 +128,9 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
         report = evaluate_model(recipe, dataset, ModelScorer(checkpoint.model, checkpoint.rows))
         if recipe.train.refit:
             report.notes.append(REFIT_NOTE)
+        if chosen is not None:
+            report.notes.append(choice.sentence(chosen))
+        report.notes.extend(epoch_hints(recipe, open_artifact(out / "checkpoint").figures))
         return write_report(
             report, out / "report", settings, parents, curve=out / "checkpoint" / "curve.json"
         )
@@ -98,6 +144,7 @@ def refit(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     Where the split held nothing out, the weights have seen every event, and `out/compressed` stays.
     """
     _refuse_unasked_refit(recipe)
+    recipe = resolved(recipe, out)
     dataset, target = Dataset.open(out / "dataset"), out / "refit"
     if weights_folder(recipe, dataset, out) != target:
         say("refit: nothing was held out, so the weights have seen every event already")
@@ -120,6 +167,7 @@ def export(recipe: Recipe, out: Path, *, force: bool = False, format: str = DEFA
 
     Another format of app/bundle/export/formats goes to a folder of its name.
     """
+    recipe = resolved(recipe, out)
     dataset, target = Dataset.open(out / "dataset"), out / format
     source, report = weights_folder(recipe, dataset, out), open_artifact(out / "report", "report")
     settings = {**recipe.part("export", "compress"), "name": recipe.name}
@@ -139,11 +187,21 @@ def export(recipe: Recipe, out: Path, *, force: bool = False, format: str = DEFA
 
 STAGES: dict[str, Callable[..., Artifact]] = {
     "prepare": prepare,
+    "choose": choose,
     "train": train,
     "compress": compress,
     "evaluate": evaluate,
     "refit": refit,
     "export": export,
+}
+# Of the code of the stages: what is made by several of them at once depends on all of these.
+VERSIONS = {
+    "prepare": PREPARE_VERSION,
+    "choose": choice.STAGE_VERSION,
+    "train": TRAIN_VERSION,
+    "compress": COMPRESS_VERSION,
+    "evaluate": REPORT_VERSION,
+    "export": EXPORT_VERSION,
 }
 
 
@@ -158,10 +216,12 @@ class Run:
         """The figures that `rayrec run --json` prints."""
         data, report = self.artifacts["prepare"].figures, self.artifacts["evaluate"].figures
         bundle = self.artifacts["export"]
+        chosen = self.artifacts["choose"].figures if "choose" in self.artifacts else None
         return {
             "bundle": str(bundle.path),
-            "data": {k: data[k] for k in ("rows_in", "rows_kept", "rejected", "users", "items")},
+            "data": {k: data[k] for k in ("rows_in", "rows_kept", "rejected", "users", "items", "order")},
             "training": self.artifacts["train"].figures,
+            **({"choice": chosen} if chosen else {}),
             **report,
             **({"refit": bundle.figures["refit"]} if "refit" in bundle.figures else {}),
             "bytes": bundle.figures["bytes"],
@@ -180,12 +240,12 @@ def run(
     export_format(format)  # a mistake shows before hours of work
     if until == "refit":
         _refuse_unasked_refit(recipe)
-    model_config(recipe.model.source, recipe.model.hyperparameters)
-    for name in recipe.evaluate.baselines:
-        check_baseline(name)
+    check_recipe(recipe)
     with shared_session(), verified_once():
         for name, stage in STAGES.items():
             if name == "refit" != until and not recipe.train.refit:
+                continue
+            if name == "choose" and not _is_auto(recipe):
                 continue
             start = time.monotonic()
             options = {"format": format} if name == "export" else {}
@@ -200,6 +260,11 @@ def weights_folder(recipe: Recipe, dataset: Dataset, out: Path) -> Path:
     """The checkpoint that is served: that of the refit, if it is asked for and something was held out."""
     held_out = len(dataset.valid) + len(dataset.test)
     return out / ("refit" if recipe.train.refit and held_out else "compressed")
+
+
+def _is_auto(recipe: Recipe) -> bool:
+    """Whether the model is chosen by comparison."""
+    return recipe.model.name == AUTO and not recipe.model.file
 
 
 def _refuse_unasked_refit(recipe: Recipe) -> None:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import RecipeError
-from tuning.front import Point
+from tuning.front import COSTS, Point
 
-COSTS = ("p95_ms", "mb")
 _LIMIT = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import numpy as np
 
 from app.files import replacing
 from tuning.space import Settings
+
+COSTS = ("p95_ms", "mb")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Point:
 
     def figures(self) -> dict[str, float]:
         """The quality, p95_ms and mb, by name."""
-        return {name: self.figure(name) for name in (self.metric, "p95_ms", "mb")}
+        return {name: self.figure(name) for name in (self.metric, *COSTS)}
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -63,16 +65,20 @@ def front(points: Sequence[Point]) -> list[Point]:
     return sorted(kept, key=lambda p: (-p.quality, p.p95_ms, p.bytes, p.trial))
 
 
-def write_csv(points: Sequence[Point], path: Path) -> None:
-    """One row a point: trial, figures, and every setting in a column of its own."""
+def write_csv(points: Sequence[Point], baselines: Mapping[str, float], metric: str, path: Path) -> None:
+    """One row a point: trial, figures, and every setting in a column of its own; then the baselines.
+
+    A baseline has its name for a trial, and its quality alone.
+    """
     names = sorted({name for p in points for name in p.settings})
     with replacing(path) as temporary, temporary.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        figures = list(points[0].figures()) if points else []
-        writer.writerow(["trial", *figures, "bytes", "reused", *names])
+        writer.writerow(["trial", metric, *COSTS, "bytes", "reused", *names])
         for p in points:
             cells = [_cell(p.settings.get(name, "")) for name in names]
             writer.writerow([p.trial, *p.figures().values(), p.bytes, int(p.reused), *cells])
+        for name, quality in baselines.items():
+            writer.writerow([name, quality, *[""] * (len(COSTS) + 2 + len(names))])
 
 
 def _cell(value: Any) -> Any:

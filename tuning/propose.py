@@ -28,9 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from app.errors import RecipeError
 from app.models.discovery import model_config
-from app.recipe import Recipe
-from tuning import space
-from tuning.space import Settings
+from tuning.space import Settings, Space, changed, decoded, training_part
 
 Direction = Literal["maximize", "minimize"]
 START_UP = 6  # random trials before the sampler models the results
@@ -52,36 +50,41 @@ class Proposer:
     """Proposes settings and learns from results; not thread-safe, lives in the driver.
 
     Args:
-        recipe: what is searched around.
+        space: what may be varied, and around which recipe.
         finished: earlier trials of the same study, from the journal.
     """
 
     def __init__(
-        self, recipe: Recipe, finished: Sequence[FrozenTrial], directions: Sequence[Direction]
+        self, space: Space, finished: Sequence[FrozenTrial], directions: Sequence[Direction]
     ) -> None:
-        self.recipe = recipe
-        self.random = random.Random(recipe.seed + len(finished))
+        self.space = space
         # The seed moves on with the journal: a search that goes on would repeat its draws else.
-        seed = recipe.seed + len(finished)
+        seed = space.recipe.seed + len(finished)
+        self.random = random.Random(seed)
         self.guided: BaseSampler = TPESampler(n_startup_trials=START_UP, seed=seed)
         self.at_random: BaseSampler = RandomSampler(seed=seed)
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(finished)
-        self.quality = {_key(space.decoded(t.params)): t.values[0] for t in finished}
+        self.quality = {_key(decoded(t.params)): t.values[0] for t in finished}
         self.proposed = set(self.quality)
-        first = space.encoded(space.own(recipe))
-        if _key(space.suggest(optuna.trial.FixedTrial(first), recipe)) not in self.proposed:
-            self.study.enqueue_trial(first)
+        first = [space.encoded(space.own(model)) for model in space.models]
+        self.first = [
+            params
+            for params in first
+            if _key(space.suggest(optuna.trial.FixedTrial(params))) not in self.proposed
+        ]
 
     def propose(self) -> Proposal | None:
         """The next settings, or None where the space has no others left."""
         reuse = self._reuse_is_due()
         for attempt in range(ATTEMPTS):
             self.study.sampler = self.guided if attempt < GUIDED else self.at_random
-            if reuse and attempt < ATTEMPTS // 2 and self.proposed:
+            if self.first:
+                self.study.enqueue_trial(self.first.pop(0))
+            elif reuse and attempt < ATTEMPTS // 2:
                 self._fix_training()
             trial = self.study.ask()
-            settings = space.suggest(trial, self.recipe)
+            settings = self.space.suggest(trial)
             if _key(settings) not in self.proposed and self._is_valid(settings):
                 self.proposed.add(_key(settings))
                 return Proposal(settings, trial.params, trial.distributions, trial.number)
@@ -108,13 +111,13 @@ class Proposer:
             best[training] = max(quality, best.get(training, quality))
         ranked = sorted(best, key=lambda training: -best[training])
         chosen = self.random.choice(ranked[: (len(ranked) + 1) // 2])
-        self.study.enqueue_trial(space.encoded(json.loads(chosen)))
+        self.study.enqueue_trial(self.space.encoded(json.loads(chosen)))
 
     def _is_valid(self, settings: Settings) -> bool:
         """Whether the hyperparameters agree with each other, as far as the model's Config tells."""
         try:
-            changed = self.recipe.override(settings).model
-            model_config(changed.source, changed.hyperparameters)
+            model = changed(self.space.recipe, settings).model
+            model_config(model.source, model.hyperparameters)
         except RecipeError:
             return False
         return True
@@ -125,4 +128,4 @@ def _key(settings: Settings) -> str:
 
 
 def _training_key(settings: Settings) -> str:
-    return _key(space.training_part(settings))
+    return _key(training_part(settings))

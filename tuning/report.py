@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +12,48 @@ from app.recipe import Recipe
 from app.recipe_toml import to_toml
 from tuning.budget import Limit
 from tuning.front import Point, front, write_csv
+from tuning.space import changed
 
 LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
-FRONT, OTHER, BEST = "#1f6feb", "#b8c0cc", "#d1242f"
+FRONT, OTHER, BEST, BASELINE = "#1f6feb", "#b8c0cc", "#d1242f", "#9a6700"
+STYLES = (":", "-.")
 
 
 def write_results(
-    recipe: Recipe, out: Path, points: Sequence[Point], best: Point, limits: Sequence[Limit]
+    recipe: Recipe,
+    out: Path,
+    points: Sequence[Point],
+    best: Point,
+    limits: Sequence[Limit],
+    baselines: Mapping[str, float],
 ) -> dict[str, Path]:
-    """Write the three files; returns their paths as front_csv, front_png and best_toml."""
+    """Write the three files; returns their paths as front_csv, front_png and best_toml.
+
+    Args:
+        recipe: that was searched around.
+        out: folder of the files.
+        points: all finished trials.
+        best: the one chosen.
+        limits: of the budget.
+        baselines: the quality of models in closed form, on the same users.
+    """
     files = {
         "front_csv": out / "front.csv",
         "front_png": out / "front.png",
         "best_toml": out / "best.toml",
     }
-    write_csv(front(points), files["front_csv"])
-    plot(points, best, limits, files["front_png"])
+    write_csv(front(points), baselines, best.metric, files["front_csv"])
+    plot(points, best, limits, baselines, files["front_png"])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
     head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
-    write_atomically(files["best_toml"], (head + to_toml(recipe.override(best.settings))).encode())
+    write_atomically(files["best_toml"], (head + to_toml(changed(recipe, best.settings))).encode())
     return files
 
 
-def plot(points: Sequence[Point], best: Point, limits: Sequence[Limit], path: Path) -> None:
-    """Quality against latency and against bytes; the front coloured, the choice ringed."""
+def plot(
+    points: Sequence[Point], best: Point, limits: Sequence[Limit], baselines: Mapping[str, float], path: Path
+) -> None:
+    """Quality against latency and against bytes; front coloured, choice ringed, baselines as lines."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -46,6 +65,8 @@ def plot(points: Sequence[Point], best: Point, limits: Sequence[Limit], path: Pa
         axis.set_xlabel(label)
         for bound in (limit.bound for limit in limits if limit.name == name):
             axis.axvline(bound, color=BEST, linewidth=1, linestyle="--", label="budget")
+        for (baseline, quality), style in zip(baselines.items(), cycle(STYLES), strict=False):
+            axis.axhline(quality, color=BASELINE, linewidth=1.2, linestyle=style, label=baseline, zorder=1)
     axes[0].set_ylabel(f"{best.metric}, validation")
     named = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)

@@ -1,63 +1,137 @@
-"""What a search may vary: the model's own SPACE, training keys and compression settings.
+"""What a search may vary: models, their own SPACE, loss, training keys and compression settings.
 
 The space is a program (define-by-run): a setting is asked for only where it has a meaning,
-e.g. the number of negatives only under a loss that uses sampled ones. Names are dotted recipe
-keys, so that a trial's settings are overrides of the recipe. The recipe's own value always
-belongs to the space, and the first trial is the recipe itself.
+e.g. the number of negatives only under a loss that uses sampled ones, and the precision of dense
+layers only for a model that has some. Settings are dotted recipe keys, so that those of a trial are
+overrides of the recipe. The recipe's own values always belong to the space, and the first trial is
+the recipe itself; then each further model is tried as it is by default.
+
+A study knows a hyperparameter, and a setting of the training, as KEY@MODEL, because of two models each may
+have its own around which other values are tried.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, get_args
 
 from optuna.trial import BaseTrial
+from torch import nn
 
+from app.data.dataset import Dataset
 from app.models.base import Model, ModelConfig
+from app.models.build import build_model
 from app.models.discovery import model_class, model_config
-from app.recipe import Recipe
+from app.recipe import ModelSection, Recipe
+from app.training.defaults import settled
 
 Settings = dict[str, Any]  # dotted recipe key -> value
+MODEL = "model.name"
 COMPRESSION = "compress."
+LOSSES = ["bce", "bpr", "cross_entropy", "gbce"]
+# Those that compare all pairs of a batch, or all items: of a model that is no inner product they would cost
+# as many passes as there are.
+INNER_PRODUCT = ["softmax", "sampled_softmax"]
 ROWS = ["float32", "float16", "int8", "int4"]
 DENSE = ["float32", "int8"]
 PRUNE = [0.0, 0.25, 0.5, 0.75]
+SMALLEST_BATCH = 32
+FOUND_BATCHES = (128, 512, 2048)
+OWN_NEGATIVES, SHARED_NEGATIVES = (1, 32), (32, 1024)  # of each event; of all targets of a batch together
 
 
-def suggest(trial: BaseTrial, recipe: Recipe) -> Settings:
-    """Settings of a trial: overrides of the recipe.
+@dataclass(frozen=True)
+class Space:
+    """The settings around a recipe.
 
-    Raises:
-        RecipeError: the recipe's model or a hyperparameter of it is unknown.
+    Args:
+        recipe: what is searched around; it names a model.
+        models: names of the models to search over, the first one first tried.
+        dense: those of them that have dense layers.
     """
-    kind = model_class(recipe.model.source)
-    config = model_config(recipe.model.source, recipe.model.hyperparameters)
-    settings = _model(trial, kind, config)
-    if kind.learns:
-        loss = settings.get("model.loss", config.loss)
-        settings |= _training(trial, recipe, in_batch=loss == "sampled_softmax")
-    return settings | _compression(trial, recipe, kind)
+
+    recipe: Recipe
+    models: tuple[str, ...]
+    dense: frozenset[str]
+
+    @classmethod
+    def around(cls, recipe: Recipe, dataset: Dataset, models: Collection[str] = ()) -> Space:
+        """The space of a recipe for a data set, over these models; of none the recipe's own.
+
+        Raises:
+            RecipeError: a model or a hyperparameter of it is unknown.
+        """
+        names = sorted(
+            dict.fromkeys(models or [recipe.model.name]), key=lambda name: name != recipe.model.name
+        )
+        dense = (name for name in names if has_dense_layers(of_model(recipe, name), dataset))
+        return cls(recipe, tuple(names), frozenset(dense))
+
+    def suggest(self, trial: BaseTrial) -> Settings:
+        """Settings of a trial: overrides of the recipe."""
+        settings: Settings = {}
+        model = self.models[0]
+        if len(self.models) > 1:
+            model = settings[MODEL] = trial.suggest_categorical(MODEL, self.models)
+        kind, config = self._kinds[model]
+        settings |= _hyperparameters(trial, model, kind, config)
+        if kind.learns:
+            settings |= _loss(trial, self.recipe, model, kind, config)
+            loss = settings.get("model.loss", config.loss)
+            settings |= _training(trial, of_model(self.recipe, model), kind, draws=_draws(loss, kind))
+        return settings | _compression(trial, self.recipe, kind, dense=model in self.dense)
+
+    def own(self, model: str) -> Settings:
+        """The settings of the recipe with a model, under every name that `suggest` may ask for."""
+        _, config = self._kinds[model]
+        sections: dict[str, Any] = {
+            "model": config,
+            "train": of_model(self.recipe, model).train,
+            "compress": self.recipe.compress,
+        }
+        return {MODEL: model} | {
+            f"{name}.{key}": getattr(section, key)
+            for name, section in sections.items()
+            for key in type(section).model_fields
+        }
+
+    def encoded(self, settings: Settings) -> dict[str, Any]:
+        """A study's parameters of settings."""
+        model = settings.get(MODEL, self.models[0])
+        return {_parameter(name, model): _encoded(value) for name, value in settings.items()}
+
+    @cached_property
+    def _kinds(self) -> dict[str, tuple[type[Model], ModelConfig]]:
+        """Of each model its class and its hyperparameters as the recipe has them."""
+        kinds = {}
+        for name in self.models:
+            section = of_model(self.recipe, name).model
+            kinds[name] = model_class(section.source), model_config(section.source, section.hyperparameters)
+        return kinds
 
 
-def own(recipe: Recipe) -> Settings:
-    """The recipe's own settings, under every name that `suggest` may ask for."""
-    config = model_config(recipe.model.source, recipe.model.hyperparameters)
-    sections: dict[str, Any] = {"model": config, "train": recipe.train, "compress": recipe.compress}
-    return {
-        f"{name}.{key}": getattr(section, key)
-        for name, section in sections.items()
-        for key in type(section).model_fields
-    }
+def of_model(recipe: Recipe, name: str) -> Recipe:
+    """The recipe with a model, and the settings of [train] that suit it and that the recipe does not set.
+
+    Another model than its own has the hyperparameters that are its default.
+    """
+    if name != recipe.model.name:
+        recipe = recipe.model_copy(update={"model": ModelSection(name=name)})
+    return settled(recipe)
+
+
+def changed(recipe: Recipe, settings: Settings) -> Recipe:
+    """The recipe with the settings of a trial."""
+    others = {name: value for name, value in settings.items() if name != MODEL}
+    return of_model(recipe, settings.get(MODEL, recipe.model.name)).override(others)
 
 
 def decoded(params: dict[str, Any]) -> Settings:
     """Settings of a study's parameters, which hold lists as JSON text."""
-    return {name: _decoded(value) for name, value in params.items()}
-
-
-def encoded(settings: Settings) -> dict[str, Any]:
-    """A study's parameters of settings."""
-    return {name: _encoded(value) for name, value in settings.items()}
+    return {name.partition("@")[0]: _decoded(value) for name, value in params.items()}
 
 
 def training_part(settings: Settings) -> Settings:
@@ -65,44 +139,86 @@ def training_part(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if not name.startswith(COMPRESSION)}
 
 
-def _model(trial: BaseTrial, kind: type[Model], config: ModelConfig) -> Settings:
+def has_dense_layers(recipe: Recipe, dataset: Dataset) -> bool:
+    """Whether the recipe's model has layers that can be pruned and that int8 makes smaller.
+
+    Raises:
+        RecipeError: the model does not suit the data, or a hyperparameter of it is unknown.
+    """
+    model = build_model(recipe.model.source, recipe.model.hyperparameters, dataset, fit=False)
+    return model.learns and any(isinstance(layer, nn.Linear) for layer in model.modules())
+
+
+def _hyperparameters(trial: BaseTrial, model: str, kind: type[Model], config: ModelConfig) -> Settings:
     return {
-        f"model.{name}": _any(trial, f"model.{name}", space, getattr(config, name))
+        f"model.{name}": _any(trial, _parameter(f"model.{name}", model), space, getattr(config, name))
         for name, space in kind.SPACE.items()
     }
 
 
-def _training(trial: BaseTrial, recipe: Recipe, *, in_batch: bool) -> Settings:
-    train = recipe.train
-    settings: Settings = {
-        "train.learning_rate": _number(
-            trial, "train.learning_rate", 1e-4, 1e-2, own=train.learning_rate, log=True
-        ),
-        "train.batch_size": _choice(trial, "train.batch_size", [512, 1024, 2048, 4096], train.batch_size),
-        "train.weight_decay": _choice(
-            trial, "train.weight_decay", [0.0, 1e-6, 1e-5, 1e-4], train.weight_decay
-        ),
-    }
+def _loss(trial: BaseTrial, recipe: Recipe, model: str, kind: type[Model], config: ModelConfig) -> Settings:
+    """The loss, among those that learn to rank; one that learns logged values or labels stays."""
+    if "loss" in kind.SPACE or config.loss == "mse" or not recipe.train.negatives:
+        return {}
+    known = get_args(kind.Config.model_fields["loss"].annotation)  # a model may have losses of its own
+    losses = [loss for loss in (*LOSSES, *(INNER_PRODUCT if kind.retrieves else ())) if loss in known]
+    return {"model.loss": _choice(trial, _parameter("model.loss", model), losses, config.loss)}
+
+
+def _draws(loss: str, kind: type[Model]) -> bool:
+    """Whether negatives are drawn; else they are all items, or the positives of a batch's other rows."""
+    return loss != "softmax" and not (loss == "sampled_softmax" and kind.trains_on == "events")
+
+
+def _training(trial: BaseTrial, recipe: Recipe, kind: type[Model], *, draws: bool) -> Settings:
+    train, settings = recipe.train, Settings()
+
+    def name(key: str) -> str:
+        return _parameter(f"train.{key}", recipe.model.name)
+
+    def number(key: str, low: Any, high: Any) -> None:
+        own = getattr(train, key)
+        settings[f"train.{key}"] = _number(trial, name(key), low, high, own=own, log=True)
+
+    def choice(key: str, choices: list[Any]) -> None:
+        settings[f"train.{key}"] = _choice(trial, name(key), choices, getattr(train, key))
+
+    number("learning_rate", 1e-4, 1e-2)
+    choice("batch_size", batch_sizes(train.batch_size))
+    choice("weight_decay", [0.0, 1e-6, 1e-5, 1e-4])
     if train.table_optimizer == "rowwise_adagrad":  # "same" has no rate of its own
-        name = "train.table_learning_rate"
-        settings[name] = _number(trial, name, 0.005, 0.3, own=train.table_learning_rate, log=True)
-    if train.negatives and not in_batch:  # the other rows of the batch are the negatives there
-        settings["train.negatives"] = _number(trial, "train.negatives", 1, 8, own=train.negatives)
-        choices = ["uniform", "popularity"]
-        settings["train.negative_sampling"] = _choice(
-            trial, "train.negative_sampling", choices, train.negative_sampling
-        )
+        number("table_learning_rate", 0.005, 0.3)
+    if train.negatives and draws:
+        number("negatives", *(OWN_NEGATIVES if kind.trains_on == "events" else SHARED_NEGATIVES))
+        choice("negative_sampling", ["uniform", "popularity"])
     return settings
 
 
-def _compression(trial: BaseTrial, recipe: Recipe, kind: type[Model]) -> Settings:
+def batch_sizes(own: int) -> list[int]:
+    """Batch sizes around one that fits the log: a quarter of it to four times as many rows.
+
+    0, which has training find one by the number of events, has some of those it may find beside it.
+    """
+    if not own:
+        return [0, *FOUND_BATCHES]
+    return sorted(
+        {max(min(own, SMALLEST_BATCH), size) for size in (own // 4, own // 2, own, 2 * own, 4 * own)}
+    )
+
+
+def _compression(trial: BaseTrial, recipe: Recipe, kind: type[Model], *, dense: bool) -> Settings:
     settings: Settings = {}
     if kind.quantisable:
         settings["compress.rows"] = _choice(trial, "compress.rows", ROWS, recipe.compress.rows)
-    if kind.learns:  # a model in closed form has no dense weights
+    if dense:
         settings["compress.dense"] = _choice(trial, "compress.dense", DENSE, recipe.compress.dense)
         settings["compress.prune"] = _choice(trial, "compress.prune", PRUNE, recipe.compress.prune)
     return settings
+
+
+def _parameter(name: str, model: str) -> str:
+    """The name by which a study knows a setting of a trial of a model."""
+    return f"{name}@{model}" if name.startswith(("model.", "train.")) and name != MODEL else name
 
 
 def _any(trial: BaseTrial, name: str, space: Any, own: Any) -> Any:

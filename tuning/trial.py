@@ -28,7 +28,7 @@ from app.files import locked
 from app.recipe import Recipe
 from app.training.checkpoint import load_checkpoint
 from app.training.train import checkpoint_key, fit
-from tuning.space import Settings
+from tuning.space import Settings, changed
 
 CANDIDATES = 100
 REPEATS, CALLS = 9, 100
@@ -83,7 +83,7 @@ def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str,
 def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     """The recipe as a trial runs it: in this process, for as many epochs as [tune] says."""
     shorter = {"train.epochs": recipe.tune.epochs} if recipe.tune.epochs else {}
-    return recipe.override({**settings, **shorter, "train.workers": 0})
+    return changed(recipe, {**settings, **shorter, "train.workers": 0})
 
 
 def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:

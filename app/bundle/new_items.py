@@ -9,7 +9,7 @@ export; its columns change at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -22,10 +22,12 @@ from app.bundle.request.requests import Basis
 from app.bundle.retrieval.overlay import Cell, Patch
 from app.errors import RequestError
 from app.events import Value
+from app.features.base import Feature, State
 from app.features.columns import FILLS, FittedColumns
 from app.tables.rows import Rows
 
-TEXT_BYTES = 10_000  # of a value
+TEXT_BYTES = 10_000  # of a value, and of a vector
+NUMBER_BYTES = 32  # more for each number of a vector
 
 
 class NewItems:
@@ -35,11 +37,15 @@ class NewItems:
         path: of the bundle.
         rows: its stored rows "item" and "history".
         columns: that filters and caps know.
+        shown: names of the columns that answers show.
         limit: items that are kept.
     """
 
-    def __init__(self, path: Path, rows: Mapping[str, Rows], columns: Columns, limit: int) -> None:
+    def __init__(
+        self, path: Path, rows: Mapping[str, Rows], columns: Columns, shown: Sequence[str], limit: int
+    ) -> None:
         self._columns, self.limit, self._trained = columns, limit, len(rows["item"])
+        self._shown = shown
         self._graph = Graph(path / ITEM_GRAPH, 1) if (path / ITEM_GRAPH).exists() else None
         fitted = (path / "features" / "item" / "state.json").exists()
         self._features = FittedColumns.load(path / "features", "item") if fitted else FittedColumns([], [])
@@ -48,12 +54,15 @@ class NewItems:
         self._unknown = {name: stored.gather(np.zeros(1, np.int64)) for name, stored in kinds.items()}
         self.rows = {name: np.zeros((0, stored.width), np.float32) for name, stored in kinds.items()}
         self._cells: dict[int, dict[str, Cell]] = {}
+        self._values: dict[int, Mapping[str, Value]] = {}  # of the columns as they were put
+        self._times: dict[int, float] = {}
         self.basis: Basis = "content" if self._graph is not None and fitted else "nothing"
 
     @property
     def names(self) -> list[str]:
         """The columns that an item may have."""
-        return list(dict.fromkeys([*self._columns.names, *(f.column for f in self._features.features)]))
+        features = (feature.column for feature in self._features.features)
+        return list(dict.fromkeys([*self._columns.names, *features, *self._shown]))
 
     @property
     def room(self) -> int:
@@ -63,6 +72,14 @@ class NewItems:
     def has(self, row: int) -> bool:
         """Whether an item is one of those kept."""
         return row in self._cells
+
+    def values(self, row: int) -> Mapping[str, Value] | None:
+        """The columns of an item as they were put; None where it was not."""
+        return self._values.get(row)
+
+    def arrivals(self) -> list[tuple[float, int]]:
+        """When each new item was last put, in seconds since 1970 (0: not known), and its row."""
+        return [(time, row) for row, time in self._times.items() if row >= self._trained]
 
     def check(self, columns: Mapping[str, Value]) -> None:
         """Refuse columns that cannot be used.
@@ -74,19 +91,25 @@ class NewItems:
         for name, value in columns.items():
             if name not in names:
                 raise RequestError("no such column", where=_field(name, names), remedy=choices(names))
-            text = cell(value)
-            if text is not None and len(text.encode(errors="replace")) > TEXT_BYTES:
-                what = f"more than {TEXT_BYTES} bytes"
+            text, most = cell(value), self._most_bytes(name)
+            if text is not None and len(text.encode(errors="replace")) > most:
+                what = f"more than {most} bytes"
                 raise RequestError(what, where=f"columns.{name}", remedy="give a shorter text")
             if text is not None and name in numbers and _number(text) is None:
                 raise RequestError("not a number", where=f"columns.{name}", remedy="give a number or null")
 
-    def put(self, items: Mapping[int, Mapping[str, Value]]) -> None:
+            for feature, state in self._fitted(name) if text is not None else ():
+                if problem := feature.problem(text, state):
+                    remedy = "give what the column held in training, or null"
+                    raise RequestError(problem, where=f"columns.{name}", remedy=remedy)
+
+    def put(self, items: Mapping[int, Mapping[str, Value]], times: Mapping[int, float]) -> None:
         """Take items in, or change them; columns that are not known are left aside.
 
         Args:
             items: their columns, all of them, by row: of a known item, of one kept here, or of
                 new ones those that come next.
+            times: seconds since 1970 at which they were put.
         """
         count = max([len(self.rows["item"]), *(row + 1 - self._trained for row in items)])
         rows = {name: _longer(values, count) for name, values in self.rows.items()}
@@ -96,6 +119,7 @@ class NewItems:
             if row >= self._trained:
                 for name, values in self._compute_rows(texts).items():
                     rows[name][row - self._trained] = values
+            self._values[row], self._times[row] = columns, times[row]
             self._cells[row] = {
                 name: _number(text) if text is not None and name in numbers else text
                 for name, text in texts.items()
@@ -111,6 +135,16 @@ class NewItems:
     def fresh(self) -> Array:
         """The rows of new items, the latest first."""
         return self._trained + np.arange(len(self.rows["item"]) - 1, -1, -1)
+
+    def _fitted(self, column: str) -> list[tuple[Feature, State]]:
+        """The features of a column with their states."""
+        pairs = zip(self._features.features, self._features.states, strict=True)
+        return [(feature, state) for feature, state in pairs if feature.column == column]
+
+    def _most_bytes(self, column: str) -> int:
+        """Bytes that a value of a column may have as text."""
+        vectors = (state for feature, state in self._fitted(column) if feature.cells == "vector")
+        return TEXT_BYTES + NUMBER_BYTES * max((int(state["width"]) for state in vectors), default=0)
 
     def _numbers(self) -> set[str]:
         """The columns that hold numbers."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.terminal import summary
-from app.terminal.console import table
+from app.terminal.console import grid, table
 
 if TYPE_CHECKING:
     from app.recipe import Recipe
@@ -40,16 +41,21 @@ RUNS = Path("runs")  # of results, unless --out says otherwise
 
 
 def load_recipe(recipe: Path, changes: list[str] | None) -> Recipe:
-    """Read the recipe before anything heavy is imported, so that a mistake in it shows at once."""
-    from app.recipe_toml import load
+    """Read and check the recipe before anything heavy is imported, so that its mistakes show at once."""
+    from app.recipe_check import load_checked
 
-    return load(recipe, changes or ())
+    return load_checked(recipe, changes or ())
 
 
 def set_verbose(verbose: bool) -> None:
     """Have Ray's log and tracebacks shown, here and in processes that are started."""
     if verbose:
         os.environ["RAYREC_VERBOSE"] = "1"
+
+
+def end_by_sigterm() -> None:
+    """Let SIGTERM end a verb as Ctrl-C does: what is finished is kept, and nothing is left running."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 def print_result(
@@ -60,3 +66,15 @@ def print_result(
         print(json.dumps(result, default=str))
     else:
         table(rows(result))
+
+
+def print_grid(
+    result: dict[str, Any],
+    as_json: bool,
+    columns: Callable[[dict[str, Any]], tuple[list[str], list[list[str]]]],
+) -> None:
+    """Print a result as one JSON object, or as the table, head and rows, that `columns` makes of it."""
+    if as_json:
+        print(json.dumps(result, default=str))
+    else:
+        grid(*columns(result))

@@ -17,11 +17,14 @@ from app.cli.options import (
     RecipeFile,
     Sets,
     Verbose,
+    end_by_sigterm,
     load_recipe,
     print_result,
     set_verbose,
 )
+from app.errors import UserError
 from app.terminal import summary
+from app.terminal.check_table import of_check
 from app.terminal.console import say
 
 # Their files are listed, not imported, so that `rayrec --help` is quick.
@@ -30,12 +33,40 @@ FORMATS = [module.name for module in iter_modules([f"{Path(__file__).parents[1]}
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder in which recipe.toml is written.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(help="Files, folders or globs to look at, behind --from.", show_default=False),
+    ] = None,
+    look: Annotated[
+        bool, typer.Option("--from", help="Look at FILES (events, items, users), and fill in their columns.")
+    ] = False,
+    set: Sets = None,
     json: AsJson = False,
 ) -> None:
-    """Write a recipe with every key, its default and its meaning."""
+    """Write a recipe with every key, its default, its meaning and the values that it takes.
+
+    `rayrec init shop --from log/*.csv items.csv` looks at the files and fills in their columns.
+    """
+    if look != bool(files):
+        raise UserError(
+            "--from stands without files" if look else f"{files[0] if files else ''!r} stands without --from",
+            remedy="write `rayrec init FOLDER --from FILES...`",
+        )
     from app.terminal import scaffold
 
-    print_result(scaffold.init(folder), json)
+    print_result(scaffold.init(folder, files or (), set or ()), json)
+
+
+def explain(
+    key: Annotated[
+        str, typer.Argument(help="A key or table of a recipe: train.epochs, epochs, train, model.mlp.")
+    ],
+    json: AsJson = False,
+) -> None:
+    """Say what a key of a recipe does, what it takes, and which keys go with it."""
+    from app.terminal.explain import explain as explain_key
+
+    print_result(explain_key(key), json)
 
 
 def check(
@@ -44,6 +75,10 @@ def check(
     model: Annotated[
         bool, typer.Option("--model", help="Check the model instead: whether it keeps what models promise.")
     ] = False,
+    bundle: Annotated[
+        Path | None,
+        typer.Option("--bundle", help="Check a bundle of a run instead: whether it answers as measured."),
+    ] = None,
     json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -58,11 +93,15 @@ def check(
 
         print_result(check_model(loaded.model), json)
         return
-    from app.data.stage import check as check_data
-    from app.models.discovery import model_config
+    if bundle is not None:
+        from app.parity import compare_bundle
 
-    model_config(loaded.model.source, loaded.model.hyperparameters)
-    print_result(check_data(loaded), json)
+        print_result(compare_bundle(loaded, bundle.absolute().parent, bundle.absolute()), json)
+        return
+    from app.data.stage import check as check_data
+    from app.training.defaults import settled
+
+    print_result(check_data(settled(loaded)), json, of_check)
 
 
 def make_stage_verb(name: str, description: str) -> Callable[..., None]:
@@ -83,6 +122,7 @@ def make_stage_verb(name: str, description: str) -> Callable[..., None]:
     ) -> None:
         set_verbose(verbose)
         loaded = load_recipe(recipe, set)
+        end_by_sigterm()
         from app import pipeline
 
         done = pipeline.run(loaded, out.absolute(), until=name, force=force)
@@ -107,6 +147,7 @@ def export(
     """Make the bundle that is served, or another format."""
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
+    end_by_sigterm()
     from app import pipeline
 
     done = pipeline.run(loaded, out.absolute(), force=force, format=format)
@@ -125,12 +166,15 @@ def run(
     """Run all stages, from the event log to a bundle."""
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
+    end_by_sigterm()
     from app import pipeline
 
     result = pipeline.run(loaded, out.absolute(), force=force).summary()
     print_result(result, json, summary.of_run)
     if not json:
         say(f"Report: {out / 'report' / 'report.md'}")
+        for line in summary.behind(result, str(recipe)):
+            say(line)
         say(f"Next: rayrec serve {result['bundle']}")
 
 
@@ -153,7 +197,11 @@ def tune(
     """
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
+    end_by_sigterm()
     from tuning.search import tune as search
 
     wanted = trials or loaded.tune.trials
-    print_result(search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget), json)
+    result = search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget)
+    print_result(result, json, summary.of_tune)
+    if not json:
+        say(f"Next: {result['next']}")

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.bundle.request.json_lines import Lines
-from app.data.input.files import Source, Split, describe, filesystem
-from app.data.input.format import suffix_format
+from app.data.input.files import filesystem, suffix_format
 from app.data.input.reading import pieces
+from app.data.input.source import Source, Split, describe
 from app.data.values.text import lists_of, normal_ids, text_of
 from app.errors import DataError
 from app.recipe import Data
@@ -61,7 +61,7 @@ def _read(name: str) -> Iterator[Row]:
             where=name,
             remedy=f"name the column of user ids {USER!r}",
         )
-    reader = {"csv": _csv, "jsonl": _jsonl, "parquet": _parquet}[source.format]
+    reader = {"csv": _csv, "json": _csv, "jsonl": _jsonl, "parquet": _parquet}[source.form.format]
     yield from reader(source)
 
 
@@ -87,9 +87,11 @@ def _jsonl(source: Source) -> Iterator[Row]:
 
 def _csv(source: Source) -> Iterator[Row]:
     whole = Split(0, source, 0, source.size, True, 0)
-    for piece in pieces(whole, Data()):
+    for piece in pieces(whole):
         for row, _ in piece.bad:
-            yield _broken(source.name, row + 1 + source.header, "another number of fields than the header")
+            yield _broken(
+                source.name, row + 1 + source.form.lines, "another number of fields than the header"
+            )
         if piece.frame.height:
             yield from _rows(piece.frame, source.name)
 

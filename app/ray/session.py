@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
-from app.errors import RayRecError
+from app.errors import MachineError, RayRecError
 from app.ray import haproxy, processes
 from app.terminal.console import say
 
 OBJECT_STORE_BYTES = 512 << 20
 VITAL = ("gcs_server", "raylet")
 ALIVE_S = 1.0  # between two checks that they live
+STARTS = 3  # tries to start a local node
+_LATE = re.compile("timed? ?out", re.IGNORECASE)  # what Ray says when its 30 seconds are over
 _shared: list[ExitStack] = []
 
 
@@ -30,6 +33,7 @@ def ray_session(*, verbose: bool | None = None) -> Iterator[None]:
     Ray's own log; None asks the environment (RAYREC_VERBOSE).
 
     Raises:
+        MachineError: the machine is too busy for a local node to start.
         RayRecError: the local node died; nothing is left of it.
     """
     with ExitStack() as stack:
@@ -60,14 +64,12 @@ def _running(verbose: bool) -> Iterator[None]:
     level = logging.INFO if verbose else logging.ERROR
     joined = os.environ.get("RAY_ADDRESS", "") not in ("", "local")
     node: AbstractContextManager[dict[str, Any]] = nullcontext({}) if joined else _local_node()
+    logs: dict[str, Any] = {"log_to_driver": verbose, "logging_level": level, "configure_logging": True}
     with node as options:
-        ray.init(
-            address=None if joined else "local",
-            log_to_driver=verbose,
-            logging_level=level,
-            configure_logging=True,
-            **options,
-        )
+        if joined:
+            ray.init(**logs)
+        else:
+            _start(lambda: ray.init(address="local", **logs, **options))
     for name in ("ray", "ray.data", "ray.train", "ray.tune", "ray.serve"):
         logging.getLogger(name).setLevel(level)
     if not verbose:
@@ -83,6 +85,33 @@ def _running(verbose: bool) -> Iterator[None]:
         if not joined:
             processes.end_run(processes.run_mark())
             haproxy.forget()
+
+
+def _start(start: Callable[[], object]) -> None:
+    """Start a local node, again where the machine is too busy for the time that Ray gives it.
+
+    Raises:
+        MachineError: it never came up in time.
+    """
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            start()
+            return
+        except Exception as error:
+            if not _LATE.search(str(error)):
+                raise
+            late = error
+        ray.shutdown()
+        processes.end_run(processes.run_mark(), patience_s=0)  # what has come up of the node
+        if attempt < STARTS:
+            say(f"the machine is too busy for Ray to start in time; trying again ({attempt + 1} of {STARTS})")
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    raise MachineError(
+        f"Ray did not start within its 30 seconds, {STARTS} times (load {load:.1f} on {cores} cores)",
+        remedy="end other work on this machine or wait until it has less to do, then start again",
+    ) from late
 
 
 def dead_part() -> str:

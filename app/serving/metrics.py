@@ -15,10 +15,12 @@ from prometheus_client import generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from app.bundle.request.requests import Accepted
 from app.serving.versions.stats import VersionStats
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+TYPES = 10  # unknown types of events that have a series of their own
 SIZES = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 Samples = Iterable[tuple[tuple[str, ...], float]]  # values of the labels, and of the sample
 
@@ -83,7 +85,8 @@ class Metrics:
         self.stages: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(SECONDS))
         self.degraded: Counter[str] = Counter()
         self.bulk_lines: Counter[int] = Counter()  # by status
-        self.cold_starts = self.events = self.joined = 0
+        self.unknown_events: Counter[str] = Counter()  # by type
+        self.cold_starts = self.events = self.unknown_items = self.joined = 0
         self.parse_s = 0.0  # of requests that are in no batch yet
         self.caches: Mapping[str, Cache] = {}
         self.queues: dict[str, Sized] = {}  # by route: what waits for a batch
@@ -92,6 +95,14 @@ class Metrics:
         """Count one answer. `route` must be one of a fixed set: each makes a series."""
         self.requests[route, status] += 1
         self.seconds[route].observe(seconds)
+
+    def stored(self, accepted: Accepted) -> None:
+        """Count events that were stored. Of unknown types the first few make a series each."""
+        self.events += accepted.accepted
+        self.unknown_items += accepted.unknown_items or 0
+        for kind, count in (accepted.unknown_events or {}).items():
+            known = kind in self.unknown_events or len(self.unknown_events) < TYPES
+            self.unknown_events[kind if known else "others"] += count
 
     def render(self, in_flight: int, served: Sequence[Served]) -> str:
         """All samples as text.
@@ -118,6 +129,11 @@ class Metrics:
         yield self._counter("degraded", text, left_out, "left_out")
         yield self._counter("bulk_lines", "Answered lines of batches by status.", lines, "status")
         yield self._counter("events", "Events stored.", [((), self.events)])
+        unknown = [((kind,), n) for kind, n in self.unknown_events.items()]
+        text = "Events stored of types that the model does not know."
+        yield self._counter("unknown_events", text, unknown, "event")
+        text = "Events stored on items that the model does not know."
+        yield self._counter("unknown_items", text, [((), self.unknown_items)])
         yield self._histograms("request_seconds", "Time to answer.", self.seconds)
         yield self._histograms("batch_size", "Requests scored together.", self.batches)
         yield self._histograms("stage_seconds", "Time of a batch in a stage.", self.stages, "stage")

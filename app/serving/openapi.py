@@ -1,12 +1,10 @@
-"""The OpenAPI document of the table of calls, the same as a page, and the page to try them."""
+"""The OpenAPI document of the table of calls, with an example of each that the model served can answer."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterable
-from functools import cache
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,12 +12,13 @@ import msgspec
 from app.bundle.request.validation import LATEST
 from app.events import ID_BYTES
 from app.recipe import Serve
-from app.serving.http.calls import NDJSON, Endpoint
+from app.serving.http.calls import Endpoint, Example
 from app.serving.http.problems import CONTENT_TYPE, ProblemDocument
 
-HOME = (Path(__file__).parent / "home.html").read_text()
 Endpoints = tuple[Endpoint[Any], ...]
-_STYLE = "body{font:15px system-ui;max-width:52rem;margin:2rem auto;padding:0 1rem}pre,td{vertical-align:top}"
+PLACEHOLDERS = Example(("USER",), ("ITEM",), ("EVENT",), {})  # for callers who may not see ids
+EXAMPLE_K, EXAMPLE_ITEMS = 5, 3
+_CACHED = 4  # versions of a model, with and without its ids
 _REFUSALS = {
     400: "The body is not JSON, or this is no HTTP request",
     401: "The API key is missing or wrong",
@@ -34,17 +33,24 @@ _REFUSALS = {
 }
 _OF_STREAM = (401, 405, 408, 415, 429, 500, 503)
 _OF_READ = (400, 401, 405, 408, 500, 503)
-_NO_MODEL = {404: "No such model"}
+_NO_MODEL = "No such model"
 
 
-@cache
-def document(settings: Serve, endpoints: Endpoints) -> bytes:
+def document(settings: Serve, endpoints: Endpoints, model: str, example: Example) -> bytes:
     """The OpenAPI 3.1 document, as JSON.
 
     Args:
         settings: the recipe's [serve] section, for its limits.
         endpoints: the table of calls.
+        model: name of the main model.
+        example: what the examples are about.
     """
+    return _document(settings, endpoints, model, msgspec.json.encode(example))
+
+
+@lru_cache(_CACHED)
+def _document(settings: Serve, endpoints: Endpoints, model: str, encoded: bytes) -> bytes:
+    example = msgspec.json.decode(encoded, type=Example)
     documented = [endpoint for endpoint in endpoints if endpoint.answer is not None]
     kinds = {kind for endpoint in documented for kind in (*_kinds(endpoint.body), *_kinds(endpoint.answer))}
     _, schemas = msgspec.json.schema_components(
@@ -54,11 +60,13 @@ def document(settings: Serve, endpoints: Endpoints) -> bytes:
     _limit(schemas, settings)
     paths: dict[str, dict[str, Any]] = {}
     for endpoint in documented:
-        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = _operation(endpoint, endpoint.path)
+        operation = _operation(endpoint, endpoint.path, model, example)
+        paths.setdefault(endpoint.path, {})[endpoint.method.lower()] = operation
     for endpoint in documented:
         if endpoint.per_model:
             path = endpoint.path_of("{name}")
-            paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, path)
+            operation = _operation(endpoint, path, model, example)
+            paths.setdefault(path, {})[endpoint.method.lower()] = operation
     content = {
         "openapi": "3.1.0",
         "info": {"title": "RayRec", "version": "1", "description": limits(settings)},
@@ -75,22 +83,26 @@ def document(settings: Serve, endpoints: Endpoints) -> bytes:
     return json.dumps(content).encode()
 
 
-def _operation(endpoint: Endpoint[Any], path: str) -> dict[str, Any]:
+def _operation(endpoint: Endpoint[Any], path: str, model: str, example: Example) -> dict[str, Any]:
     """A call as the document describes it at one of its paths."""
     operation: dict[str, Any] = {"summary": endpoint.summary}
     if endpoint.description:
         operation["description"] = endpoint.description
     if endpoint.body is not None:
-        operation["requestBody"] = {"required": True, "content": _content(endpoint.media, endpoint.body)}
+        content = _content(endpoint.media, endpoint.body)
+        content[endpoint.media] |= _body_example(_kinds(endpoint.body)[0], example)
+        operation["requestBody"] = {"required": True, "content": content}
     answer = endpoint.answer
     if endpoint.streamed:
         answer = (*_kinds(answer), ProblemDocument)
     done = {"description": "Done", "content": _content(endpoint.media, answer)}
     problems = {status: _REFUSALS[status] for status in _statuses(endpoint)} | dict(endpoint.problems)
-    if parameters := _parameters(path):
+    if parameters := _parameters(path, model, example):
         operation["parameters"] = parameters
+    if query := _query_parameters(endpoint):
+        operation.setdefault("parameters", []).extend(query)
     if "{name}" in path:
-        problems |= _NO_MODEL
+        problems[404] = "; ".join(text for text in (_NO_MODEL, problems.get(404, "")) if text)
     operation["responses"] = {str(endpoint.status): done, **_problems(problems)}
     return operation
 
@@ -99,25 +111,71 @@ def _statuses(endpoint: Endpoint[Any]) -> Iterable[int]:
     """Statuses of the refusals that a kind of call may get."""
     if endpoint.streamed:
         return _OF_STREAM
+    if endpoint.query is not None:
+        return (*_OF_READ, 422, 429)
     return _REFUSALS if endpoint.body is not None else _OF_READ
 
 
-def _parameters(path: str) -> list[dict[str, Any]]:
-    schemas: dict[str, dict[str, Any]] = {
-        "name": {"type": "string"},
-        "id": {"type": "string", "minLength": 1, "maxLength": ID_BYTES},
+def _parameters(path: str, model: str, example: Example) -> list[dict[str, Any]]:
+    """The parameters in a path, each with its example."""
+    known = example.users if "/users/" in path else example.items
+    schemas: dict[str, tuple[dict[str, Any], str]] = {
+        "name": ({"type": "string"}, model),
+        "id": ({"type": "string", "minLength": 1, "maxLength": ID_BYTES}, next(iter(known), "")),
     }
     return [
-        {"name": name, "in": "path", "required": True, "schema": schema}
-        for name, schema in schemas.items()
+        {"name": name, "in": "path", "required": True, "schema": schema, "example": value}
+        for name, (schema, value) in schemas.items()
         if f"{{{name}}}" in path
     ]
+
+
+def _query_parameters(endpoint: Endpoint[Any]) -> list[dict[str, Any]]:
+    """The query parameters of a call; none is required."""
+    if endpoint.query is None:
+        return []
+    _, schemas = msgspec.json.schema_components([endpoint.query], ref_template="{name}")
+    properties: dict[str, dict[str, Any]] = schemas[endpoint.query.__name__]["properties"]
+    if "k" in properties:
+        properties["k"]["minimum"] = 1
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": schema,
+            **({"example": EXAMPLE_K} if name == "k" else {}),
+        }
+        for name, schema in properties.items()
+        if name != "id"
+    ]
+
+
+def _body_example(kind: type, example: Example) -> dict[str, Any]:
+    """The example of a body: the fields it must have, and k, by what they are called.
+
+    Nothing where a field it must have is of another name.
+    """
+    user, item, event = (next(iter(known), "") for known in (example.users, example.items, example.events))
+    values = {
+        "user": user,
+        "item": item,
+        "items": example.items[:EXAMPLE_ITEMS],
+        "events": [{"user": user, "item": item, **({"event": event} if event else {})}],
+        "columns": example.columns,
+    }
+    fields = msgspec.structs.fields(kind)
+    body = {field.name: values.get(field.name) for field in fields if field.required}
+    if None in body.values():
+        return {}
+    return {"example": body | {field.name: EXAMPLE_K for field in fields if field.name == "k"}}
 
 
 def _limit(schemas: dict[str, Any], settings: Serve) -> None:
     """Add what is checked beyond the types: lengths, counts, and the range of k."""
     text = {"minLength": 1, "maxLength": ID_BYTES}  # characters, of which one may take four bytes
-    ids, many = {"type": "string", **text}, {"maxItems": settings.max_candidates}
+    # An integer means its decimal text.
+    ids, many = {"type": ["string", "integer"], **text}, {"maxItems": settings.max_candidates}
     by_name: dict[str, dict[str, dict[str, Any]]] = {
         "RankRequest": {"user": ids, "items": {"type": "array", "items": ids, "minItems": 1, **many}},
         "RecommendRequest": {"user": ids, "exclude": {"type": "array", "items": ids, **many}},
@@ -149,39 +207,6 @@ def limits(settings: Serve) -> str:
         f"{settings.request_timeout_s:g} s. A batch may have {settings.max_bulk_lines} lines, each as "
         "long as a body."
     )
-
-
-@cache
-def page(settings: Serve, endpoints: Endpoints) -> str:
-    """The documentation as one page without external resources."""
-    content = json.loads(document(settings, endpoints))
-    rows = [
-        f"<tr><td><code>{method.upper()} {html.escape(path)}</code></td>"
-        f"<td>{html.escape(operation['summary'])}</td><td>{_body_links(operation)}</td></tr>"
-        for path, operations in content["paths"].items()
-        for method, operation in operations.items()
-    ]
-    schemas = [
-        f"<h3 id={name}>{name}</h3><pre>{html.escape(json.dumps(schema, indent=1))}</pre>"
-        for name, schema in content["components"]["schemas"].items()
-    ]
-    return (
-        f"<!doctype html><meta charset=utf-8><title>RayRec: calls</title><style>{_STYLE}</style>"
-        f"<h1>Calls</h1><p>{html.escape(limits(settings))} Errors are problem documents (RFC 9457). "
-        "For machines: <a href=/openapi.json>/openapi.json</a>. <a href=/>Try it.</a></p>"
-        f"<table>{''.join(rows)}</table><h2>Bodies</h2>{''.join(schemas)}"
-    )
-
-
-def _body_links(operation: dict[str, Any]) -> str:
-    """Links to the schemas of an operation's body."""
-    if "requestBody" not in operation:
-        return ""
-    ((media, content),) = operation["requestBody"]["content"].items()
-    schemas = content["schema"].get("oneOf", [content["schema"]])
-    names = [schema["$ref"].rpartition("/")[2] for schema in schemas]
-    links = " or ".join(f"<a href=#{name}>{name}</a>" for name in names)
-    return f"lines of {links}" if media == NDJSON else links
 
 
 def _kinds(body: type | tuple[type, ...] | None) -> tuple[type, ...]:

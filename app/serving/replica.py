@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from app.bundle.ranking.user_vectors import UserVectorCache
+from app.bundle.request.decoding import decoder
 from app.bundle.request.limits import Limits
 from app.bundle.request.requests import Accepted, FeedbackRequest
 from app.bundle.runtime import Ranker
@@ -33,7 +34,7 @@ from app.serving.feedback.group_commit import Full, GroupCommitWriter
 from app.serving.feedback.new_items import StoredItems
 from app.serving.feedback.retention import Retention
 from app.serving.feedback.user_events import UserEventCache
-from app.serving.feedback.validation import check_feedback
+from app.serving.feedback.validation import accept, check_feedback
 from app.serving.http import calls, protocol
 from app.serving.http.guard import key_holds
 from app.serving.http.problems import Problem
@@ -75,6 +76,7 @@ class Replica:
         self.store = open_store(store)
         self.items = StoredItems(self.store)
         replica = serve.get_replica_context().replica_id.unique_id
+        self.user_events = UserEventCache(self.store, items=self.items)
         state_dir = StateDir(Path(folder)) if folder else None
         self.user_vectors = UserVectorCache(int(settings.states_mb * 2**20), settings.cache_s)
         self.agent = ReplicaAgent(state_dir, replica, bundle, self._open, settings.rollout.shadow_every)
@@ -84,7 +86,6 @@ class Replica:
         self.in_flight, self.capacity = 0, settings.max_ongoing_requests + settings.max_queued_requests
         self.writer = GroupCommitWriter(self.store, self.capacity)
         self.retention = Retention(self.store, settings.keep_days)
-        self.user_events = UserEventCache(self.store, items=self.items)
         self._build_calls()
         self.bulk = Bulk(self.scoring, self.metrics, settings)
         self.routes = Routes(self)
@@ -94,8 +95,8 @@ class Replica:
         gc.freeze()
 
     def _build_calls(self) -> None:
-        """For every path of a hot call, what decodes its body and what starts its answer."""
-        settings, main = self.settings, self.ranker.name
+        """For every path of a hot call, or of one with a query, what decodes that and starts its answer."""
+        settings, main, hot_paths = self.settings, self.ranker.name, set[bytes]()
         check_names(settings, main)
         factory = ScoringFactory(
             self.user_events, self.metrics, settings, ThreadPoolExecutor(1), self.endpoints
@@ -104,15 +105,16 @@ class Replica:
         self.models = ModelRegistry(settings, self._open, factory)
         self._hot: dict[str, tuple[Callable[[bytes], Any], Start]] = {}
         for endpoint in self.endpoints:
-            if endpoint.hot:
-                decode = msgspec.json.Decoder(endpoint.body).decode
+            if endpoint.hot or endpoint.query is not None:
+                decode = _decoder(endpoint)
                 for path, model in endpoint.paths(main, list(settings.models)):
                     if model in self.models.models:
                         start: Start = partial(self.models.start, model, endpoint)
                     else:
                         start = starts[endpoint] if model else getattr(self, str(endpoint.handler))
-                    self._hot[path] = decode, start
-        self.hot_paths: Collection[bytes] = frozenset(path.encode() for path in self._hot)
+                    self._hot[path.removesuffix("{id}")] = decode, start
+                    hot_paths |= {path.encode()} if endpoint.hot else set()
+        self.hot_paths: Collection[bytes] = frozenset(hot_paths)
         self.streamed_paths: Collection[bytes] = frozenset(
             endpoint.path.encode() for endpoint in self.endpoints if endpoint.streamed
         )
@@ -128,9 +130,16 @@ class Replica:
         settings = self.settings
         copy = open_copy(bundle, settings)
         limits = Limits(settings.max_candidates, settings.max_k, settings.budget_ms, settings.max_new_items)
-        ranker = Ranker.open(copy.path, limits=limits, threads=settings.cpus, user_vectors=self.user_vectors)
+        ranker = Ranker.open(
+            copy.path,
+            limits=limits,
+            threads=settings.cpus,
+            user_vectors=self.user_vectors,
+            columns=settings.columns,
+        )
         copy.keep_while(ranker)
         self.items.introduce(ranker)
+        self.user_events.need(ranker.info.history)
         return ranker
 
     @property
@@ -188,10 +197,10 @@ class Replica:
         """
         check_feedback(content, self.settings)
         loop = asyncio.get_running_loop()
-        count = len(content.events)
+        accepted = accept(content.events, self.ranker)
 
         def written(error: Exception | None) -> None:  # in the writer's thread
-            loop.call_soon_threadsafe(self._written, call, count, error)
+            loop.call_soon_threadsafe(self._written, call, accepted, error)
 
         try:
             self.writer.put([self._with_variant(event) for event in content.events], written)
@@ -204,12 +213,12 @@ class Replica:
             return event
         return msgspec.structs.replace(event, variant=self.traffic_split.assign(event.user).label)
 
-    def _written(self, call: Call, count: int, error: Exception | None) -> None:
+    def _written(self, call: Call, accepted: Accepted, error: Exception | None) -> None:
         if error is not None:
             call.fail(error)
             return
-        self.metrics.events += count
-        call.answer(Accepted(count), calls.FEEDBACK.status)
+        self.metrics.stored(accepted)
+        call.answer(accepted, calls.FEEDBACK.status)
 
     def described(self) -> tuple[float, str]:
         """Calls under way on average, and the text of the metrics."""
@@ -225,3 +234,11 @@ class Replica:
         """The metrics of all replicas; those of the others as they last reported them."""
         others = await asyncio.to_thread(self.agent.other_metrics)
         return merge([self.described()[1], *others])
+
+
+def _decoder(endpoint: calls.Endpoint[Any]) -> Callable[[bytes], Any]:
+    """What decodes a body or, from JSON, an id and query parameters, whose values are texts."""
+    if endpoint.query is not None:
+        return msgspec.json.Decoder(endpoint.query, strict=False).decode
+    assert isinstance(endpoint.body, type)
+    return decoder(endpoint.body)

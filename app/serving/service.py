@@ -74,6 +74,7 @@ def _prepare_state(location: str, settings: Serve, state_dir: StateDir) -> None:
     with local_copy(location, settings) as folder:
         ranker = Ranker.open(folder)
         check_names(settings, ranker.name)
+        ranker.item_columns.check_default(settings.columns)
         check_unused(state_dir)
         open_store(store_location(location, settings)).close()
         publish_first(state_dir, Version(ranker.version, str(folder), ranker.artifact.digest))

@@ -15,10 +15,15 @@ Change = tuple[str, str]  # user and item of an event
 
 
 class ItemRecord(msgspec.Struct, frozen=True):
-    """An item as PUT /v1/items stored it: its columns, and digests of the bundles that knew it then."""
+    """An item as PUT /v1/items stored it.
+
+    `columns`: all of it. `versions`: digests of the bundles that knew it then. `time`: when that was, in
+    seconds since 1970; 0 in records of before it was stored.
+    """
 
     columns: dict[str, Value]
     versions: list[str] = []
+    time: float = 0.0
 
 
 class Store(Protocol):

@@ -1,7 +1,7 @@
 """The event log and the recent history of a user in Redis 6.2 or later, for services on many machines.
 
     {rayrec}:events      stream of all events, in the order of arrival: what training exports
-    {rayrec}:u:USER      the last KEPT events of a user, a sorted set by time, then arrival
+    {rayrec}:u:USER      the last WHOLE_PAST events of a user, a sorted set by time, then arrival
     {rayrec}:s:USER      the items of all events of a user, a sorted set by the time of the last one
     {rayrec}:items       the content of items that came after training, a hash
     {rayrec}:order       these items in the order of arrival, a sorted set; the last number is
@@ -27,7 +27,7 @@ import msgspec
 import redis
 
 from app.errors import MachineError
-from app.events import Event, HistoryEvent, microseconds
+from app.events import WHOLE_PAST, Event, HistoryEvent, microseconds
 from app.stores.base import PAGE, Change, newer
 from app.terminal.console import say
 
@@ -35,11 +35,11 @@ LOG, USER, SEEN = "{rayrec}:events", "{rayrec}:u:", "{rayrec}:s:"
 ITEMS, ORDER, COUNTER = "{rayrec}:items", "{rayrec}:order", "{rayrec}:place"
 LAYOUT, CLAIMED = "{rayrec}:version", "{rayrec}:claimed"
 VERSION = 1  # of the layout; absent: before there were versions, without the seen items
-KEPT = 1000
 TIMEOUT_S = 0.25  # replicas wait for no longer; a ranking then goes without
 PORTION = 1000  # entries of the log that one removal looks at
-# KEYS: the log, then for each event the user's two sets. ARGV: KEPT, then for each event its user, time,
-# item and the rest. The id of the log, padded so that it sorts as text, keeps events of one moment in order.
+# KEYS: the log, then for each event the user's two sets. ARGV: how many events of a user are kept, then for
+# each event its user, time, item and the rest. The id of the log, padded so that it sorts as text, keeps
+# events of one moment in order.
 _APPEND = """
 for n = 0, (#ARGV - 1) / 4 - 1 do
     local recent, seen = KEYS[2 * n + 2], KEYS[2 * n + 3]
@@ -91,7 +91,7 @@ class RedisStore:
     def append(self, events: Sequence[Event]) -> None:
         """Store events, all or none; see Store.append."""
         now = round(time.time() * 1e6)
-        keys, arguments = [LOG], [str(KEPT)]
+        keys, arguments = [LOG], [str(WHOLE_PAST)]
         for event in events:
             when = now if event.timestamp is None else microseconds(event.timestamp)
             rest = msgspec.json.encode(LoggedEvent(event.item, event.event, event.value, event.variant))

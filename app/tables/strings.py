@@ -31,10 +31,13 @@ class Strings:
     @staticmethod
     def save(folder: Path, values: Iterable[str]) -> None:
         """Write strings as `offsets.npy` and `bytes.npy`."""
+        Strings.of(values).write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the strings as `save` does."""
         folder.mkdir(parents=True, exist_ok=True)
-        strings = Strings.of(values)
-        np.save(folder / "offsets.npy", strings.offsets)
-        np.save(folder / "bytes.npy", strings.data)
+        np.save(folder / "offsets.npy", self.offsets)
+        np.save(folder / "bytes.npy", self.data)
 
     @classmethod
     def of(cls, values: Iterable[str]) -> Strings:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+WIDEST = 200  # characters of a line of a table, where it is no terminal that shows it
 LINE_EVERY_S = 5.0  # shortest time between two lines of progress
 
 
@@ -78,10 +79,29 @@ def table(rows: Iterable[tuple[str, str]], title: str = "") -> None:
     """Print rows of name and value on stdout."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    pairs, console = list(rows), Console()
     grid = Table(show_header=False, box=None, title=title or None, title_justify="left", pad_edge=False)
-    grid.add_column(no_wrap=True)
+    widest = max((len(name) for name, _ in pairs), default=0)
+    grid.add_column(width=min(widest, console.width // 2), overflow="fold")  # a long path leaves values room
     grid.add_column(overflow="fold")
-    for name, value in rows:
-        grid.add_row(name, value)
-    Console().print(grid)
+    for name, value in pairs:
+        grid.add_row(Text(name), Text(value))  # brackets are text, as in [train]
+    console.print(grid)
+
+
+def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table with a head on stdout; columns of numbers stand to the right."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    cells = list(rows)
+    for number, name in enumerate(head):
+        numbers = all(row[number][:1] in "+-.0123456789" for row in cells)
+        shown.add_column(Text(name), justify="right" if numbers else "left", overflow="fold")
+    for row in cells:
+        shown.add_row(*map(Text, row))
+    Console(width=None if sys.stdout.isatty() else WIDEST).print(shown)

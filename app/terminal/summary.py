@@ -14,6 +14,33 @@ def of_run(result: Mapping[str, Any]) -> Rows:
     return [*_data(result["data"]), *trained, *_quality(result), *_costs(result)]
 
 
+def of_tune(result: Mapping[str, Any]) -> Rows:
+    """Rows for `rayrec tune`: the front, best first, with the baselines beside it, and the choice."""
+    metric, best = result["metric"], result["best"]
+    beside = "".join(f", {name} {quality:.4f}" for name, quality in result["baselines"].items())
+    kept = "within the budget" if result["within_budget"] else "nearest to the budget"
+    failed = f", {result['failed']} failed" if result["failed"] else ""
+    return [
+        ("trials", f"{result['trials']}, {result['reused']} on a checkpoint that was there{failed}"),
+        ("models", ", ".join(result["models"])),
+        *((f"front, trial {point['trial']}", _point(point, metric)) for point in result["front"]),
+        ("chosen", f"trial {best['trial']}, {kept}"),
+        (metric, f"{best[metric]:.4f}{beside}"),
+        *((name, _setting(value)) for name, value in sorted(best["settings"].items())),
+    ]
+
+
+def _point(point: Mapping[str, Any], metric: str) -> str:
+    model = f", {point['settings']['model.name']}" if "model.name" in point["settings"] else ""
+    return f"{metric} {point[metric]:.4f}, p95 {point['p95_ms']:.2f} ms, {point['mb']:.2f} MB{model}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def of_stage(result: Mapping[str, Any]) -> Rows:
     """Rows for any other result: nested keys joined by dots."""
     return list(_flat(result, ""))
@@ -47,9 +74,27 @@ def _quality(result: Mapping[str, Any]) -> Rows:
         return [("quality", "not measured: nothing was held out")]
     rows = []
     for name in _headline(result["figures"]):
-        others = [f", {baseline} {figures[name]:.4f}" for baseline, figures in result["baselines"].items()]
+        others = [f", {baseline} {f[name]:.4f}" for baseline, f in result["baselines"].items() if name in f]
         rows.append((name, f"{result['figures'][name]:.4f}{''.join(others)}"))
     return rows
+
+
+def behind(result: Mapping[str, Any], recipe: str) -> list[str]:
+    """Lines that say which baselines are better than the model, by how much, and what helps."""
+    lines = []
+    for name in result.get("behind", []):
+        figure, (value, low, high) = next(iter(result["differences"][name].items()))
+        others, own = result["baselines"][name][figure], result["figures"][figure]
+        how = "better than the model" if high < 0 else "as good as the model, as far as this test tells"
+        lines.append(
+            f"{name} is {how}: {figure} {others:.4f} against {own:.4f}"
+            f" (difference {value:+.4f}, {low:+.4f} to {high:+.4f})"
+        )
+    first = f"rayrec run {recipe} --set model.name=auto chooses by comparison"
+    if result.get("choice"):  # it has been done, within a time
+        users = result["choice"]["users"]
+        first = f"a longer comparison than that on {users:,} users (--set train.minutes=30), or more events"
+    return [*lines, f"What helps: {first}; rayrec tune {recipe} searches on"] if lines else []
 
 
 def _headline(figures: Mapping[str, Any]) -> list[str]:
@@ -73,8 +118,25 @@ def _flat(result: Mapping[str, Any], prefix: str) -> Rows:
         elif isinstance(value, float):
             rows.append((f"{prefix}{key}", f"{value:.4g}"))
         else:
-            rows.append((f"{prefix}{key}", f"{value:,}" if type(value) is int else str(value)))
+            rows += _listed(f"{prefix}{key}", value)
     return rows
+
+
+def _listed(name: str, value: Any) -> Rows:
+    """A plain value as a row; of a list of tables a row for each entry, of others one in words."""
+    if isinstance(value, list | tuple) and any(isinstance(entry, Mapping) for entry in value):
+        return [(f"{name} {n}", _in_words(entry)) for n, entry in enumerate(value, 1)]
+    return [(name, _in_words(value))]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_in_words(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_in_words, value))
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def of_service(status: Mapping[str, Any]) -> Rows:

@@ -44,7 +44,7 @@ def card(
             f"A `{info.model}` model that ranks {info.items - 1:,} items for {info.users - 1:,} known users."
         ],
         "## Data": _data(info, dataset, figures, end),
-        "## Figures": [*_table(figures), "", _first_stage(sizes)],
+        "## Figures": [*_table(figures), "", _first_stage(sizes), *_notes(figures)],
         "## Limits": [LIMITS.format(end=end)],
         "## How it was made": [
             f"Hyperparameters: {settings}.",
@@ -60,12 +60,32 @@ def _data(info: Info, dataset: Dataset, figures: Mapping[str, Any], end: str) ->
     return [
         f"{data.get('rows_in', 0):,} events read, {data.get('rows_kept', 0):,} kept; "
         f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
-        f"Event types: {', '.join(info.events[1:])}. A history has up to {info.history} events.",
+        f"Event types: {', '.join(info.events[1:])}. {_histories(info)}",
         "",
         _weights(dataset, figures.get("refit")),
         f"Histories, seen items, popularity and candidates hold all {_events(dataset):,} events, "
         f"up to {end}.",
     ]
+
+
+def _histories(info: Info) -> str:
+    """How much of a user's past counts."""
+    if info.reads == "recent":
+        return f"A history has up to {info.history} events."
+    if info.reads == "events":
+        return f"A history has a user's last {info.history:,} events."
+    return f"A history has every item of a user's last {info.history:,} events once."
+
+
+def _notes(figures: Mapping[str, Any]) -> list[str]:
+    """What the report says beside its figures, such as which models were compared, and figures later on."""
+    delayed = [
+        f"NDCG, {moment if 'moment' in moment else f'{moment} after the last event'}: "
+        + ", ".join(f"{name} {f:.4f}" for name, f in shown.items() if name.startswith("ndcg@"))
+        for moment, shown in figures.get("delayed", {}).items()
+    ]
+    notes = [*figures.get("notes", []), *delayed]
+    return ["", *(f"- {note}" for note in notes)] if notes else []
 
 
 def _events(dataset: Dataset) -> int:

@@ -16,7 +16,7 @@ from app.bundle.format.histories import Histories
 from app.bundle.format.item_columns import Columns
 from app.bundle.format.layout import Array, Info, Retrieval
 from app.bundle.ranking.scorer import BatchScorer
-from app.bundle.request.encode import EncodedRequest
+from app.bundle.request.encode import EncodedRequest, shown
 from app.bundle.request.requests import RecommendRequest
 from app.bundle.retrieval.candidates import CandidateGenerators
 from app.bundle.retrieval.latency_budget import FULL
@@ -59,7 +59,7 @@ def write_retrieval(
     )
     write_candidates(dataset, popularity, folder / "candidates", consumed=bounded)
     figures: dict[str, Any] = {"kind": kind or ("sources" if bounded else "all")}
-    requests = sample_requests(dataset, Histories.open(folder / "history"), recipe.seed)
+    requests = sample_requests(dataset, Histories.open(folder / "history"), info, recipe.seed)
     if kind not in ("", "exact"):
         chunks = [requests[start : start + 256] for start in range(0, len(requests), 256)]
         vectors = np.concatenate([scorer.user_vectors(chunk) for chunk in chunks])
@@ -76,7 +76,7 @@ def write_retrieval(
     return figures
 
 
-def sample_requests(dataset: Dataset, histories: Histories, seed: int) -> list[EncodedRequest]:
+def sample_requests(dataset: Dataset, histories: Histories, info: Info, seed: int) -> list[EncodedRequest]:
     """Recommendations for some known users after the last event, without what they have met.
 
     As `exclude_seen` asks for by default. Items that a user met would also flatter what is measured,
@@ -89,7 +89,7 @@ def sample_requests(dataset: Dataset, histories: Histories, seed: int) -> list[E
     for user in np.sort(drawn).tolist():
         history = histories.events(user)
         met = np.unique(np.concatenate([[0], history.item, histories.older_items(user)])).astype(np.int64)
-        requests.append(EncodedRequest(user, now, history, met))
+        requests.append(EncodedRequest(user, now, shown(history, info), met))
     return requests
 
 

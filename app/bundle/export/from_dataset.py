@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from app.bundle.export.growing_array import GrowingArray
 from app.bundle.format.ids import Ids
 from app.bundle.format.layout import TRAINED, Array, compact
 from app.data.dataset import Dataset, Part
+from app.events import WHOLE_PAST
+from app.models.base import Model
 
-BLOCK = 1 << 15  # users at a time
+BLOCK = 1 << 12  # users at a time
 SECOND = 1_000_000
 VALUES = ("item_dense", "item_category", "user_dense", "user_category")  # in the rows already
 
@@ -61,32 +65,68 @@ def write_features(dataset: Dataset, folder: Path) -> None:
             shutil.copyfile(source, target)
 
 
-def write_histories(dataset: Dataset, folder: Path) -> None:
-    """Write history/: the last L events of each user, of all parts.
+def events_of(model: Model, dataset: Dataset) -> int:
+    """How many of a user's most recent events a model looks at when it is served."""
+    return dataset.schema.history if model.reads == "recent" else WHOLE_PAST
 
-    What is older is listed by item alone, so that nothing a user has met is recommended.
+
+def write_histories(dataset: Dataset, folder: Path, length: int) -> None:
+    """Write history/: the last `length` events of each user, of all parts.
+
+    What is older is listed by item alone, so that nothing a user has met is recommended. Memory is bounded
+    by the events of BLOCK users.
     """
     folder.mkdir()
-    parts = dataset.parts
+    parts, items = dataset.parts, dataset.schema.items
     unit = SECOND if all(_whole_seconds(part.time) for part in parts) else 1
-    columns: dict[str, list[Array]] = {name: [] for name in ("item", "event", "time", "older")}
+    narrow = np.min_scalar_type(items)
+    time_kind = np.dtype(np.uint32 if unit == SECOND else np.int64)
+    kinds = {"item": narrow, "event": np.dtype(np.uint8), "time": time_kind, "older": narrow}
     counts, older_counts = [], []
-    narrow = np.min_scalar_type(dataset.schema.items)
-    for users in np.array_split(np.arange(dataset.schema.users), -(-dataset.schema.users // BLOCK)):
-        item, event, time = dataset.recent(users, *parts)
-        item[users == 0] = 0  # the events of unknown users belong to many people
-        present = item > 0
-        counts.append(present.sum(1))
-        columns["item"].append(item[present].astype(narrow))
-        columns["event"].append(event[present].astype(np.uint8))
-        columns["time"].append((time[present] // unit).astype(np.uint32 if unit == SECOND else np.int64))
-        owner, older = _older(users, item, parts, dataset.schema.items)
-        older_counts.append(np.bincount(owner, minlength=len(users)))
-        columns["older"].append(older.astype(narrow))
-    for name, blocks in columns.items():
-        np.save(folder / f"{name}.npy", np.concatenate(blocks))
+    with ExitStack() as files:
+        columns = {
+            name: files.enter_context(GrowingArray(folder / f"{name}.npy", kind))
+            for name, kind in kinds.items()
+        }
+        for first in range(0, dataset.schema.users, BLOCK):
+            last = min(first + BLOCK, dataset.schema.users)
+            owner, item, event, time = _last_events(first, last, parts, length)
+            counts.append(np.bincount(owner, minlength=last - first))
+            for name, values in (("item", item), ("event", event), ("time", time // unit)):
+                columns[name].append(values)
+            older_owner, older = _older(first, last, owner * items + item, parts, items)
+            older_counts.append(np.bincount(older_owner, minlength=last - first))
+            columns["older"].append(older)
     np.save(folder / "indptr.npy", _indptr(counts))
     np.save(folder / "older_indptr.npy", _indptr(older_counts))
+
+
+def _last_events(
+    first: int, last: int, parts: Sequence[Part], length: int
+) -> tuple[Array, Array, Array, Array]:
+    """The last `length` events of each of the users from `first` to before `last`, by user and time.
+
+    Returns:
+        owner (the user, counted from `first`), item, event and time. Unknown users, whose events belong to
+        many people, have none; nor are there events on items that training does not know.
+    """
+    blocks = []
+    for part in parts:
+        end = np.asarray(part.indptr[first + 1 : last + 1])
+        start = np.maximum(np.asarray(part.indptr[first:last]), end - length)
+        if first == 0:
+            start[0] = end[0]
+        size = end - start
+        rows = np.repeat(start - (np.cumsum(size) - size), size) + np.arange(size.sum())
+        owner = np.repeat(np.arange(last - first), size)
+        blocks.append((owner, *(np.asarray(c[rows], np.int64) for c in (part.item, part.event, part.time))))
+    owner, item, event, time = (np.concatenate(columns) for columns in zip(*blocks, strict=True))
+    order = np.lexsort((time, owner))
+    order = order[item[order] > 0]
+    size = np.bincount(owner[order], minlength=last - first)
+    from_end = np.repeat(np.cumsum(size), size) - np.arange(len(order))
+    order = order[from_end <= length]
+    return owner[order], item[order], event[order], time[order]
 
 
 def _whole_seconds(time: Array) -> bool:
@@ -101,16 +141,17 @@ def _blocks(column: Array) -> Iterator[Array]:
         yield np.asarray(column[start : start + (1 << 20)])
 
 
-def _older(users: Array, recent: Array, parts: Sequence[Part], items: int) -> tuple[Array, Array]:
-    """Items that users met before their `recent` events (B, L): owner (position in users) and item."""
-    first, last = int(users[0]), int(users[-1]) + 1
+def _older(first: int, last: int, shown: Array, parts: Sequence[Part], items: int) -> tuple[Array, Array]:
+    """Items that users from `first` to before `last` met before the events `shown` (user * items + item).
+
+    Returns:
+        Owner, counted from `first`, and item.
+    """
     met = []
     for part in parts:
         rows = slice(int(part.indptr[first]), int(part.indptr[last]))
         met.append((np.asarray(part.user[rows], np.int64) - first) * items + part.item[rows])
-    shown = (np.arange(len(users))[:, None] * items + recent)[recent > 0]
-    keys = np.setdiff1d(np.concatenate(met), shown)
-    owner, item = np.divmod(keys, items)
+    owner, item = np.divmod(np.setdiff1d(np.concatenate(met), shown), items)
     known = (item > 0) & (owner + first > 0)
     return owner[known], item[known]
 

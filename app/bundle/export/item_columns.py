@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import polars as pl
+import pyarrow as pa
 
 from app.bundle.format.layout import Array, compact
 from app.data.dataset import Dataset
@@ -17,7 +19,10 @@ from app.recipe import Recipe
 from app.tables.strings import Strings
 
 MOST_TEXTS = 100_000  # distinct values of a column that the recipe does not name
+LARGEST = 2**53  # whole numbers beyond it are no floats: such codes are texts
 LONGEST = 64  # characters of its texts on average
+LONGEST_SHOWN = 10_000  # characters of a text that answers show
+LATEST = 1000  # items that came last
 FRESH = 1000  # rows for exploration
 NEIGHBOURS, SHRINKAGE = 50, 10.0
 NEVER = np.iinfo(np.int64).max
@@ -50,16 +55,30 @@ def write_columns(recipe: Recipe, dataset: Dataset, popularity: Array, folder: P
             written.append((name, kind))
     folder.mkdir(exist_ok=True)
     (folder / "columns.json").write_bytes(msgspec.json.encode(written))
+    _write_shown(path, [name for name in present if name not in dict(written)], folder)
     texts = {name for name, kind in written if kind == "text"}
     categories = [feature.column for feature in recipe.features.item if feature.cells == "category"]
     return next((name for name in categories if name in texts), "")
+
+
+def _write_shown(path: Path, names: Sequence[str], folder: Path) -> None:
+    """Write the columns that filters do not know, so that answers can show them; see ShownColumns."""
+    for number, name in enumerate(names):
+        column = pl.read_parquet(path, columns=[name])[name]
+        texts = text_of(column).str.slice(0, LONGEST_SHOWN).fill_null("").to_arrow().cast(pa.large_string())
+        _, offsets, data = texts.buffers()
+        starts = np.frombuffer(offsets, np.int64, len(texts) + 1, 8 * texts.offset)
+        strings = Strings(starts - starts[0], np.frombuffer(data or b"", np.uint8)[starts[0] : starts[-1]])
+        strings.write(folder / "shown" / str(number))
+    (folder / "shown.json").write_bytes(msgspec.json.encode(list(names)))
 
 
 def _write(column: pl.Series, popularity: Array, folder: Path, *, chosen: bool) -> str:
     """Write a column; returns its kind, "" where it is left out."""
     text = text_of(column)
     numbers = number_of(column)
-    if text.null_count() == numbers.null_count() < len(text):
+    exact = column.dtype.is_float() or (numbers.abs() < LARGEST).all()
+    if exact and text.null_count() == numbers.null_count() < len(text):
         _write_numbers(numbers.to_numpy(), popularity, folder)
         return "number"
     distinct = text.drop_nulls().unique().sort()
@@ -101,7 +120,12 @@ def write_candidates(dataset: Dataset, popularity: Array, folder: Path, *, consu
     """
     folder.mkdir()
     np.save(folder / "popular.npy", compact(1 + np.argsort(-popularity[1:], kind="stable")))
-    np.save(folder / "fresh.npy", compact(_fresh(dataset)))
+    first_met, counts = _met(dataset)
+    np.save(folder / "fresh.npy", compact(_fresh(first_met, counts)))
+    if dataset.schema.timed:
+        latest = _latest(first_met, LATEST)
+        np.save(folder / "latest.npy", compact(latest))
+        np.save(folder / "latest_time.npy", first_met[latest])
     if consumed:
         sets = sets_of(dataset, *dataset.parts)
         rows, similarity = neighbours(sets, min(NEIGHBOURS, dataset.schema.items - 1), SHRINKAGE)
@@ -109,15 +133,25 @@ def write_candidates(dataset: Dataset, popularity: Array, folder: Path, *, consu
         np.save(folder / "similarity.npy", similarity.astype(np.float16))
 
 
-def _fresh(dataset: Dataset) -> Array:
-    """Half of them those first met last, the latest first; then those met least."""
+def _met(dataset: Dataset) -> tuple[Array, Array]:
+    """Of each item (items,) the microseconds of its first event, NEVER where it has none, and its events."""
     first_met = np.full(dataset.schema.items, NEVER)
     counts = np.zeros(dataset.schema.items, np.int64)
     for part in dataset.parts:
         np.minimum.at(first_met, part.item, part.time)
         counts += np.bincount(part.item, minlength=len(counts))
+    return first_met, counts
+
+
+def _latest(first_met: Array, count: int) -> Array:
+    """The items first met last, the latest first."""
     known = np.flatnonzero(first_met[1:] < NEVER) + 1
-    fresh = known[np.argsort(-first_met[known], kind="stable")][: FRESH // 2]
+    return known[np.argsort(-first_met[known], kind="stable")][:count]
+
+
+def _fresh(first_met: Array, counts: Array) -> Array:
+    """Half of them those first met last, the latest first; then those met least."""
+    fresh = _latest(first_met, FRESH // 2)
     others = np.setdiff1d(np.arange(1, len(counts)), fresh)
     rare = others[np.argsort(counts[others], kind="stable")][: FRESH - len(fresh)]
     return np.concatenate([fresh, rare])

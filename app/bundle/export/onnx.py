@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ from app.tables.rows import Rows
 
 OPSET = 18
 TOLERANCE = 1e-4
-SHAPES = ((1, 1), (3, 5), (2, 16))  # requests and candidates of the check; the last is traced
+# Requests, candidates and, where histories are of any length, events of the check; the last are traced.
+SHAPES = ((1, 1, 1), (3, 5, 40), (2, 16, 7))
 
 
 class _Served(nn.Module):
@@ -39,12 +41,14 @@ class _Served(nn.Module):
         """Logits (B, C), or the user state (B, Q) where there are no items."""
         inputs = dict(zip(self.names, values, strict=True))
         mask = inputs["history_mask"]
-        batch, length = mask.shape[0], self.model.inputs.history
+        varies = self.model.reads != "recent"
+        batch, length = mask.shape[0], mask.shape[1] if varies else self.model.inputs.history
         user = inputs.get("user", mask.new_zeros((batch, 0)))
         rows = inputs.get("history", mask.new_zeros((batch, length, 0)))
         context = inputs.get("context", mask.new_zeros((batch, 0)))
+        gap = inputs.get("history_gap", mask.new_zeros((batch, 0)))
         # The mask stands for the items: a model may only ask whether there is one.
-        history = History(mask, inputs["history_event"], inputs["history_age"])
+        history = History(mask, inputs["history_event"], inputs["history_age"], gap)
         state = self.model.user_state(user, rows, history, context)
         return self.model.score(state, inputs["items"]) if "items" in inputs else state
 
@@ -68,6 +72,7 @@ def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: 
     figures = {"dense_float32_bytes": 0.0, "dense_error": 0.0}
     graphs = {"model.onnx": INPUTS} | ({"user.onnx": INPUTS[:-1]} if model.retrieves else {})
     widths = {"user": rows["user"].width, "history": rows["history"].width, "context": model.inputs.context}
+    widths |= {} if model.trains_on == "sequences" else {"history_gap": 0}
     for file, inputs in graphs.items():
         path = folder / file
         served = _Served(model, [name for name in inputs if widths.get(name) != 0]).eval()
@@ -78,6 +83,7 @@ def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: 
         if int8:
             _quantise(path)
             figures["dense_error"] = max(figures["dense_error"], _difference(path, served, examples))
+            _check_runs(file, figures["dense_error"])
     return figures
 
 
@@ -90,8 +96,20 @@ def _check(file: str, difference: float, model: Model) -> None:
         )
 
 
+def _check_runs(file: str, difference: float) -> None:
+    if difference == float("inf"):
+        raise RayRecError(
+            "the graph with int8 weights cannot be computed",
+            where=file,
+            remedy='set compress.dense = "float32"',
+        )
+
+
 def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
-    dynamic = {name: {0: "B", 1: "C"} if name == "items" else {0: "B"} for name in served.names}
+    varies = {"items": {1: "C"}}
+    if served.model.reads != "recent":
+        varies |= {name: {1: "L"} for name in served.names if name.startswith("history")}
+    dynamic = {name: {0: "B", **varies.get(name, {})} for name in served.names}
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # the exporter is deprecated, tracing warns of constants
         torch.onnx.export(
@@ -106,11 +124,13 @@ def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def _example(served: _Served, rows: Mapping[str, Rows], batch: int, candidates: int) -> dict[str, Tensor]:
+def _example(
+    served: _Served, rows: Mapping[str, Rows], batch: int, candidates: int, events: int
+) -> dict[str, Tensor]:
     """Inputs from random ids; histories of every length, an empty one too."""
     inputs, rng = served.model.inputs, np.random.default_rng(batch)
-    length = np.linspace(0, inputs.history, batch)[:, None]
-    filled = np.arange(inputs.history, 0, -1) <= length
+    longest = events if served.model.reads != "recent" else inputs.history
+    filled = np.arange(longest, 0, -1) <= np.linspace(0, longest, batch)[:, None]
     drawn = rng.integers(0, inputs.items, filled.shape)
     arrays = {
         "user": rows["user"].gather(rng.integers(0, inputs.users, batch)),
@@ -118,6 +138,7 @@ def _example(served: _Served, rows: Mapping[str, Rows], batch: int, candidates: 
         "history_mask": filled.astype(np.float32),
         "history_event": rng.integers(1, max(2, inputs.events), filled.shape) * filled,
         "history_age": (rng.random(filled.shape) * filled).astype(np.float32),
+        "history_gap": (rng.random(filled.shape) * filled).astype(np.float32),
         "context": rng.random((batch, inputs.context), np.float32),
         "items": rows["item"].gather(rng.integers(0, inputs.items, (batch, candidates))),
     }
@@ -151,7 +172,9 @@ def _quantise(path: Path) -> None:
     """Dense weights to int8, one scale a column; activations are scaled at run time.
 
     Weights use 7 bits: without VNNI the products of full int8 saturate 16 bits, and scores
-    are then far off.
+    are then far off. Weights that are vectors stay as they are, because a scale for each of their
+    numbers is no product that ONNX Runtime can compute, and so do the few that the context is
+    multiplied by: hours, ages and counts have no scale in common.
     """
     full = path.with_suffix(".float32")
     path.rename(full)
@@ -159,7 +182,21 @@ def _quantise(path: Path) -> None:
     level = root.level
     root.setLevel(logging.ERROR)  # it advises a shape inference that dynamic shapes do not need
     try:
-        quantize_dynamic(full, path, weight_type=QuantType.QInt8, per_channel=True, reduce_range=True)
+        quantize_dynamic(
+            full,
+            path,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            reduce_range=True,
+            nodes_to_exclude=_kept_float(onnx.load(full).graph),
+        )
     finally:
         root.setLevel(level)
         full.unlink()
+
+
+def _kept_float(graph: onnx.GraphProto) -> list[str]:
+    """Names of the multiplications by a weight of one dimension, and of the context."""
+    factors = {weight.name for weight in graph.initializer if len(weight.dims) < 2} | {"context"}
+    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm")]
+    return [node.name for node in products if factors & set(node.input[:2])]

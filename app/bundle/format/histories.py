@@ -4,7 +4,7 @@ history/
   indptr.npy               (users + 1,): events of user row u are indptr[u]:indptr[u + 1]
   item.npy event.npy       rows of items and of event types, oldest first
   time.npy                 seconds where all times are whole seconds, else microseconds
-  older.npy older_indptr.npy   items of users who have more events than a model sees
+  older.npy older_indptr.npy   items of users who have more events than the model looks at
 
 Integers are as narrow as their values allow.
 """
@@ -37,6 +37,16 @@ class Events:
     def where(self, kept: Array) -> Events:
         """The events that `kept`, a mask or positions, picks."""
         return Events(self.item[kept], self.event[kept], self.time[kept])
+
+    def last(self, length: int) -> Events:
+        """The last `length` events."""
+        return self if len(self) <= length else self.where(np.arange(len(self) - length, len(self)))
+
+    def distinct(self, length: int) -> Events:
+        """Each item of the last `length` events once, where it came last."""
+        last = len(self) - 1
+        _, back = np.unique(self.item[max(0, last + 1 - length) :][::-1], return_index=True)
+        return self if len(back) == len(self) else self.where(np.sort(last - back))
 
     def merge(self, later: Events) -> Events:
         """Both by time; an event that is in both, of the same type, counts once.

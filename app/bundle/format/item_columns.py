@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,7 +24,7 @@ import numpy as np
 
 from app.bundle.format.layout import Array, damaged, load_array
 from app.errors import ArtifactError, RequestError
-from app.features.expression import Like, Value
+from app.features.expression import Like, Number, Value
 from app.tables.strings import Strings
 
 LIKE_TEXTS = 20_000  # texts that a pattern is compared with
@@ -44,9 +45,13 @@ class Numbers:
         rows, values = load_array(folder / "rows.npy"), load_array(folder / "values.npy")
         return cls(rows, values) if len(rows) == len(values) else _unfit(folder)
 
-    def spans(self, sign: str, value: float) -> Spans:
+    def spans(self, sign: str, value: Number) -> Spans:
         """Of the items whose value compares so."""
-        low, high = (int(np.searchsorted(self._values, value, side)) for side in ("left", "right"))
+        rounded = float(value)
+        low, high = (int(np.searchsorted(self._values, rounded, side)) for side in ("left", "right"))
+        written = Decimal(repr(rounded))
+        if not isinstance(value, float) and written != value:  # no float is the value, so none equals it
+            low = high = high if written < value else low
         return _compared(sign, low, high, len(self.rows))
 
     @classmethod
@@ -96,6 +101,11 @@ class Texts:
         """The code of a text, 0 where no item has it."""
         position = bisect_left(self._texts, text)
         return position + 1 if position < len(self._texts) and self._texts[position] == text else 0
+
+    def text(self, row: int) -> str | None:
+        """The text of a row; None where it has none."""
+        code = int(self.codes[row])
+        return self._texts[code - 1] if code else None
 
     @property
     def count(self) -> int:

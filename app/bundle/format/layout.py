@@ -13,7 +13,7 @@ bundle/
                       bool: whether the weights were trained on an event of the id
   history/            Histories: the last events of known users
   retrieval.json      Retrieval below: how candidates are found
-  columns/            Columns of the items, for filters and caps
+  columns/            Columns of the items, for filters and caps; ShownColumns, for answers
   candidates/         CandidateGenerators: popular, fresh and, for larger catalogues, co-consumed items
   index/faiss.index   only where a faiss index finds the nearest items
   popularity.npy      (items,) events of each item that are to be predicted
@@ -23,6 +23,7 @@ bundle/
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,16 +32,26 @@ import numpy as np
 import numpy.typing as npt
 
 from app.errors import ArtifactError
+from app.features.context import Context
 
 Array = npt.NDArray[Any]
 ROWS = ("user", "history", "item")
 ITEM_GRAPH = "item.onnx"
 TRAINED = "trained.npy"
 # The inputs of model.onnx; those that a model does not use are left out of its graph.
-INPUTS = ("user", "history", "history_mask", "history_event", "history_age", "context", "items")
+INPUTS = (
+    "user",
+    "history",
+    "history_mask",
+    "history_event",
+    "history_age",
+    "history_gap",
+    "context",
+    "items",
+)
 
 
-class Info(msgspec.Struct, frozen=True):
+class Info(msgspec.Struct, frozen=True, dict=True):
     """What the runtime must know beside the arrays; `users` and `items` count row 0."""
 
     name: str
@@ -48,11 +59,23 @@ class Info(msgspec.Struct, frozen=True):
     model: str
     users: int
     items: int
-    history: int  # L, longest history that the model sees
+    history: int  # most recent events of a user that the model looks at
     events: list[str]  # event types by row, row 0 is "" (padding)
     default_event: int  # row of events for one without a type: the most frequent
     context: list[str]  # names of the context features
+    context_bounds: list[list[float]]  # [low, high] of each of their floats
+    session_gap: int  # microseconds, the pause that ends a session; 0: none does
+    timed: bool  # False: the model knows no times, so that there is no context and all ages are 0
     opset: int
+    # "recent": histories are padded to `history` events; "all": a history has each item of these events once,
+    # where it came last; "events": it has each of these events. The last two are padded to the longest of
+    # their batch.
+    reads: Literal["recent", "all", "events"] = "recent"
+
+    @cached_property
+    def moments(self) -> Context:
+        """The context features of a request."""
+        return Context(self.context, self.context_bounds, self.session_gap)
 
 
 class IndexInfo(msgspec.Struct, frozen=True):
@@ -94,8 +117,15 @@ def read_info(path: Path) -> Info:
         ArtifactError: missing or not what it should be.
     """
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Info)
+        content = path.read_bytes()
+        return msgspec.json.decode(content, type=Info)
     except (OSError, msgspec.MsgspecError) as error:
+        if isinstance(error, msgspec.ValidationError) and "context_bounds" in str(error):
+            raise ArtifactError(
+                "exported by an earlier version, whose models count ages from the request",
+                where=str(path),
+                remedy="train and export it again with this version",
+            ) from None
         raise damaged(path, str(error)) from None
 
 

@@ -20,6 +20,8 @@ from app.features.context import context_width
 from app.tables.rows import Rows
 
 BLOCK = 1 << 11  # candidates of several requests that are scored in one go: they fit the cache
+SHORT = 64  # events: whole histories are rarely longer
+FLOATS = 1 << 20  # of rows of histories that are gathered for one run, where a history may be long
 _versions = itertools.count()  # of models with their rows, each its own
 
 
@@ -60,22 +62,28 @@ class BatchScorer:
         return self.info.items + len(self.added)
 
     def score(self, requests: Sequence[EncodedRequest]) -> list[Array]:
-        """Logits (C,) of the candidates of each request.
+        """Logits (C,) of the candidates of each request."""
+        scores: list[Array] = [np.zeros(0, np.float32)] * len(requests)
+        for chunk in self._alike(requests, [len(request.rows) for request in requests]):
+            for i, row in zip(chunk, self._run([requests[i] for i in chunk]), strict=True):
+                scores[i] = row[: len(requests[i].rows)]
+        return scores
 
-        Requests of about one size run together, so that little is padded and ONNX Runtime
-        meets few shapes.
+    def _alike(self, requests: Sequence[EncodedRequest], candidates: Sequence[int]) -> Iterator[list[int]]:
+        """Positions of requests of about one size, some at a time.
+
+        They run together, so that little is padded, ONNX Runtime meets few shapes, and the gathered rows are
+        bounded. Histories of up to SHORT events count as one size.
         """
         sizes = defaultdict(list)
+        varies, width = self.info.reads != "recent", max(1, self.rows["history"].width)
         for i, request in enumerate(requests):
-            sizes[(len(request.rows) - 1).bit_length()].append(i)
-        scores: list[Array] = [np.zeros(0, np.float32)] * len(requests)
-        for exponent, positions in sizes.items():
-            step = max(1, BLOCK >> exponent)
+            events = max(SHORT, len(request.history)) if varies else 1
+            sizes[(candidates[i] - 1).bit_length(), (events - 1).bit_length()].append(i)
+        for (exponent, events), positions in sizes.items():
+            step = max(1, min(BLOCK >> exponent, FLOATS // width >> events))
             for start in range(0, len(positions), step):
-                chunk = positions[start : start + step]
-                for i, row in zip(chunk, self._run([requests[i] for i in chunk]), strict=True):
-                    scores[i] = row[: len(requests[i].rows)]
-        return scores
+                yield positions[start : start + step]
 
     def _run(self, requests: list[EncodedRequest]) -> Array:
         """Logits (B, widest) of requests of about one size."""
@@ -110,15 +118,19 @@ class BatchScorer:
 
     def _compute_user_vectors(self, requests: Sequence[EncodedRequest]) -> Array:
         assert self._user is not None
-        return self._user.run(self._feeds(self._user, requests))
+        if self.info.reads == "recent":
+            return self._user.run(self._feeds(self._user, requests))
+        chunks = list(self._alike(requests, [1] * len(requests)))
+        parts = [self._user.run(self._feeds(self._user, [requests[i] for i in chunk])) for chunk in chunks]
+        back = np.argsort(np.concatenate(chunks))
+        return np.asarray(np.concatenate(parts)[back])
 
     def score_all(self, requests: Sequence[EncodedRequest]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
         scores = np.empty((len(requests), self.items), np.float32)
-        feeds = self._feeds(self._model, requests)
+        feeds = [self._feeds(self._model, [request]) for request in requests]
         for start, block in self._all_blocks():
-            for i in range(len(requests)):
-                request = {name: value[i : i + 1] for name, value in feeds.items()}
+            for i, request in enumerate(feeds):
                 scores[i, start : start + len(block)] = self._model.run(request | {"items": block[None]})[0]
         return scores
 

@@ -16,14 +16,15 @@ from app.bundle.request.seen import SeenItems
 from app.bundle.request.validation import event_row, moment
 from app.errors import RequestError
 from app.events import HistoryEvent
-from app.features.context import age, context
+from app.features.context import ages, gaps
 
+STORED = 200  # latest stored events at least that a history is made from
 NONE = Events(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
 
 
 @dataclass(frozen=True)
 class EncodedRequest:
-    """A request as rows. `history` may be longer than the model sees."""
+    """A request as rows. `history` is as `shown` makes it, and may be longer than the model sees."""
 
     user: int
     now: int  # microseconds
@@ -66,10 +67,11 @@ class RequestEncoder:
         else:
             history = self._histories.events(user) if user else NONE
             if stored:
-                history = history.merge(self._events(stored, now, strict=False))
+                latest = stored[-max(STORED, self._info.history) :]
+                history = history.merge(self._events(latest, now, strict=False))
         if timestamp is not None and len(history) and history.time[-1] > now:
             history = history.where(history.time <= now)
-        return EncodedRequest(user, now, history, rows)
+        return EncodedRequest(user, now, shown(history, self._info), rows)
 
     def seen_rows(
         self,
@@ -118,28 +120,45 @@ class RequestEncoder:
             raise RequestError("not an id", where=field, remedy="give an item id as text") from None
 
 
+def shown(history: Events, info: Info) -> Events:
+    """The part of a history that a model is shown, if not more.
+
+    Args:
+        history: of a user, by time.
+        info: of the bundle.
+    """
+    if info.reads == "recent":
+        return history
+    return history.distinct(info.history) if info.reads == "all" else history.last(info.history)
+
+
 def model_inputs(requests: Sequence[EncodedRequest], info: Info, names: Container[str]) -> dict[str, Array]:
     """What a graph is fed of B requests, apart from candidates; rows are not gathered yet.
 
     Returns:
         Those of `names` among user (B,) and history (B, L) as rows, history_mask, history_event,
-        history_age and context.
+        history_age, history_gap and context. L is `info.history` or, where the model reads more than
+        what is recent, the length of the longest history, 1 at least.
     """
     count, length = len(requests), info.history
+    if info.reads != "recent":
+        length = max(1, max((len(request.history) for request in requests), default=0))
     item, event, times = np.zeros((3, count, length), np.int64)
     for i, request in enumerate(requests):
         last = min(length, len(request.history))
         if last:
             item[i, -last:] = request.history.item[-last:]
             event[i, -last:] = request.history.event[-last:]
-            times[i, -last:] = request.history.time[-last:]
+            if info.timed:  # else stored feedback has times that the model has not learned from
+                times[i, -last:] = request.history.time[-last:]
     now = np.array([request.now for request in requests], np.int64)
     inputs: dict[str, Callable[[], Array]] = {
         "user": lambda: np.array([request.user for request in requests], np.int64),
         "history": lambda: item,
         "history_mask": lambda: (item > 0).astype(np.float32),
         "history_event": lambda: event,
-        "history_age": lambda: age(now[:, None], times),
-        "context": lambda: context(info.context, now, times[:, -1]),
+        "history_age": lambda: ages(times),
+        "history_gap": lambda: gaps(times),
+        "context": lambda: info.moments(now, times),
     }
     return {name: compute() for name, compute in inputs.items() if name in names}

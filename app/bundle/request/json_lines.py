@@ -5,6 +5,7 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from app.bundle.request.decoding import decoder
 from app.bundle.request.requests import RankRequest, RecommendRequest
 
 
@@ -13,8 +14,7 @@ class _Kind(msgspec.Struct):
 
 
 _kind = msgspec.json.Decoder(_Kind)
-_rank = msgspec.json.Decoder(RankRequest)
-_recommend = msgspec.json.Decoder(RecommendRequest)
+_rank, _recommend = decoder(RankRequest), decoder(RecommendRequest)
 
 
 def read_line(line: bytes) -> RankRequest | RecommendRequest:
@@ -25,8 +25,8 @@ def read_line(line: bytes) -> RankRequest | RecommendRequest:
     """
     # The text may also stand in an id, so only the parser knows.
     if b'"items"' in line and _kind.decode(line).items is not UNSET:
-        return _rank.decode(line)
-    return _recommend.decode(line)
+        return _rank(line)
+    return _recommend(line)
 
 
 class Lines:

@@ -28,12 +28,14 @@ class PreparedRequest:
         items: candidates, each once; none for a recommendation.
         encoded: its rows are those of the candidates, or of what must not be recommended.
         deadline: of a recommendation, on time.perf_counter's clock; infinite: none.
+        has_events: whether the request or feedback says anything of what the user did.
     """
 
     request: RankRequest | RecommendRequest
     items: list[str]
     encoded: EncodedRequest
     deadline: float = math.inf
+    has_events: bool = False
 
 
 class RequestPreparer:
@@ -56,7 +58,8 @@ class RequestPreparer:
         """
         validation.check_but_ids(request, self._limits.max_candidates)
         items, rows = self._candidates(request.items)
-        return PreparedRequest(request, items, self._encoder.encode(request, rows, stored))
+        encoded = self._encoder.encode(request, rows, stored)
+        return PreparedRequest(request, items, encoded, math.inf, _has_events(request, stored))
 
     def _candidates(self, names: list[str]) -> tuple[list[str], Array]:
         """Each candidate once, and its row."""
@@ -98,4 +101,9 @@ class RequestPreparer:
             encoded = replace(encoded, rows=np.concatenate([rows, met]))
         budget = request.budget_ms or self._limits.budget_ms
         start = time.perf_counter() if arrived is None else arrived
-        return PreparedRequest(request, [], encoded, start + budget / 1e3 if budget else math.inf)
+        deadline = start + budget / 1e3 if budget else math.inf
+        return PreparedRequest(request, [], encoded, deadline, _has_events(request, stored))
+
+
+def _has_events(request: RankRequest | RecommendRequest, stored: Sequence[HistoryEvent] | None) -> bool:
+    return bool(stored if request.history is None else request.history)

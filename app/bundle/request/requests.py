@@ -18,6 +18,11 @@ Filter = Annotated[
     str, Meta(max_length=FILTER_CHARS, description="e.g. price < 20 and category in ['a', 'b']")
 ]
 Basis = Literal["content", "training", "nothing"]
+COLUMNS = 32  # that an answer shows of an item at most
+Shown = Annotated[
+    list[str],
+    Meta(max_length=COLUMNS, description="item columns to show; [] shows none; by default serve.columns"),
+]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
 
@@ -36,6 +41,7 @@ class RankRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknow
     history: list[HistoryEvent] | None = None
     context: Context | None = None
     explain: bool = False
+    columns: Shown | None = None
 
 
 class Boost(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +72,7 @@ class RecommendRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_u
     boost: Annotated[list[Boost], Meta(max_length=BOOSTS)] = []
     explore: Share = 0.0
     budget_ms: Annotated[float, Meta(gt=0, le=BUDGET_MS)] | None = None
+    columns: Shown | None = None
 
 
 class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -73,6 +80,26 @@ class SimilarRequest(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unk
 
     item: str
     k: int = 10
+    columns: Shown | None = None
+
+
+class ListQuery(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """The first k items of a list that is the same for all users."""
+
+    k: int = 10
+    columns: Shown | None = None
+
+
+class ItemQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The id of an item, of which all columns are shown."""
+
+    id: str
+
+
+class UserQuery(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The id of a user."""
+
+    id: str
 
 
 class FeedbackRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -95,16 +122,26 @@ class ItemAnswer(msgspec.Struct, frozen=True):
 
 
 class Scored(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """An item with the model's output for it (a logit); `because` names history items by effect."""
+    """An item with the model's output for it (a logit); `because` names history items by effect.
+
+    `cold_start`: training met no event of the item. `columns`: those asked for that have a value, texts
+    cut to 1,000 characters.
+    """
 
     item: str
     score: float
     because: dict[str, float] | None = None
+    cold_start: bool = False
+    columns: dict[str, Value] | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """A ranking, best first. `cold_start`: training met no event of the user, or of a candidate.
+    """A ranking, best first.
 
+    `cold_start`: training met no event of the user or of an item that the request names, and nothing
+    has made up for it: of the user it is false once events are known, by the log, by feedback or by the
+    request's history. `user_cold_start`: the same of the user alone; absent where no user is asked about.
+    Each item says for itself whether training met it.
     `degraded`: what was left out to answer within the request's budget; absent where nothing was.
     """
 
@@ -112,10 +149,72 @@ class Answer(msgspec.Struct, frozen=True):
     version: str
     items: list[Scored]
     cold_start: bool = False
+    user_cold_start: bool | UnsetType = UNSET
+    degraded: str | UnsetType = UNSET
+
+
+class ListedItem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An item of a list for everybody.
+
+    `count`: events of it in the log that are to be predicted. `timestamp`: seconds since 1970 at which it
+    came: of its first event or, where training did not know it, of its last PUT.
+    """
+
+    item: str
+    count: int | None = None
+    timestamp: float | None = None
+    columns: dict[str, Value] | None = None
+
+
+class ItemList(msgspec.Struct, frozen=True):
+    """A list for everybody, the first item first."""
+
+    items: list[ListedItem]
+    model: str
+    version: str
+
+
+class KnownItem(msgspec.Struct, frozen=True):
+    """What the service knows of an item.
+
+    `known`: the bundle has it; else it was put since. `trained`: the weights were trained on an event of
+    it. `events`: those of the log that are to be predicted. `columns`: all that have a value.
+    """
+
+    item: str
+    known: bool
+    trained: bool
+    events: int
+    columns: dict[str, Value]
+    model: str
+    version: str
+
+
+class KnownUser(msgspec.Struct, frozen=True):
+    """What the service knows of a user.
+
+    `known`: the bundle has them; else their feedback came since. `trained`: the weights were trained on an
+    event of theirs. `events`: the last 50 of log and feedback, the latest last; those of a log without
+    times have no timestamp. `degraded`: what was left out; absent where nothing was.
+    """
+
+    user: str
+    known: bool
+    trained: bool
+    events: list[HistoryEvent]
+    model: str
+    version: str
     degraded: str | UnsetType = UNSET
 
 
 class Accepted(msgspec.Struct, frozen=True):
-    """The number of events that are stored for good."""
+    """The number of events that are stored for good.
+
+    `unknown_events`: how many of them are of a type that the model does not know, by type; they count as
+    seen, a model is not shown them. The ten most frequent types; "others" counts the rest. `unknown_items`:
+    how many are on items that it does not know. Both absent where there are none.
+    """
 
     accepted: int
+    unknown_events: dict[str, int] | UnsetType = UNSET
+    unknown_items: int | UnsetType = UNSET

@@ -35,7 +35,7 @@ def check_but_ids(request: RankRequest, max_candidates: int) -> None:
     if len(request.items) > max_candidates:
         raise _too_many(len(request.items), max_candidates, "items")
     if request.k is not None:
-        _check_k(request.k, None)
+        check_k(request.k, None)
     _check_user(request.user, request.context)
 
 
@@ -44,22 +44,22 @@ def check_recommend(request: RecommendRequest, max_candidates: int, max_k: int) 
     if len(request.exclude) > max_candidates:
         raise _too_many(len(request.exclude), max_candidates, "exclude")
     check_ids(request.exclude, "exclude")
-    _check_k(request.k, max_k)
+    check_k(request.k, max_k)
     _check_user(request.user, request.context)
     _check_rules(request)
 
 
 def check_similar(request: SimilarRequest, max_k: int) -> None:
     """Raise RequestError for a request for similar items that cannot be answered."""
-    _check_id(request.item, "item")
-    _check_k(request.k, max_k)
+    check_id(request.item, "item")
+    check_k(request.k, max_k)
 
 
 def check_ids(ids: Sequence[str], field: str) -> None:
     """Raise RequestError unless every id is text of 1 to 256 bytes of UTF-8."""
     if not _plain(ids):
         for i, name in enumerate(ids):
-            _check_id(name, f"{field}[{i}]")
+            check_id(name, f"{field}[{i}]")
 
 
 def moment(timestamp: float | str, field: str) -> int:
@@ -84,12 +84,12 @@ def moment(timestamp: float | str, field: str) -> int:
 
 
 def event_row(event: HistoryEvent, events: Sequence[str], default: int, field: str) -> int:
-    """Row of an event's type.
+    """Row of an event's type. Where training knew one type alone, events are alike, whatever their type.
 
     Raises:
         RequestError: a type that training did not know.
     """
-    if event.event == "":
+    if event.event == "" or len(events) == 2:
         return default
     try:
         return events.index(event.event)
@@ -107,7 +107,8 @@ def _plain(ids: Sequence[str]) -> bool:
         return False
 
 
-def _check_id(name: object, field: str) -> None:
+def check_id(name: object, field: str) -> None:
+    """Raise RequestError unless an id is text of 1 to 256 bytes of UTF-8."""
     if not isinstance(name, str):
         raise RequestError(f"{type(name).__name__} instead of text", where=field, remedy="give an id as text")
     try:
@@ -118,7 +119,8 @@ def _check_id(name: object, field: str) -> None:
         raise RequestError(f"{length} bytes", where=field, remedy=f"an id has 1 to {ID_BYTES} bytes")
 
 
-def _check_k(k: int, largest: int | None) -> None:
+def check_k(k: int, largest: int | None) -> None:
+    """Raise RequestError for a length of a list that is no integer, less than 1, or above the largest."""
     if isinstance(k, bool) or not isinstance(k, int):
         raise RequestError(f"{type(k).__name__} instead of a number", where="k", remedy="give an integer")
     if k < 1 or (largest is not None and k > largest):
@@ -128,7 +130,7 @@ def _check_k(k: int, largest: int | None) -> None:
 
 def _check_user(user: str, context: Context | None) -> None:
     if not _plain((user,)):
-        _check_id(user, "user")
+        check_id(user, "user")
     if context is not None and context.timestamp is not None:
         moment(context.timestamp, "context.timestamp")
 

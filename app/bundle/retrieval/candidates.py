@@ -6,6 +6,8 @@ the category that the user met most, and fresh ones: merged without duplicates, 
 candidates/
   popular.npy      (items - 1,) rows by popularity, the most popular first
   fresh.npy        (F,) rows for exploration: those first met last, then those met least
+  latest.npy       (N,) rows first met last, the latest first; latest_time.npy (N,) int64 microseconds of
+                   their first event; both only where events have a time
   neighbour.npy    (items, K) rows that the same people met, the most similar first, 0 beyond;
   similarity.npy   (items, K) float16; both only where candidates are needed
 """
@@ -50,9 +52,12 @@ class CandidateGenerators:
         names = ["popular", "fresh"]
         if (folder / "neighbour.npy").exists() or (folder / "similarity.npy").exists():
             names += ["neighbour", "similarity"]
+        if (folder / "latest.npy").exists():
+            names += ["latest", "latest_time"]
         arrays = {name: load_array(folder / f"{name}.npy") for name in names}
         near, similarity = arrays.get("neighbour"), arrays.get("similarity")
         fits = near is None or similarity is None or (near.shape == similarity.shape and len(near) == items)
+        fits &= len(arrays.get("latest", NONE)) == len(arrays.get("latest_time", NONE))
         if len(arrays["popular"]) != items - 1 or not fits:
             raise ArtifactError(
                 "the arrays do not fit together", where=str(folder), remedy="export the bundle again"
@@ -133,6 +138,14 @@ class CandidateGenerators:
     def all_fresh(self) -> Array:
         """All rows that count as fresh or rarely met."""
         return self._arrays["fresh"]
+
+    @property
+    def latest(self) -> tuple[Array, Array]:
+        """Rows (N,) of the bundle's items first met last, the latest first, and when, in microseconds.
+
+        Empty where events have no time, and in older bundles.
+        """
+        return self._arrays.get("latest", NONE), self._arrays.get("latest_time", NONE)
 
     @property
     def by_popularity(self) -> Array:

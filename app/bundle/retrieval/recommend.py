@@ -147,6 +147,21 @@ class Recommender:
         rows = self._stages.generators.popular(allowed, k)
         return Recommendation(rows, np.zeros(len(rows), np.float32))
 
+    def popular(self, k: int) -> tuple[Array, Array]:
+        """Rows (N,) of the k items with the most events to be predicted, and how many these are (N,)."""
+        rows = self._stages.generators.by_popularity[:k].astype(np.int64)
+        counts = self._popularity[rows]
+        return rows[counts > 0], counts[counts > 0]
+
+    def events_on(self, row: int) -> int:
+        """How many events of an item are to be predicted."""
+        return int(self._popularity[row])
+
+    @property
+    def latest(self) -> tuple[Array, Array]:
+        """Rows of the bundle's items first met last; see CandidateGenerators.latest."""
+        return self._stages.generators.latest
+
     def _plan(self, prepared: PreparedRequest) -> Plan:
         request = prepared.request
         assert isinstance(request, RecommendRequest)

@@ -11,18 +11,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import weakref
 from collections import deque
 from typing import Any, NamedTuple
-from urllib.parse import unquote
 
 import msgspec
 from starlette.requests import Request
 
 from app.bundle.request.requests import ItemAnswer, ItemRequest
 from app.bundle.runtime import Ranker
-from app.errors import RequestError
-from app.serving.http.guard import check_content, read_body
+from app.serving.http.guard import check_content, path_id, read_body
 from app.serving.http.problems import Problem
 from app.stores.base import ItemRecord, Store
 
@@ -102,7 +101,7 @@ class StoredItems:
 
     def _put(self, ranker: Ranker, items: Stored) -> None:
         """Give a ranker those items that concern it; one that cannot be used keeps back no other."""
-        columns: dict[str, Any] = {}
+        records: dict[str, ItemRecord] = {}
         for item, content in items:
             try:
                 record = self._decode(content)
@@ -110,18 +109,20 @@ class StoredItems:
                 _log.error("the record of item %.80r is damaged and left aside: %s", item, error)
                 continue
             if not ranker.trained_on(item) or ranker.artifact.digest in record.versions:
-                columns[item] = record.columns
+                records[item] = record
         try:
-            self._put_columns(ranker, columns)
+            self._put_records(ranker, records)
         except Exception:
-            for item, values in columns.items():
+            for item, record in records.items():
                 try:
-                    self._put_columns(ranker, {item: values})
+                    self._put_records(ranker, {item: record})
                 except Exception as error:
                     _log.error("item %.80r cannot be used and is left aside", item, exc_info=error)
 
-    def _put_columns(self, ranker: Ranker, columns: dict[str, Any]) -> None:
-        if columns and (left := ranker.put_items(columns)):
+    def _put_records(self, ranker: Ranker, records: dict[str, ItemRecord]) -> None:
+        columns = {item: record.columns for item, record in records.items()}
+        times = {item: record.time for item, record in records.items()}
+        if records and (left := ranker.put_items(columns, times)):
             _log.error("%s new items are not known to %s: raise serve.max_new_items", left, ranker.version)
 
 
@@ -138,23 +139,12 @@ async def put(request: Request, items: StoredItems, ranker: Ranker, limit: int) 
         Problem, RequestError, msgspec.DecodeError: it cannot be used.
         MachineError: it cannot be stored.
     """
-    name = _id(request)
+    name = path_id(request, PREFIX)
     check_content(request)
     columns = msgspec.json.decode(await read_body(request, limit), type=ItemRequest).columns
     await asyncio.to_thread(ranker.check_item, name, columns)
     if not ranker.has_room_for(name):
         raise Problem(507, "no room for another new item: train again, or raise serve.max_new_items")
-    record = msgspec.json.encode(ItemRecord(columns, items.versions(name)))
+    record = msgspec.json.encode(ItemRecord(columns, items.versions(name), time.time()))
     await asyncio.to_thread(items.store.put_item, name, record)
     return ItemAnswer(name, ranker.basis_of(name))
-
-
-def _id(request: Request) -> str:
-    # As it was sent, because an id may hold "/" or "?".
-    raw = request.scope.get("raw_path") or request.scope["path"].encode()
-    try:
-        return unquote(raw.decode("ascii")[len(PREFIX) :], errors="strict")
-    except UnicodeDecodeError:
-        raise RequestError(
-            "not UTF-8", where="item", remedy="percent-encode the UTF-8 bytes of the id"
-        ) from None

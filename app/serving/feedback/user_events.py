@@ -25,21 +25,26 @@ from app.serving.feedback.new_items import ItemChanges, StoredItems
 from app.stores.base import Change, Store
 
 _log = logging.getLogger("ray.serve")
-LENGTH = 200  # events of a user handed to the ranker, which keeps as many as its history is long
-LIMIT_BYTES = 64 << 20  # of all users; one takes at most 40 KB for events and 129 KiB for seen items
+LENGTH = 200  # events of a user handed to the ranker, or as many as its model looks at
+LIMIT_BYTES = 64 << 20  # of all users; one of 1,000 events takes 200 KB for them and 129 KiB for seen items
 EVENT_BYTES, ENTRY_BYTES = 200, 300
 REST_S = 1.0  # for a store that failed
 
 
 class UserEvents(NamedTuple):
-    """What is stored of a user: the last LENGTH events by time, and the items of all events.
+    """What is stored of a user: the last `limit` events by time, and the items of all events.
 
     `seen` is None where `events` are all there are. `current`: no event was stored since.
     """
 
     events: list[HistoryEvent]
     seen: SeenItems | None
+    limit: int
     current: bool = True
+
+    def serves(self, length: int) -> bool:
+        """Whether these are the user's last `length` events, or all."""
+        return self.current and (self.limit >= length or len(self.events) < self.limit)
 
     @property
     def bytes(self) -> int:
@@ -48,7 +53,7 @@ class UserEvents(NamedTuple):
         return ENTRY_BYTES + EVENT_BYTES * len(self.events) + seen
 
 
-_NO_EVENTS = UserEvents([], None)
+_NO_EVENTS = UserEvents([], None, LENGTH)
 
 
 class Lookup:
@@ -78,6 +83,7 @@ class _Answer:
     mark: Any
     changes: list[Change] | None
     items: ItemChanges | None
+    limit: int  # events read of a user at most
     cached: dict[str, UserEvents] = field(default_factory=dict)  # of users of whom the cache is right
     events: dict[str, list[HistoryEvent]] = field(default_factory=dict)  # of users not cached, or changed
     seen: dict[str, SeenItems] = field(default_factory=dict)
@@ -101,6 +107,7 @@ class UserEventCache:
         self.store, self._items = store, items
         self._cache: ByteBoundedCache[str, UserEvents] = ByteBoundedCache(limit)
         self._mark, _ = store.changes(None)
+        self._length = LENGTH
         self._waiting: Waiting = []
         self._asking = False  # one lookup at a time, so that none puts back what another replaced
         self._thread = ThreadPoolExecutor(1, "stored events")
@@ -111,6 +118,10 @@ class UserEventCache:
     def bytes(self) -> int:
         """Memory that the cached events take, about."""
         return self._cache.bytes
+
+    def need(self, length: int) -> None:
+        """From now on hand over so many events of a user at least. From any thread."""
+        self._length = max(self._length, length)
 
     def look_up(self, users: Collection[str], then: Callable[[Lookup], None]) -> None:
         """Call `then` with the events of users, those included that were stored before this call.
@@ -132,6 +143,7 @@ class UserEventCache:
         A path of its own, because every batch comes by here: it takes half the time of the usual one.
         """
         by_user: dict[str, UserEvents] = {}
+        limit = self._length
         try:
             if not self.store.unchanged():
                 return None
@@ -139,11 +151,11 @@ class UserEventCache:
                 self._items.refresh()
             for user in users:
                 entry = self._cache.get(user)
-                if entry is None or not entry.current:
-                    events = self.store.recent(user, LENGTH)
-                    if len(events) == LENGTH:  # whose seen items may take long to read
+                if entry is None or not entry.serves(limit):
+                    events = self.store.recent(user, limit)
+                    if len(events) == limit:  # whose seen items may take long to read
                         return None
-                    entry = _renewed(entry, events, None)
+                    entry = _renewed(entry, events, None, limit)
                     self._cache.put(user, entry, entry.bytes)
                     self.misses += 1
                 else:
@@ -223,12 +235,13 @@ class UserEventCache:
     def _read(self, users: set[str]) -> _Answer:
         """What is new, and the events of those users of whom the cache is not right."""
         mark, changes = self.store.changes(self._mark)
-        answer = _Answer(mark, changes, self._items.changes() if self._items is not None else None)
+        items = self._items.changes() if self._items is not None else None
+        answer = _Answer(mark, changes, items, self._length)
         changed = {user for user, _ in changes} if changes else ()
         for user in users:
             cached = self._cache.get(user)
-            if changes is None or cached is None or not cached.current or user in changed:
-                answer.events[user] = self.store.recent(user, LENGTH)
+            if changes is None or cached is None or user in changed or not cached.serves(answer.limit):
+                answer.events[user] = self.store.recent(user, answer.limit)
             else:
                 answer.cached[user] = cached
         return answer
@@ -246,7 +259,7 @@ class UserEventCache:
         """Users of whom there are more events than were read, and whose seen items are not cached."""
         if not answer.events:
             return []
-        many = [user for user, events in answer.events.items() if len(events) == LENGTH]
+        many = [user for user, events in answer.events.items() if len(events) == answer.limit]
         if answer.changes is None:
             return many
         cached = ((user, self._cache.peek(user)) for user in many)
@@ -264,7 +277,7 @@ class UserEventCache:
         old = {user: self._cache.peek(user) for user in answer.events}
         self._apply_changes(answer.changes)
         for user, events in answer.events.items():
-            by_user[user] = entry = _renewed(old[user], events, answer.seen.get(user))
+            by_user[user] = entry = _renewed(old[user], events, answer.seen.get(user), answer.limit)
             self._cache.put(user, entry, entry.bytes)
         return by_user
 
@@ -290,14 +303,16 @@ def _hand_over(lookup: Lookup, then: Callable[[Lookup], None]) -> None:
         _log.error("a batch that waited for stored events failed", exc_info=error)
 
 
-def _renewed(old: UserEvents | None, events: list[HistoryEvent], seen: SeenItems | None) -> UserEvents:
-    """The entry of a user whose events were read again."""
+def _renewed(
+    old: UserEvents | None, events: list[HistoryEvent], seen: SeenItems | None, limit: int
+) -> UserEvents:
+    """The entry of a user of whom the last `limit` events were read again."""
     if not events:
         return _NO_EVENTS
     if old is None:
-        return UserEvents(events, seen)
-    if len(events) == LENGTH:  # else these are all, after old ones were removed
+        return UserEvents(events, seen, limit)
+    if len(events) == limit:  # else these are all, after old ones were removed
         seen = seen or old.seen
     # Cached answers may refer to the old list: an event that is in both is in memory once.
     same = {event: event for event in old.events}
-    return UserEvents([same.get(event, event) for event in events], seen)
+    return UserEvents([same.get(event, event) for event in events], seen, limit)

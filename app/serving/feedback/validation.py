@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
-from app.bundle.request.requests import FeedbackRequest
+from msgspec import UNSET
+
+from app.bundle.request.requests import Accepted, FeedbackRequest
+from app.bundle.runtime import Ranker
 from app.errors import RequestError
 from app.events import ID_BYTES, Event, microseconds
 from app.recipe import Serve
 from app.serving.http.problems import MAX_FINDINGS, Finding, Problem
 
 DAY = 86_400_000_000  # microseconds
+SHOWN_TYPES, OTHERS = 10, "others"  # types of events that an answer names, and a name for the rest
 
 
 def check_feedback(request: FeedbackRequest, settings: Serve) -> None:
@@ -33,6 +38,17 @@ def check_feedback(request: FeedbackRequest, settings: Serve) -> None:
             break
     if findings:
         raise Problem(422, "an event cannot be stored; none was", findings=findings)
+
+
+def accept(events: Sequence[Event], ranker: Ranker) -> Accepted:
+    """The answer to events that can be stored; says what the ranker's training did not know of them."""
+    known = frozenset(ranker.info.events)
+    types = Counter(event.event for event in events if event.event and event.event not in known)
+    named = dict(types.most_common(SHOWN_TYPES))
+    if others := types.total() - sum(named.values()):
+        named[OTHERS] = named.get(OTHERS, 0) + others
+    items = sum(not ranker.has_item(event.item) for event in events)
+    return Accepted(len(events), named or UNSET, items or UNSET)
 
 
 def _findings(path: str, event: Event) -> Iterator[Finding]:

@@ -18,11 +18,18 @@ from app.bundle.request.requests import (
     Answer,
     FeedbackRequest,
     ItemAnswer,
+    ItemList,
+    ItemQuery,
     ItemRequest,
+    KnownItem,
+    KnownUser,
+    ListQuery,
     RankRequest,
     RecommendRequest,
     SimilarRequest,
+    UserQuery,
 )
+from app.events import Value
 
 JSON, NDJSON = "application/json", "application/x-ndjson"
 HTML, TEXT = "text/html; charset=utf-8", "text/plain"
@@ -53,8 +60,23 @@ class ModelReady(msgspec.Struct, frozen=True):
     state: State
 
 
+class Example(msgspec.Struct, frozen=True):
+    """What a first request may be about: users and items that training knew, and types of events.
+
+    `columns` are those of the first item.
+    """
+
+    users: tuple[str, ...]
+    items: tuple[str, ...]
+    events: tuple[str, ...]
+    columns: dict[str, Value]
+
+
 class ModelDescription(msgspec.Struct, frozen=True):
-    """A model: the versions that users are assigned to, the main one first, and its figures."""
+    """A model: the versions that users are assigned to, the main one first, and its figures.
+
+    `example` is null while the model is not loaded.
+    """
 
     name: str
     versions: list[str]
@@ -63,6 +85,7 @@ class ModelDescription(msgspec.Struct, frozen=True):
     outputs: list[str]
     figures: dict[str, Any]
     state: State
+    example: Example | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +98,15 @@ class Endpoint(Generic[AnswerT]):
         answer: type of the answer's body; of a stream a tuple of the types of its lines; None: a
             page for browsers, which is not documented.
         body: type of the body; of a stream a tuple of the types of its lines; None: there is none.
-        handler: of a call per model a function of the model's Ranker and the body that returns the
-            answer; of another a method's name, of Replica where the body is plain JSON that is
-            posted, else of Routes; None: the call is scored in batches.
+        handler: of a call per model a function of the model's Ranker and the body or query that returns
+            the answer, or None where there is none: 404, with its text in `problems`. Of another call a
+            method's name, of Replica where the body is plain JSON that is posted, else of Routes. None: the
+            call is scored in batches.
         batched: where batches are scored: on the event "loop", or in a "thread", because they take
             long, and their answers are cached; None: each call is answered by its handler.
+        query: of a call without a body the type of its id and query parameters, of which all but `columns`
+            come once; None: there are none.
+        of_user: whether the handler is given the stored events of the user `id`, too.
         per_model: served for every model, below `/v1/models/NAME/` as well.
         key: that the caller must send: the "api" key, the "admin" key, or "none".
         media: type of the body, or of the answer where there is no body.
@@ -91,8 +118,10 @@ class Endpoint(Generic[AnswerT]):
     summary: str
     answer: type[AnswerT] | tuple[type, ...] | None
     body: type | tuple[type, ...] | None = None
-    handler: Callable[[Any, Any], Any] | str | None = None
+    handler: Callable[..., Any] | str | None = None
     batched: Literal["loop", "thread"] | None = None
+    query: type | None = None
+    of_user: bool = False
     per_model: bool = False
     method: Literal["GET", "POST", "PUT"] = "POST"
     status: int = 200
@@ -118,7 +147,7 @@ class Endpoint(Generic[AnswerT]):
 
     def path_of(self, model: str) -> str:
         """The path of this call, which is served per model, for one of the models."""
-        return f"{MODELS}{model}/{self.path.rpartition('/')[2]}"
+        return f"{MODELS}{model}/{self.path.removeprefix('/v1/')}"
 
     def paths(self, main: str, models: Sequence[str]) -> Iterator[tuple[str, str]]:
         """Every path of the call, and the model that it is about ("" where it is about none).
@@ -143,6 +172,12 @@ RANK = Endpoint(
     body=RankRequest,
     batched="loop",
     per_model=True,
+    description=(
+        "`cold_start` says that training met no event of the user or of an item named here; "
+        "`user_cold_start` says it of the user alone, and is false once events of theirs are known, by "
+        "feedback or by `history`. Each item says it for itself. An id may be an integer, which means its "
+        "decimal text. `columns` shows these of the items' columns instead of those of serve.columns."
+    ),
 )
 RECOMMEND = Endpoint(
     "/v1/recommend",
@@ -151,6 +186,10 @@ RECOMMEND = Endpoint(
     body=RecommendRequest,
     batched="thread",
     per_model=True,
+    description=(
+        "`cold_start`, and `user_cold_start`, say that no event of the user is known, by training, by "
+        "feedback or by `history`; each item says for itself whether training met it. `columns` as for rank."
+    ),
 )
 SIMILAR = Endpoint(
     "/v1/similar",
@@ -159,6 +198,7 @@ SIMILAR = Endpoint(
     body=SimilarRequest,
     handler=lambda ranker, request: ranker.similar([request])[0],
     per_model=True,
+    description="`cold_start` says that training met no event of this item. `columns` as for rank.",
 )
 FEEDBACK = Endpoint(
     "/v1/feedback",
@@ -167,6 +207,11 @@ FEEDBACK = Endpoint(
     body=FeedbackRequest,
     handler="store_feedback",
     status=202,
+    description=(
+        "An item of any event counts as seen by its user. An event of a type that training did not know is "
+        "not shown to the model, unless all events of the log are of one type; `unknown_events` counts them. "
+        "Types are compared letter by letter."
+    ),
 )
 BATCH_RANK: Endpoint[Any] = Endpoint(
     "/v1/batch_rank",
@@ -195,6 +240,55 @@ PUT_ITEM = Endpoint(
     ),
     problems=((507, "There are as many new items as serve.max_new_items allows: train again, or raise it"),),
 )
+ITEM = Endpoint(
+    "/v1/items/{id}",
+    "What the service knows of an item",
+    KnownItem,
+    query=ItemQuery,
+    handler=lambda ranker, query: ranker.catalogue.item(query.id),
+    per_model=True,
+    method="GET",
+    description="With all its columns: as they were put, else as the bundle has them.",
+    problems=((404, "Nothing is known of such an item; PUT /v1/items/{id} adds one"),),
+)
+USER = Endpoint(
+    "/v1/users/{id}",
+    "What the service knows of a user, with the last 50 events",
+    KnownUser,
+    query=UserQuery,
+    of_user=True,
+    handler=lambda ranker, query, stored: ranker.catalogue.user(query.id, stored),
+    per_model=True,
+    method="GET",
+    description="Events of the log that the model was made from and those of feedback, the latest last.",
+    problems=((404, "Nothing is known of such a user; rank and recommend answer for anybody"),),
+)
+POPULAR = Endpoint(
+    "/v1/popular",
+    "The k items with the most events",
+    ItemList,
+    query=ListQuery,
+    handler=lambda ranker, query: ranker.catalogue.popular(query),
+    per_model=True,
+    method="GET",
+    description=(
+        "By the events that are to be predicted, of the whole log that the model was made from; feedback "
+        "counts with the next model. An item without such an event never comes."
+    ),
+)
+LATEST = Endpoint(
+    "/v1/latest",
+    "The k items that came last",
+    ItemList,
+    query=ListQuery,
+    handler=lambda ranker, query: ranker.catalogue.latest(query),
+    per_model=True,
+    method="GET",
+    description=(
+        "An item comes with its first event in the log or, where the model does not know it, with its last "
+        "PUT; the latest first. Of the log the last 1,000 are known; of a log without times none is."
+    ),
+)
 READY = Endpoint(
     "/v2/health/ready", "Whether the model is loaded", Ready, handler="ready", method="GET", key="none"
 )
@@ -206,6 +300,10 @@ CALLS: tuple[Endpoint[Any], ...] = (
     FEEDBACK,
     BATCH_RANK,
     PUT_ITEM,
+    ITEM,
+    USER,
+    POPULAR,
+    LATEST,
     Endpoint(
         "/v2/health/live", "Whether the process answers", Live, handler="live", method="GET", key="none"
     ),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 from hashlib import sha256
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from app.serving.http.calls import JSON
-from app.serving.http.problems import CONTENT_TYPE, Problem
+from app.serving.http.problems import CONTENT_TYPE, Finding, Problem
 
 BODY_S = 10.0  # for a body to arrive
 UNREAD = frozenset((401, 404, 405, 408, 413, 415))  # statuses of a request whose body was not read to its end
@@ -69,6 +70,23 @@ def check_key(request: Request, digest: bytes) -> None:
             "this service needs its API key: send Authorization: Bearer KEY or X-API-Key: KEY",
             headers={"WWW-Authenticate": "Bearer"},
         )
+
+
+def path_id(request: Request, prefix: str) -> str:
+    """The id behind a prefix of the path, as it was sent: it may hold "/" or "?".
+
+    Raises:
+        Problem: (422) it is not UTF-8, (404) the prefix is written in another way.
+    """
+    raw = request.scope.get("raw_path") or request.scope["path"].encode()
+    parts = raw.decode("ascii").split("/", prefix.count("/"))
+    if len(parts) <= prefix.count("/"):
+        raise Problem(404, "no such path; /docs lists all calls")
+    try:
+        return unquote(parts[-1], errors="strict")
+    except UnicodeDecodeError:
+        text = "not UTF-8; percent-encode the UTF-8 bytes of the id"
+        raise Problem(422, f"id: {text}", findings=[Finding("id", text)]) from None
 
 
 def request_id(request: Request) -> str:

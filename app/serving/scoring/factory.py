@@ -7,13 +7,17 @@ from concurrent.futures import Executor
 from functools import partial
 from typing import Any
 
+import msgspec
+
+from app.bundle.runtime import Ranker
 from app.recipe import Serve
 from app.serving.feedback.user_events import Lookup, UserEventCache
 from app.serving.http.calls import Endpoint
+from app.serving.http.problems import Problem
 from app.serving.metrics import Metrics
 from app.serving.scoring.call import Call
 from app.serving.scoring.response_cache import ResponseCache
-from app.serving.scoring.scoring import Scoring
+from app.serving.scoring.scoring import UNINFORMED, Scoring
 from app.serving.versions.traffic_split import TrafficSplit
 
 Start = Callable[[Call, Any], None]  # of the answer to a call with this body
@@ -82,13 +86,33 @@ class ScoringFactory:
 
     def _answer(self, traffic_split: TrafficSplit, endpoint: Endpoint[Any], call: Call, body: Any) -> None:
         """Answer a call by its handler and the version of most users."""
-        handler = endpoint.handler
-        assert callable(handler)
 
-        def answer(_: Lookup) -> None:
+        def answer(lookup: Lookup) -> None:
             try:
-                call.answer(handler(traffic_split.main.ranker, body), endpoint.status)
+                call.answer(_answered(endpoint, traffic_split.main.ranker, body, lookup), endpoint.status)
             except Exception as error:
                 call.fail(error)
 
-        self.user_events.look_up((), answer)  # it may be about a new item
+        # It may be about a new item, if not about a user.
+        self.user_events.look_up((body.id,) if endpoint.of_user else (), answer)
+
+
+def _answered(endpoint: Endpoint[Any], ranker: Ranker, body: Any, lookup: Lookup) -> Any:
+    """The answer of an endpoint's handler.
+
+    Raises:
+        Problem: there is none, or there might be one if the store answered.
+    """
+    handler = endpoint.handler
+    assert callable(handler)
+    if not endpoint.of_user:
+        content = handler(ranker, body)
+    else:
+        content = handler(ranker, body, lookup.of(body.id))
+        if content is None and not lookup.informed:
+            raise Problem(503, "the store of feedback does not answer; try again")
+        if not lookup.informed:
+            content = msgspec.structs.replace(content, degraded=UNINFORMED)
+    if content is None:
+        raise Problem(404, dict(endpoint.problems)[404])
+    return content

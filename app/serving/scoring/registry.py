@@ -20,6 +20,7 @@ from app.serving.http.calls import Endpoint, ModelDescription, ModelReady, State
 from app.serving.http.problems import Problem
 from app.serving.metrics import Served
 from app.serving.scoring.call import Call
+from app.serving.scoring.example import example_of
 from app.serving.scoring.factory import ScoringFactory
 from app.serving.versions.shadow import Shadow
 from app.serving.versions.traffic_split import TrafficSplit, Variant
@@ -196,6 +197,7 @@ def describe(name: str, variants: Sequence[Variant], state: State) -> ModelDescr
         [],
         variants[0].ranker.figures if variants else {},
         state,
+        example_of(variants[0].ranker) if variants else None,
     )
 
 

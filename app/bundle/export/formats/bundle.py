@@ -15,6 +15,7 @@ from app.bundle.export.first_stage import write_retrieval
 from app.bundle.export.formats import Score
 from app.bundle.export.from_dataset import (
     default_event,
+    events_of,
     popularity_of,
     write_features,
     write_histories,
@@ -50,7 +51,7 @@ def write(source: ExportSource, draft: Draft, *, retrieval: bool = True) -> None
     popularity = popularity_of(dataset)
     np.save(folder / "popularity.npy", compact(popularity))
     write_features(dataset, folder)
-    write_histories(dataset, folder / "history")
+    write_histories(dataset, folder / "history", info.history)
     first_stage = {}
     if retrieval:
         first_stage = write_retrieval(recipe, dataset, checkpoint.model, info, popularity, folder)
@@ -79,11 +80,15 @@ def _info(source: ExportSource) -> Info:
         model=source.checkpoint.name,
         users=schema.users,
         items=schema.items,
-        history=schema.history,
+        history=events_of(source.checkpoint.model, source.dataset),
         events=schema.events,
         default_event=default_event(source.dataset),
         context=list(schema.context),
+        context_bounds=schema.context_bounds,
+        session_gap=schema.session_gap,
+        timed=schema.timed,
         opset=OPSET,
+        reads=source.checkpoint.model.reads,
     )
 
 

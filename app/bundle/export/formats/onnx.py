@@ -4,10 +4,12 @@ Inputs are those of the following that the model uses, for B requests, C candida
 
     user (B,) item (B, C) history (B, L)   ids as text; "" pads, the most recent event is the last
     history_event (B, L)                   types of the events, "" where there is none
-    history_age (B, L) context (B, T)      float32, as app.features.context computes them
+    history_age history_gap (B, L)         float32, as app.features.context computes them
+    context (B, T)                         float32, likewise
 
 The output `score` is (B, C). Ids that the model does not know have the row of the unknown id; events on
-unknown items are no events. The file knows no histories: who calls gives them.
+unknown items are no events. The file knows no histories: who calls gives them. Where the metadata says that
+the model reads "all" or "events", L may be any length; of "all" each item stands once, where it came last.
 """
 
 from __future__ import annotations
@@ -26,26 +28,28 @@ from onnx import TensorProto, compose, helper, numpy_helper
 
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score
-from app.bundle.export.from_dataset import default_event
+from app.bundle.export.from_dataset import default_event, events_of
 from app.bundle.export.onnx import write_graphs
 from app.bundle.export.source import ExportSource
 from app.bundle.format.layout import Array, damaged
 from app.bundle.request.requests import RankRequest
 from app.bundle.request.validation import moment
 from app.errors import RecipeError
-from app.features.context import age, context
+from app.features.context import Context, ages, gaps
 from app.tables.rows import Rows
 
 FILE = "model.onnx"
 LARGEST = (2 << 30) - (64 << 20)  # bytes of rows and ids; protobuf ends at 2 GiB
 _LABELS = "ai.onnx.ml"  # the operators that turn ids into rows
+_FLOATS = {"history_age", "history_gap", "context"}
 _INNER = "dense/"  # before every name of the graph over gathered rows
 _DESCRIPTIONS = {
     "user": "user ids (B,)",
     "item": "ids of the candidates (B, C)",
     "history": 'item ids of the last events (B, L), the most recent last, "" before the first',
     "history_event": 'event types (B, L), "" where there is no event',
-    "history_age": "log1p of the hours since each event (B, L), at most 90 days; 0 where there is none",
+    "history_age": "log1p of the hours from each event to the last (B, L), at most 90 days; 0 where none is",
+    "history_gap": "log1p of the hours from each event to the one before it (B, L), at most 90 days; else 0",
     "context": "features of the moment (B, T), as the metadata names them",
 }
 
@@ -123,7 +127,7 @@ def _lookups(source: ExportSource, needs: set[str], used: list[str]) -> tuple[li
         nodes.append(helper.make_node("Cast", ["history_known"], mask, to=TensorProto.FLOAT))
     if "history_event" in needs:
         nodes.append(helper.make_node("Identity", ["history_event_row"], [f"{_INNER}history_event"]))
-    for name in sorted(needs & {"history_age", "context"}):
+    for name in sorted(needs & _FLOATS):
         nodes.append(helper.make_node("Identity", [name], [_INNER + name]))
     return nodes, tables
 
@@ -145,9 +149,10 @@ def _labels(name: str, ids: Iterable[str]) -> Any:
 def _input(name: str, source: ExportSource) -> Any:
     schema = source.dataset.schema
     sizes: dict[str, list[str | int]] = {"user": [], "item": ["C"], "context": [schema.context_width]}
-    kind = TensorProto.FLOAT if name in ("history_age", "context") else TensorProto.STRING
+    events = schema.history if source.checkpoint.model.reads == "recent" else "L"
+    kind = TensorProto.FLOAT if name in _FLOATS else TensorProto.STRING
     return helper.make_tensor_value_info(
-        name, kind, ["B", *sizes.get(name, [schema.history])], doc_string=_DESCRIPTIONS[name]
+        name, kind, ["B", *sizes.get(name, [events])], doc_string=_DESCRIPTIONS[name]
     )
 
 
@@ -156,10 +161,14 @@ def _described(source: ExportSource) -> dict[str, Any]:
     schema = source.dataset.schema
     return {
         "model": source.checkpoint.name,
-        "history": schema.history,
+        "history": events_of(source.checkpoint.model, source.dataset),
+        "reads": source.checkpoint.model.reads,
         "events": schema.events[1:],
         "default_event": schema.events[default_event(source.dataset)],
         "context": list(schema.context),
+        "context_bounds": schema.context_bounds,
+        "session_gap": schema.session_gap,
+        "timed": schema.timed,
     }
 
 
@@ -189,15 +198,19 @@ def _feeds(request: RankRequest, described: dict[str, Any]) -> dict[str, Array]:
         for i, event in enumerate(request.history or ())
     ]
     last = sorted(events, key=lambda pair: pair[0])[-length:]
-    padding = length - len(last)
-    times = np.array([[0] * padding + [when for when, _ in last]], np.int64)
+    if described["reads"] == "all":
+        latest = {event.item: number for number, (_, event) in enumerate(last)}
+        last = [last[number] for number in sorted(latest.values())]
+    padding = (length if described["reads"] == "recent" else max(1, len(last))) - len(last)
+    times = np.array([[0] * padding + [when if described["timed"] else 0 for when, _ in last]], np.int64)
     kinds = [event.event or described["default_event"] for _, event in last]
-    moments = np.array([now], np.int64)
+    context = Context(described["context"], described["context_bounds"], described["session_gap"])
     return {
         "user": np.array([request.user], object),
         "item": np.array([request.items], object),
         "history": np.array([[""] * padding + [event.item for _, event in last]], object),
         "history_event": np.array([[""] * padding + kinds], object),
-        "history_age": age(moments[:, None], times),
-        "context": context(described["context"], moments, times[:, -1]),
+        "history_age": ages(times),
+        "history_gap": gaps(times),
+        "context": context(np.array([now], np.int64), times),
     }
