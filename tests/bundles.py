@@ -15,7 +15,7 @@ from app.bundle.export.export import export
 from app.bundle.export.static_rows import static_rows
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
-from app.models.base import Batch, Model
+from app.models.base import Batch, Model, Reads
 from app.models.batch import batch_of, recent_of
 from app.models.build import build_model
 from app.recipe import parse
@@ -89,10 +89,15 @@ def describe_items(dataset: Dataset, **columns: list[Any]) -> None:
     pq.write_table(pa.table(columns), dataset.path / "columns" / "items.parquet")
 
 
-def requests_batch(dataset: Dataset, users: list[int], items: np.ndarray) -> Batch:  # type: ignore[type-arg]
-    """What torch is shown of users (rows) at NOW with every event kept."""
+def requests_batch(
+    dataset: Dataset,
+    users: list[int],
+    items: np.ndarray,  # type: ignore[type-arg]
+    reads: Reads = "recent",
+) -> Batch:
+    """What a torch model that reads so much is shown of users (rows) at NOW with every event kept."""
     row = np.array(users)
-    recent = recent_of(dataset, row, dataset.parts)
+    recent = recent_of(dataset, row, dataset.parts, reads)
     later = recent[2] > NOW * 1_000_000
     assert not later.any(), "NOW must come after the events"
     return batch_of(dataset, row, recent, np.full(len(users), NOW * 1_000_000), items)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +17,16 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.requests import Request
 
 from app.bundle.request import validation
-from app.bundle.request.requests import Answer, RankRequest, RecommendRequest, Scored, SimilarRequest
+from app.bundle.request.requests import (
+    Answer,
+    ItemList,
+    KnownItem,
+    ListedItem,
+    RankRequest,
+    RecommendRequest,
+    Scored,
+    SimilarRequest,
+)
 from app.bundle.request.seen import SeenItems
 from app.errors import RequestError
 from app.events import HistoryEvent
@@ -46,6 +57,18 @@ class FakeRanker:
 
     users = items = ("", "a", "bb", "ccc")  # by row
     artifact, catalogue_version = SimpleNamespace(digest="d1"), 0
+    info = SimpleNamespace(events=["", "buy", "view"], default_event=2, history=50)
+
+    histories = SimpleNamespace(recent_items=lambda row: [1] * (9 - row))
+
+    @property
+    def catalogue(self) -> Any:
+        """What it knows of its items."""
+        listed = [ListedItem(item) for item in self.items[1:]]
+        return SimpleNamespace(
+            popular=lambda query: ItemList(listed[: query.k], self.name, self.version),
+            item=lambda name: KnownItem(name, True, True, 1, {"kind": "lamp"}, self.name, self.version),
+        )
 
     def __init__(self) -> None:
         self.batches: list[int] = []
@@ -65,9 +88,12 @@ class FakeRanker:
     def trained_on(self, name: str) -> bool:
         return name in self.items
 
-    def put_items(self, items: dict[str, Any]) -> int:
+    def put_items(self, items: dict[str, Any], times: dict[str, float] | None = None) -> int:
         self.put |= items
         return 0
+
+    def has_item(self, name: str) -> bool:
+        return name in self.items or name in self.put
 
     def check(self, request: RankRequest | RecommendRequest | SimilarRequest) -> None:
         if isinstance(request, RankRequest):
@@ -116,10 +142,19 @@ def fake_replica(
 ) -> module.Replica:
     """A replica over a FakeRanker, in this process."""
     patch.setattr(module.Ranker, "open", lambda *_, **__: FakeRanker())
+    return replica_of(patch, "bundle", store, settings, key)
+
+
+def replica_of(
+    patch: pytest.MonkeyPatch, bundle: Path | str, store: Any, settings: Serve, key: str | None = None
+) -> module.Replica:
+    """A replica over a bundle, in this process."""
     patch.setitem(uvicorn.config.HTTP_PROTOCOLS, "auto", "")  # a replica sets it: put back afterwards
+    # A frozen replica would keep its files open until all tests of the process are done.
+    patch.setattr(module.gc, "freeze", lambda: None)
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     patch.setattr(module.serve, "get_replica_context", lambda: context)
-    return module.Replica("bundle", str(store), settings, key_digest(key) if key else None)
+    return module.Replica(str(bundle), str(store), settings, key_digest(key) if key else None)
 
 
 def sample(text: str, name: str, **labels: str) -> float:
@@ -141,3 +176,37 @@ def transport(replica: module.Replica) -> httpx.ASGITransport:
         await response(scope, receive, send)
 
     return httpx.ASGITransport(application)
+
+
+class Conversation:
+    """Calls of a replica, one after the other; its batching lives on one event loop, as in Serve.
+
+    Args:
+        replica: that answers.
+    """
+
+    def __init__(self, replica: module.Replica) -> None:
+        self.replica, self._runner = replica, asyncio.Runner()
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        async def send() -> httpx.Response:
+            async with httpx.AsyncClient(transport=transport(self.replica), base_url="http://test") as http:
+                return await http.request(method, path, **options)
+
+        return self._runner.run(send())
+
+    def get(self, path: str, status: int = 200, **options: Any) -> Any:
+        """The JSON that a path answers with this status."""
+        return self._json(self("GET", path, **options), status)
+
+    def post(self, path: str, body: Any, status: int = 200) -> Any:
+        """The JSON that a call answers with this status to a body."""
+        return self._json(self("POST", path, json=body), status)
+
+    def _json(self, answer: httpx.Response, status: int) -> Any:
+        assert answer.status_code == status, answer.text
+        return answer.json()
+
+    def close(self) -> None:
+        """End the event loop."""
+        self._runner.close()

@@ -7,7 +7,9 @@ that learns either from ids or from content must beat popularity, which knows no
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -16,13 +18,31 @@ import pyarrow.parquet as pq
 
 from app.artifact import publish
 from app.data.dataset import Array, Dataset, Part, Schema
-from app.features.context import DAY, context_width
+from app.features.columns import Block
+from app.features.context import DAY, context_width, fit_bounds
+from app.models.discovery import model_class
 from app.tables.strings import Strings
 
 TASTES = 4
 START = 1_704_067_200_000_000  # 2024-01-01
 EVENTS = ["", "view", "buy", "skip"]
-CONTEXT = ["hour", "weekday", "recency"]
+CONTEXT = ["hour", "weekday", "recency", "session"]
+SESSION_GAP = DAY // 8
+
+
+class Datasets:
+    """A tiny data set for each model, with the item features that it needs; made once for the same ones."""
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder, self.settings = folder, settings
+        self.opened: dict[tuple[str, ...], Dataset] = {}
+
+    def __getitem__(self, name: str) -> Dataset:
+        kinds = tuple(group[0] for group in model_class(name).NEEDS)
+        if kinds not in self.opened:
+            folder = self.folder / "-".join(["dataset", *kinds])
+            self.opened[kinds] = tiny_dataset(folder, kinds=kinds, **self.settings)
+        return self.opened[kinds]
 
 
 def tiny_dataset(
@@ -35,6 +55,7 @@ def tiny_dataset(
     negatives: int = 0,
     skips: float = 0.0,
     content: bool = True,
+    kinds: Sequence[str] = (),
     untrained: int = 0,
     seed: int = 0,
 ) -> Dataset:
@@ -47,6 +68,7 @@ def tiny_dataset(
         negatives: listed for each test event; 0: none.
         skips: share of training events with label 0 ("skip"), on items against the taste.
         content: with item and user features; else of width 0.
+        kinds: further item features that tell the taste: tokens, pixels, or any kind of vectors.
         untrained: how many of the last users and of the last items have no event before the test part.
     """
     rng = np.random.default_rng(seed)
@@ -55,20 +77,18 @@ def tiny_dataset(
     columns = _events(rng, user_taste, item_taste, events, skips)
     if untrained:
         columns = _without_training(columns, users - untrained, items - untrained)
-    with publish(folder, "dataset", {"seed": seed, "tiny": [users, items, events, skips]}, {}) as draft:
+    settings = {"seed": seed, "tiny": [users, items, events, skips, *kinds]}
+    with publish(folder, "dataset", settings, {}) as draft:
         parts = _split(columns)
         for name, rows in parts.items():
             listed = _listed(rng, columns, parts["test"], items, negatives) if name == "test" else None
             Part.save(draft.path / name, {c: v[rows] for c, v in columns.items()}, users + 1, listed)
         schema = _features(draft.path, rng, user_taste, item_taste, content)
+        schema = _more_features(draft.path, rng, item_taste, schema, kinds)
         end = int(columns["time"][parts["train"]].max())
-        _describe(
-            draft.path,
-            msgspec.structs.replace(schema, history=history, end_time=end),
-            users,
-            items,
-            item_taste,
-        )
+        bounds = fit_bounds(CONTEXT, SESSION_GAP, history, Part.load(draft.path / "train"))
+        described = {"history": history, "end_time": end, "context_bounds": bounds}
+        _describe(draft.path, msgspec.structs.replace(schema, **described), users, items, item_taste)
         counts = {name: int(rows.sum()) for name, rows in parts.items()}
         total = sum(counts.values())
         draft.figures.update(rows_in=total, rows_kept=total, rejected={}, users=users, items=items, **counts)
@@ -165,7 +185,39 @@ def _features(
         user_categories=[3] * width,
         end_time=0,
         positive=[False, True, True, False],
+        session_gap=SESSION_GAP,
     )
+
+
+def _more_features(
+    folder: Path, rng: np.random.Generator, item_taste: Array, schema: Schema, kinds: Sequence[str]
+) -> Schema:
+    """Append features of `kinds` to the dense ones of the items, as the preparation would."""
+    path, width = folder / "features" / "item_dense.npy", schema.item_dense
+    parts = [np.load(path)]
+    blocks = [Block("number", "taste", 0, width)] if width else []
+    for kind in kinds:
+        floats = _floats(kind, rng, item_taste)
+        blocks.append(Block(kind, kind, width, floats.shape[1]))
+        parts.append(np.concatenate([np.zeros_like(floats[:1]), floats]))
+        width += floats.shape[1]
+    np.save(path, np.concatenate(parts, 1))
+    return msgspec.structs.replace(schema, item_dense=width, item_blocks=blocks)
+
+
+def _floats(kind: str, rng: np.random.Generator, taste: Array) -> Array:
+    """Floats of one kind of feature that tell the taste of each item."""
+    present = np.zeros((len(taste), 1))  # the last float is 1 where there is none
+    if kind == "tokens":
+        words = rng.random((len(taste), 4)) * 0.1 + 0.5
+        words[np.arange(len(taste)), rng.integers(0, 3, len(taste))] = 0.1 + 0.05 * taste
+        return words.astype(np.float32)
+    if kind == "pixels":
+        picture = rng.random((len(taste), 3, 8, 8)) * 0.3
+        picture[:, :2] += 0.6 * np.stack([taste % 2, taste // 2], 1)[:, :, None, None]
+        return np.concatenate([picture.reshape(len(taste), -1), present], 1).astype(np.float32)
+    vectors = np.eye(TASTES)[taste] + rng.normal(0, 0.3, (len(taste), TASTES))
+    return np.concatenate([vectors, present], 1).astype(np.float32)
 
 
 def _describe(folder: Path, schema: Schema, users: int, items: int, item_taste: Array) -> None:

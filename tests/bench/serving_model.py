@@ -58,7 +58,7 @@ class World:
         user = torch.tensor([_row(request.user) for request in requests])
         items = torch.tensor([[_row(item) for item in request.items] for request in requests])
         nothing = torch.zeros(len(requests), EVENTS, dtype=torch.int64)
-        history = History(nothing, nothing, nothing.float())
+        history = History(nothing, nothing, nothing.float(), nothing.float())
         batch = Batch(user, items, history, torch.zeros(len(requests), 0), torch.zeros(items.shape))
         return [
             dict(zip(request.items, scores, strict=True))

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from app.bundle.format.histories import Events
+from app.bundle.format.layout import Info
+from app.bundle.request.encode import EncodedRequest, model_inputs
 from app.bundle.request.requests import Context, RankRequest, RecommendRequest
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
@@ -16,20 +19,30 @@ from app.models.base import Model
 from app.models.batch import batch_of
 from app.models.discovery import model_names
 from tests.bundles import NOW, bundle_of, random_model, requests_batch
-from tests.tiny import tiny_dataset
+from tests.tiny import Datasets
 
 MOMENT = Context(timestamp=float(NOW))
 USERS = [1, 7, 30, 119]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("bundle") / "dataset", events=1500)
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    return Datasets(tmp_path_factory.mktemp("bundle"), events=1500)
 
 
 @pytest.fixture(scope="module", params=model_names())
-def model(request: pytest.FixtureRequest, dataset: Dataset) -> Model:
-    return random_model(request.param, dataset)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def dataset(name: str, datasets: Datasets) -> Dataset:
+    return datasets[name]
+
+
+@pytest.fixture(scope="module")
+def model(name: str, dataset: Dataset) -> Model:
+    return random_model(name, dataset)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +52,7 @@ def ranker(model: Model, dataset: Dataset, tmp_path_factory: pytest.TempPathFact
 
 def torch_scores(model: Model, dataset: Dataset, users: list[int], items: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
     with torch.no_grad():
-        return model(requests_batch(dataset, users, items)).numpy()  # type: ignore[no-any-return]
+        return model(requests_batch(dataset, users, items, model.reads)).numpy()  # type: ignore[no-any-return]
 
 
 def ranked(ranker: Ranker, user: int, items: list[int]) -> dict[str, float]:
@@ -170,3 +183,13 @@ def test_history_matters_exactly_where_the_model_uses_it(model: Model, ranker: R
 def test_sizes_are_those_on_disk(ranker: Ranker) -> None:
     assert ranker.figures["bytes"]["bundle"] == ranker.artifact.bytes
     assert ranker.figures["bytes"]["float32"] == ranker.artifact.bytes, "nothing was compressed"
+
+
+def test_a_model_without_times_is_served_without_a_moment() -> None:
+    """Feedback and requests have times; a model that learned none of them sees ages and context of none."""
+    events = Events(np.array([1, 2]), np.array([1, 1]), np.array([0, 1_700_000_000_000_000]))
+    info = Info("m", "", "mlp", 5, 5, 3, ["", "view"], 1, [], [], 0, False, 18)
+    request = EncodedRequest(1, 1_800_000_000_000_000, events, np.array([1]))
+    inputs = model_inputs([request], info, ("history", "history_age", "context"))
+    assert inputs["history"].tolist() == [[0, 1, 2]]
+    assert inputs["history_age"].tolist() == [[0, 0, 0]] and inputs["context"].shape == (1, 0)

@@ -27,20 +27,20 @@ from app.models.batch import batch_of
 from app.models.discovery import model_names
 from app.recipe import Recipe, parse
 from tests.bundles import NOW, checkpoint_of, random_model
-from tests.tiny import tiny_dataset
+from tests.tiny import Datasets
 
 ITEMS = [f"i{row}" for row in range(1, 21)]
 HISTORY = [HistoryEvent("i5", "view", NOW - 7200.0), HistoryEvent("i9", "buy", NOW - 60.0)]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("formats") / "dataset", users=40, items=40, events=500)
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    return Datasets(tmp_path_factory.mktemp("formats"), users=40, items=40, events=500)
 
 
-@pytest.fixture(scope="module", params=model_names())
-def model(request: pytest.FixtureRequest, dataset: Dataset) -> Model:
-    return random_model(request.param, dataset)
+@pytest.fixture
+def dataset(datasets: Datasets) -> Dataset:
+    return datasets["mlp"]
 
 
 def exported(checkpoint: Trained, dataset: Dataset, out: Path, name: str) -> Path:
@@ -58,10 +58,13 @@ def torch_scores(model: Model, dataset: Dataset, user: int, history: list[Histor
         return model(batch_of(dataset, np.array([user]), recent, np.array([NOW * 10**6]), rows))[0].numpy()  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("source", model_names())
 @pytest.mark.parametrize("name", format_names())
 def test_what_is_read_back_scores_as_the_checkpoint(
-    name: str, model: Model, dataset: Dataset, tmp_path: Path
+    name: str, source: str, datasets: Datasets, tmp_path: Path
 ) -> None:
+    dataset = datasets[source]
+    model = random_model(source, dataset)
     path = exported(checkpoint_of(model, dataset), dataset, tmp_path / "out", name)
     assert open_artifact(path).kind == name
     score = export_format(name).read(path)
@@ -136,14 +139,13 @@ def read(path):
 
 
 def test_a_single_file_adds_a_format(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    datasets: Datasets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "formats").mkdir()
     (tmp_path / "formats" / "score_list.py").write_text(OWN)
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
     assert format_names() == ["bundle", "onnx", "score_list"]
-    model = random_model("popularity", dataset)
-    test_what_is_read_back_scores_as_the_checkpoint("score_list", model, dataset, tmp_path)
+    test_what_is_read_back_scores_as_the_checkpoint("score_list", "popularity", datasets, tmp_path)
 
 
 def test_the_command_line_lists_the_formats_and_refuses_others(tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ SPECS: dict[str, dict[str, Any]] = {
     "category-hash": {"kind": "category", "buckets": 5},
     "text-count": {"kind": "text", "buckets": 16, "weighting": "count"},
     "text-tfidf": {"kind": "text", "buckets": 16, "ngrams": 2},
+    "text-vocabulary": {"kind": "text", "vocabulary": 3, "ngrams": 2},
+    "text-vocabulary-count": {"kind": "text", "vocabulary": 3, "weighting": "count"},
 }
 MIXED = [
     None,
@@ -268,7 +270,7 @@ def test_a_kind_of_one_file_is_a_kind_like_any_other(length_kind: None, tmp_path
     [
         (
             {"column": "c", "kind": "sound"},
-            r"item\.0\.kind = 'sound': no .*kind.*category, length, number",
+            r"item\.0\.kind = 'sound': no .*kind.*category, image_vector, length, number",
         ),
         ({"column": "c", "kind": ["text"]}, r"item\.0\.kind = \['text'\]: no .* kind"),
         ({"kind": "length"}, r"item\.0\.column.*required"),

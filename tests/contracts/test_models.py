@@ -23,7 +23,7 @@ from app.recipe import Recipe, parse
 from app.tables.rows import Rows, write_rows
 from app.training.checkpoint import Checkpoint, load_checkpoint
 from app.training.train import fit
-from tests.tiny import tiny_dataset
+from tests.tiny import Datasets
 
 TABLES: dict[str, dict[str, Any]] = {"dense": {}, "hashed": {"buckets": 16}}
 
@@ -39,24 +39,34 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", users=200, events=4000)
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    return Datasets(tmp_path_factory.mktemp("tiny"), users=200, events=4000)
 
 
 @pytest.fixture(scope="module")
-def sparse(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+def sparse_datasets(tmp_path_factory: pytest.TempPathFactory) -> Datasets:
+    return Datasets(tmp_path_factory.mktemp("sparse"), untrained=5)
+
+
+@pytest.fixture
+def dataset(name: str, datasets: Datasets) -> Dataset:
+    return datasets[name]
+
+
+@pytest.fixture
+def sparse(name: str, sparse_datasets: Datasets) -> Dataset:
     """A data set with users and items that training did not meet."""
-    return tiny_dataset(tmp_path_factory.mktemp("sparse") / "dataset", untrained=5)
+    return sparse_datasets[name]
 
 
 @pytest.fixture(scope="module")
-def trained(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
+def trained(datasets: Datasets, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Checkpoint]:
     """Each model after a few epochs, through a checkpoint on disk."""
     folder = tmp_path_factory.mktemp("checkpoints")
     checkpoints = {}
     for name in model_names():
-        fit(recipe(name), dataset, folder / name)
-        checkpoints[name] = load_checkpoint(folder / name, dataset)
+        fit(recipe(name), datasets[name], folder / name)
+        checkpoints[name] = load_checkpoint(folder / name, datasets[name])
     return checkpoints
 
 

@@ -37,7 +37,8 @@ def test_a_recipe_fits_its_data(name: str, real_data: Path, monkeypatch: pytest.
         assert Path(file).is_file()
     events = [file for file in recipe.data.events if file.endswith(".parquet")]
     for file in events:
-        assert {recipe.data.user, recipe.data.item, recipe.data.timestamp} <= set(pq.read_schema(file).names)
+        columns = {recipe.data.user, recipe.data.item, *recipe.data.time_columns}
+        assert columns <= set(pq.read_schema(file).names)
     for source in filter(None, [recipe.data.items, recipe.data.users]):
         for file in source.files:
             assert {source.id, *source.columns} <= set(pq.read_schema(file).names)

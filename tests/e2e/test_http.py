@@ -143,7 +143,7 @@ RANK_BODIES = {  # a body of /v1/rank, the status it gets and the field that is 
     "a control character": (400, b'{"user":"u\x001","items":["i1"]}', ""),
     "null": (422, b"null", ""),
     "an array": (422, b"[]", ""),
-    "wrong type": (422, b'{"user":"u1","items":[1]}', "items[0]"),
+    "wrong type": (422, b'{"user":"u1","items":[true]}', "items[0]"),
     "k = 0": (422, b'{"user":"u1","items":["i1"],"k":0}', "k"),
     "huge number": (422, b'{"user":"u1","items":["i1"],"context":{"timestamp":1e999}}', "context.timestamp"),
     "1,001 candidates": (422, b'{"user":"u1","items":["a"' + b',"a"' * 1000 + b"]}", "items"),

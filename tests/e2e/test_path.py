@@ -30,7 +30,19 @@ def done(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> Done:
     truth = generate(folder / "shop", users=400, items=120, events=16_000, seed=5)
     out = folder / "out"
     capture = folder / "stdout.json"
-    code = _in_process(["run", folder / "shop/recipe.toml", "--out", out, "--set", "train.epochs=3"], capture)
+    code = _in_process(
+        [
+            "run",
+            folder / "shop/recipe.toml",
+            "--out",
+            out,
+            "--set",
+            "train.epochs=3",
+            "--set",
+            "model.name=mlp",
+        ],
+        capture,
+    )
     assert code == 0
     return Done(folder / "shop", out, truth, json.loads(capture.read_text()))
 
@@ -78,7 +90,16 @@ def test_the_report_can_be_read_and_looked_at(done: Done) -> None:
 
 def test_again_runs_nothing(done: Done, tmp_path: Path) -> None:
     before = {p: p.stat().st_mtime_ns for p in done.out.rglob("*") if p.is_file()}
-    arguments = ["run", done.shop / "recipe.toml", "--out", done.out, "--set", "train.epochs=3"]
+    arguments = [
+        "run",
+        done.shop / "recipe.toml",
+        "--out",
+        done.out,
+        "--set",
+        "train.epochs=3",
+        "--set",
+        "model.name=mlp",
+    ]
     assert _in_process(arguments, tmp_path / "again.json") == 0
     again = json.loads((tmp_path / "again.json").read_text())
     assert again["figures"] == done.printed["figures"]
@@ -87,7 +108,16 @@ def test_again_runs_nothing(done: Done, tmp_path: Path) -> None:
 
 def test_a_changed_setting_runs_what_depends_on_it(done: Done, tmp_path: Path) -> None:
     kept = (done.out / "checkpoint" / "manifest.json").stat().st_mtime_ns
-    arguments = ["run", done.shop / "recipe.toml", "--out", done.out, "--set", "train.epochs=3"]
+    arguments = [
+        "run",
+        done.shop / "recipe.toml",
+        "--out",
+        done.out,
+        "--set",
+        "train.epochs=3",
+        "--set",
+        "model.name=mlp",
+    ]
     assert _in_process([*arguments, "--set", "compress.rows=float16"], tmp_path / "f16.json") == 0
     changed = json.loads((tmp_path / "f16.json").read_text())
     assert changed["bytes"]["bundle"] > done.printed["bytes"]["bundle"]
@@ -109,7 +139,7 @@ def test_rank_without_a_server(done: Done, capsys: pytest.CaptureFixture[str], t
     ranked, recommended = map(json.loads, out.splitlines())
     assert [scored["item"] for scored in ranked["items"]] == best
     assert len(recommended["items"]) == 2
-    lines.write_text('{"user": 3, "items": []}')
+    lines.write_text('{"user": 3.5, "items": []}')
     code, _, err = rayrec(capsys, "rank", bundle, "--requests", lines)
     assert code == 1
     assert "line 1" in err
@@ -132,7 +162,7 @@ BAD_RECIPES = {
     "wrong type": ("train.epochs=many", "train.epochs"),
     "missing column": ("data.user=customer", "customer"),
     "absent file": ('data.events=["absent.csv"]', "absent.csv"),
-    "unknown model": ("model.name=magic", "choose one of"),
+    "unknown model": ("model.name=magic", "choose among"),
     "unknown hyperparameter": ("model.magic=3", "magic"),
     "nothing left": ("data.where=\"user_id = 'nobody'\"", "filtered"),
     "bad filter": ("data.where=user_id ==== 3", "where"),

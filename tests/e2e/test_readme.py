@@ -31,6 +31,9 @@ CHANGES = ("deploy", "rollback", "status", "experiment")
 ELSEWHERE = {
     "rayrec events": "unit/stores/test_export.py",
     "rayrec tune": "e2e/test_tune.py",
+    "rayrec bench": "unit/comparison/test_models.py",
+    "rayrec compare": "unit/comparison/test_runs.py",
+    "rayrec evaluate": "unit/comparison/test_folds.py",
     "python -m cluster": "e2e/test_cluster.py",
     **{f"rayrec {verb}": "e2e/test_deploy.py" for verb in CHANGES},
 }
@@ -80,11 +83,15 @@ def command(start: str) -> str:
     return found
 
 
-def test_check_then_run_then_rank(shop: Path) -> None:
-    checked = run(command("rayrec check"), shop)
-    assert "filtered" in checked
-    ran = run(command("rayrec run"), shop)
+def test_init_then_run_then_rank(shop: Path) -> None:
+    guessed = run(command("rayrec init mine"), shop)
+    assert all(name in guessed for name in ("customer", "product", "time", "action"))
+    ran = run(command("rayrec run") + " --set train.minutes=0.2", shop)  # to choose the model in
     assert "ndcg@10" in ran
+    compared = json.loads(run(command("rayrec check mine/recipe.toml --bundle") + " --json", shop))
+    for way in ("runtime", "service"):
+        assert compared[way]["different"] == 0, compared
+    assert "filtered" in run("rayrec check recipe.toml", shop)  # the recipe that is written by hand
     assert (shop / "runs/mine/bundle/manifest.json").is_file()
     ranked = json.loads(run(command("rayrec rank runs/mine/bundle --user ") + " --json", shop))
     assert len(ranked["items"]) == 5
@@ -130,7 +137,7 @@ def test_make_targets_exist(target: str) -> None:
 
 
 def test_every_other_command_has_a_test_of_its_own() -> None:
-    run_here = ("make", "curl", "rayrec check", "rayrec run", "rayrec rank", "rayrec serve")
+    run_here = ("make", "curl", "rayrec init", "rayrec check", "rayrec run", "rayrec rank", "rayrec serve")
     for found in COMMANDS:
         if not found.startswith(run_here):
             (test,) = (t for start, t in ELSEWHERE.items() if found.startswith(start))

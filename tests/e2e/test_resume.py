@@ -15,13 +15,16 @@ from typing import Any
 
 import pytest
 
-from app.artifact import Artifact
+from app import pipeline
+from app.artifact import Artifact, open_artifact
 from app.data.dataset import Dataset
 from app.evaluation.evaluate import Report, evaluate
 from app.evaluation.scorer import ModelScorer
+from app.models.discovery import model_class
 from app.ray import processes
 from app.recipe import Recipe, parse
 from app.training.checkpoint import load_checkpoint
+from app.training.defaults import candidates
 from app.training.hosts import PROGRESS
 from app.training.train import train
 from tests.tiny import tiny_dataset
@@ -37,6 +40,14 @@ from app.recipe import parse
 from app.training.train import train
 dataset = Dataset.open(Path(sys.argv[1]))
 train(parse({"model": {"name": "mlp"}, "train": eval(sys.argv[2])}, "test"), dataset, Path(sys.argv[3]))
+"""
+
+CHOICE = """
+import sys
+from pathlib import Path
+from app import pipeline
+from app.recipe import parse
+pipeline.choose(parse({"train": eval(sys.argv[1])}, "test"), Path(sys.argv[2]))
 """
 
 
@@ -143,3 +154,24 @@ def test_ctrl_c_and_the_same_command(dataset: Dataset, undisturbed: Artifact, tm
     survived = train(recipe(workers=0), dataset, out)
     assert survived.figures["resumed_from"] >= 1
     assert_alike(dataset, survived, undisturbed)
+
+
+def test_a_choice_of_the_model_goes_on_after_the_program_was_killed(tmp_path: Path) -> None:
+    """What is trained is not trained again, and the training under way goes on from its last epoch."""
+    data = tiny_dataset(tmp_path / "dataset", users=300, events=6000)
+    names = [c.name for c in candidates(data)]
+    learned = next(name for name in names if model_class(name).learns)
+    closed = names[: names.index(learned)]
+    settings = {**SETTINGS, "workers": 0, "epochs": 3}
+    driver = subprocess.Popen([sys.executable, "-c", CHOICE, repr(settings), str(tmp_path)])
+    wait_for(tmp_path / "candidates" / f".{learned}.run", in_the_second_epoch)
+    driver.kill()
+    assert driver.wait() == -signal.SIGKILL
+    fitted = {name: (tmp_path / "candidates" / name / "manifest.json").stat().st_mtime_ns for name in closed}
+    assert not (tmp_path / "choice").exists()
+    figures = pipeline.choose(parse({"train": settings}, "test"), tmp_path).figures
+    assert [row["name"] for row in figures["candidates"]] == names
+    for name, written in fitted.items():
+        assert (tmp_path / "candidates" / name / "manifest.json").stat().st_mtime_ns == written
+    trained = open_artifact(tmp_path / "candidates" / learned, "checkpoint", verify=False)
+    assert trained.figures["resumed_from"] >= 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,7 +31,14 @@ from tuning.search import tune
 from tuning.trial import SearchDirs, run_trial
 
 TRIALS, KILLED_AFTER = 5, 2
-CHANGES = ["train.epochs=1", "train.refit=true", "train.batch_size=512", "model.width=8", "tune.parallel=2"]
+CHANGES = [
+    "model.name=mlp",
+    "train.epochs=1",
+    "train.refit=true",
+    "train.batch_size=512",
+    "model.width=8",
+    "tune.parallel=2",
+]
 BUDGET = "p95_ms<=10000, mb<=1000"
 
 
@@ -99,9 +107,28 @@ def test_trials_reuse_checkpoints(searched: Searched) -> None:
 
 def test_the_front_is_written(searched: Searched) -> None:
     rows = list(csv.DictReader((searched.out / "front.csv").open()))
-    assert [int(row["trial"]) for row in rows] == [p["trial"] for p in searched.printed["front"]]
+    named = [*(str(p["trial"]) for p in searched.printed["front"]), "popularity", "item_knn"]
+    assert [row["trial"] for row in rows] == named
     assert (searched.out / "front.png").read_bytes()[:4] == b"\x89PNG"
     assert list((searched.out / "trials").glob("*")) == []
+
+
+def test_baselines_stand_beside_the_front(searched: Searched) -> None:
+    """They are measured on the users of the trials: a trial of the same model gives the same figure."""
+    baselines = searched.printed["baselines"]
+    recipe = load(searched.recipe, CHANGES)
+    trial = run_trial({"model.name": "item_knn"}, recipe, SearchDirs(searched.out))
+    assert trial["quality"] == pytest.approx(baselines["item_knn"], abs=1e-6)
+    assert 0 < baselines["popularity"] < baselines["item_knn"]
+    best = searched.printed["best"]["ndcg@10"]
+    assert searched.printed["behind"] == [name for name, quality in baselines.items() if quality > best]
+    assert all(name in searched.stderr for name in baselines)
+
+
+def test_a_search_ends_with_the_next_command(searched: Searched) -> None:
+    words = shlex.split(searched.printed["next"])
+    assert words[:2] == ["rayrec", "run"]
+    assert load(words[2]).model.name == "mlp"
 
 
 def test_the_choice_is_a_recipe(searched: Searched) -> None:

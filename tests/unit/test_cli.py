@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 
 import app.cli
 import app.serving.rollout.discovery
+import app.serving.service
 import app.terminal.doctor
 from app.serving.rollout.state import Command, DesiredState, Service, Version
 from app.serving.rollout.state_dir import StateDir
@@ -30,7 +32,7 @@ def rayrec(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int,
 
 
 VERBS = ["init", "check", "prepare", "train", "evaluate", "compress", "export"]
-VERBS += ["tune", "serve", "run", "rank", "demo", "bench", "doctor"]
+VERBS += ["tune", "compare", "serve", "run", "rank", "demo", "bench", "doctor"]
 
 
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,8 +44,9 @@ def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
 def test_init_writes_a_recipe_with_every_default(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     code, out, _ = rayrec(capsys, "init", tmp_path / "shop", "--json")
     assert code == 0
-    written = tomllib.loads(Path(json.loads(out)["recipe"]).read_text())
-    assert written["train"]["batch_size"] == 1024
+    text = Path(json.loads(out)["recipe"]).read_text()
+    assert tomllib.loads(text)["data"]["duplicates"] == "exact"
+    assert "# batch_size = 0\n" in text, "keys that a model may settle stand in comments"
     code, _, err = rayrec(capsys, "init", tmp_path / "shop")
     assert code == 1
     assert "there is a recipe already" in err
@@ -91,6 +94,18 @@ def test_interrupt_exits_130(capsys: pytest.CaptureFixture[str], monkeypatch: py
     assert "interrupted" in err
 
 
+def test_ctrl_c_ends_a_service_with_a_message_of_its_own(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app.serving.service, "serve", interrupted)
+    code, _, err = rayrec(capsys, "serve", "bundle")
+    assert code == 130
+    assert err == "interrupted - the service has ended; every event that was acknowledged is stored\n"
+
+
 def test_a_fault_of_ours_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> None:
         raise ZeroDivisionError("by zero")
@@ -100,6 +115,19 @@ def test_a_fault_of_ours_exits_2(capsys: pytest.CaptureFixture[str], monkeypatch
     assert code == 2
     assert "ZeroDivisionError: by zero" in err
     assert "error" in json.loads(out)
+
+
+@pytest.mark.parametrize("options", [[], ["--verbose"]])
+def test_warnings_of_libraries_are_for_those_who_ask(tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "own.py").write_text("import numpy as np\nnp.array([1.0]) / np.array([0.0])\n")
+    (tmp_path / "r.toml").write_text('[model]\nfile = "own.py"\n')
+    done = subprocess.run(
+        [sys.executable, "-m", "app", "check", tmp_path / "r.toml", *options],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "own.py" in done.stderr  # it was imported, and has no model
+    assert ("RuntimeWarning: divide by zero" in done.stderr) == bool(options)
 
 
 def test_doctor_looks_at_the_machine(capsys: pytest.CaptureFixture[str]) -> None:
@@ -126,3 +154,16 @@ def test_status_is_a_table_of_replicas_and_versions(
     assert "0 (wanted: as the load asks), 0 calls ongoing" in out
     assert "100 % of the users, 0.0 requests/s, p95 0.0 ms, 0 failed, ready on 0" in " ".join(out.split())
     assert "1 waiting" in out
+
+
+def test_sigterm_ends_a_run_like_ctrl_c(tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("")
+    program = (
+        "import os, signal, sys, app.cli, app.pipeline\n"
+        "app.pipeline.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.argv = ['rayrec', 'run', {str(tmp_path / 'recipe.toml')!r}]\n"
+        "app.cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert "interrupted" in done.stderr

@@ -70,7 +70,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("u.csv", 'user,items,age\nu1,"i1,i2",3\n7.0,,4\n'),
+        ("u.csv", 'user,items,age\nu1,"i1,i2",3\n7,,4\n'),
         ("u.tsv", "user\titems\nu1\ti1 i2\n7\t\n"),
         ("u.jsonl", '{"user": "u1", "items": ["i1", "i2"], "age": 3}\n\n{"user": 7}\n'),
         ("u.jsonl.gz", gzip.compress(b'{"user": "u1", "items": ["i1", "i2"]}\n{"user": 7, "items": null}')),

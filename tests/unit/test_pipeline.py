@@ -40,7 +40,14 @@ def one_thread() -> Iterator[None]:
 def recipe(**changes: Any) -> Recipe:
     content = {
         "model": {"name": "mlp"},
-        "train": {"epochs": 3, "workers": 0, "batch_size": 128, "refit": True, **changes.pop("train", {})},
+        "train": {
+            "epochs": 3,
+            "workers": 0,
+            "batch_size": 128,
+            "negatives": 4,
+            "refit": True,
+            **changes.pop("train", {}),
+        },
         "evaluate": {"baselines": ["popularity"], "bootstrap": 10},
     }
     return parse(content | changes, "test")
@@ -59,7 +66,7 @@ def best_epoch(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
         calls.append(1)
         return {"ndcg@10": 1.0 if len(calls) == epoch else 0.1}
 
-    monkeypatch.setattr("app.training.loop.validate", figures)
+    monkeypatch.setattr("app.training.validation.validate", figures)
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def test_a_refit_where_validation_found_no_best_epoch(
     tiny_dataset(tmp_path / "dataset")
     figures = {} if figure is None else {"ndcg@10": figure}
     monkeypatch.setattr("app.training.loop.Loop._validate", lambda _: figures) if figure is None else (
-        monkeypatch.setattr("app.training.loop.validate", lambda *_: figures)
+        monkeypatch.setattr("app.training.validation.validate", lambda *_: figures)
     )
     done = stages(recipe(model={"name": model}), tmp_path, "train", "compress", "refit")
     assert message in capsys.readouterr().err
@@ -265,7 +272,7 @@ def test_asking_for_a_refit_does_not_train_again(tmp_path: Path, capsys: pytest.
 @pytest.mark.parametrize(
     ("constant", "again"),
     [
-        ("app.training.train.STAGE_VERSION", {"checkpoint", "compressed", "report", "refit", "bundle"}),
+        ("app.training.task.STAGE_VERSION", {"checkpoint", "compressed", "report", "refit", "bundle"}),
         ("app.pipeline.COMPRESS_VERSION", {"compressed"}),
         ("app.pipeline.REFIT_VERSION", {"refit"}),
         ("app.pipeline.REPORT_VERSION", {"report"}),

@@ -94,7 +94,7 @@ def test_a_model_whose_scores_are_not_finite_is_refused(dataset: Dataset, tmp_pa
 
 
 def test_every_history_is_the_last_events_of_all_parts(dataset: Dataset, tmp_path: Path) -> None:
-    write_histories(dataset, tmp_path / "history")
+    write_histories(dataset, tmp_path / "history", dataset.schema.history)
     histories = Histories.open(tmp_path / "history")
     users = np.arange(1, dataset.schema.users)
     item, event, time = dataset.recent(users, *dataset.parts)
@@ -106,8 +106,11 @@ def test_every_history_is_the_last_events_of_all_parts(dataset: Dataset, tmp_pat
     assert len(histories.events(0)) == 0
 
 
-def test_recent_and_older_items_are_all_that_a_user_met(dataset: Dataset, tmp_path: Path) -> None:
-    write_histories(dataset, tmp_path / "history")
+def test_recent_and_older_items_are_all_that_a_user_met(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.bundle.export.from_dataset.BLOCK", 7)
+    write_histories(dataset, tmp_path / "history", dataset.schema.history)
     histories = Histories.open(tmp_path / "history")
     long = 0
     for user in range(1, dataset.schema.users):
@@ -128,7 +131,7 @@ def test_times_are_narrow_where_nothing_is_lost(tmp_path: Path, step: int, kind:
         columns["time"] = 1_704_067_200_000_000 // step * step + np.arange(len(part)) * step
         Part.save(dataset.path / name, columns, dataset.schema.users)
     changed = Dataset.open(dataset.path, verify=False)
-    write_histories(changed, tmp_path / "history")
+    write_histories(changed, tmp_path / "history", changed.schema.history)
     assert np.load(tmp_path / "history/time.npy").dtype == kind
     rows = slice(int(changed.train.indptr[2]), int(changed.train.indptr[3]))
     events = Histories.open(tmp_path / "history").events(2)

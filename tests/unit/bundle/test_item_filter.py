@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -211,3 +212,19 @@ def test_bounds_beyond_all_numbers(filters: Filters) -> None:
     assert filters.match("price < 1e999").count == ITEMS - 1
     assert filters.match("price > 1e999").count == 0
     assert math.isinf(float("1e999"))
+
+
+def test_numbers_that_no_float_holds_compare_exactly() -> None:
+    column = Numbers.from_values([2.0**53, 2.0**53 + 2, 0.1])
+    spans = {sign: column.spans(sign, 2**53 + 1) for sign in ("=", "<", ">")}
+    assert spans == {"=": [], "<": [(0, 2)], ">": [(2, 3)]}
+    assert column.spans("<=", Decimal("0.1000000000000000000001")) == [(0, 1)]
+    assert column.spans("=", Decimal("0.1000000000000000000001")) == []
+
+
+def test_codes_beyond_what_a_float_holds_are_texts(dataset: Dataset, tmp_path: Path) -> None:
+    describe_items(dataset, **VALUES, code=[str(2**53 + n) for n in range(ITEMS + 1)])
+    write_columns(Recipe(), dataset, dataset.popularity, tmp_path / "written")
+    describe_items(dataset, **VALUES)
+    filters = Filters(Columns.open(tmp_path / "written", ITEMS + 1))
+    assert filters.match(f"code = '{2**53 + 1}'").rows.tolist() == [1]

@@ -257,3 +257,30 @@ plain = st.text(st.characters(exclude_categories=("Cc", "Cs")))
 def test_a_value_is_the_text_that_a_file_makes_of_it(value: Any) -> None:
     kind = pl.List(pl.String) if isinstance(value, list) else None
     assert cell(value) == text_of(pl.Series([value], dtype=kind)).to_list()[0]
+
+
+def test_a_vector_of_another_width_is_refused_by_name(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "dataset", users=60, items=ITEMS, events=900)
+    item = [{"kind": "vector", "column": "embedding"}, {"kind": "category", "column": "kind"}]
+    rng, cells = np.random.default_rng(0), np.empty(ITEMS, object)
+    cells[:] = [rng.normal(size=3).tolist() for _ in range(ITEMS)]
+    values = {"embedding": cells, "kind": np.array(COLUMNS["kind"], object)}
+    fitted = fit_columns(
+        parse({"features": {"item": item}}, "test").features.item, values, np.ones(ITEMS, bool)
+    )
+    fitted.save(dataset.path / "features", "item")
+    for name, floats in zip(("dense", "category"), fitted.transform(values), strict=True):
+        np.save(dataset.path / "features" / f"item_{name}.npy", np.pad(floats, ((1, 0), (0, 0))))
+    ranker = bundle_of(random_model("two_tower", dataset), dataset, tmp_path / "bundle")
+    check = ranker.new_items.check
+    check({"embedding": [0.5, 1, 2]})
+    check({"embedding": None})
+    with pytest.raises(RequestError, match=r"columns\.embedding.*another width than 3"):
+        check({"embedding": [1.0, 2.0]})
+    with pytest.raises(RequestError, match=r"columns\.embedding.*NaN or infinite"):
+        check({"embedding": "1 nan 3"})
+    with pytest.raises(RequestError, match=r"columns\.embedding.*more than 10096 bytes"):
+        check({"embedding": "1" * 10_097})
+    row = next(r for r in range(1, ITEMS) if dataset.trained["item"][r])
+    ranker.put_items({"like": {"embedding": cells[row - 1]}, "none": {}})
+    assert not np.allclose(*ranker.new_items.rows["item"])

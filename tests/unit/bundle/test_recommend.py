@@ -283,7 +283,7 @@ def seldom(before: list[int], row: int) -> bool:
 def test_with_little_time_fewer_candidates_are_ranked(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget = ranker._recommender._latency_budget
+    budget = ranker.recommender._latency_budget
     monkeypatch.setattr(budget, "_seconds", {FULL: 1e6, FEWER: 0.0})
     answer, full = ask(ranker, budget_ms=50_000.0), scores(ranker)
     assert answer.degraded == "fewer candidates" and len(answer.items) == 10

@@ -68,14 +68,15 @@ def test_an_item_that_only_held_out_rows_lift_is_dropped(tmp_path: Path, method:
     # Item y is met three times, once before what is held out.
     log = [("a", "x", 1), ("a", "y", 2), ("a", "x", 3), ("b", "x", 1), ("b", "x", 2), ("b", "x", 3)]
     held_out = [("a", "x", 14), ("a", "y", 15), ("b", "x", 14), ("b", "y", 15)]
+    more = [("c", "z", n) for n in (1, 2, 3, 4)]
     split: dict[str, Any] = {"method": method}
     if method == "time":
         split |= {"valid_days": 1e-6, "test_days": 5 / 86_400}
     if method == "given":
-        dataset = run(tmp_path, log, {**split, "valid": 0}, held_out, min_item_events=2)
+        dataset = run(tmp_path, log + more, {**split, "valid": 0}, held_out, min_item_events=2)
     else:
-        dataset = run(tmp_path, log + held_out, split, min_item_events=2)
-    assert list(dataset.items) == ["", "x"]
+        dataset = run(tmp_path, log + held_out + more, split, min_item_events=2)
+    assert list(dataset.items) == ["", "x", "z"]
     if method == "given":  # what the files say is tested stays, on an item that no ranking holds
         assert rejected(dataset) == {2: "core"}
         assert [dataset.items[i] for i in dataset.test.item] == ["x", "", "x", ""]

@@ -103,6 +103,19 @@ def test_held_out_users_are_history_but_nothing_is_fitted_to_them(tmp_path: Path
     assert [dataset.items[i] for i in items[0, -2:]] == ["i1", "i2"]
 
 
+def test_folds_of_users_test_each_user_once(tmp_path: Path) -> None:
+    events = [(f"u{u}", f"i{n}", n) for u in range(60) for n in (1, 2, 3)]
+    tested: list[str] = []
+    for fold in range(3):
+        (tmp_path / str(fold)).mkdir()
+        rule = {"method": "user", "valid": 0.2, "test": 1 / 3, "fold": fold}
+        parts = events_of_parts(split(tmp_path / str(fold), events, rule), positive=True)
+        users = {name: {user for user, _, _ in rows} for name, rows in parts.items()}
+        assert users["test"] and users["valid"] and not users["test"] & (users["train"] | users["valid"])
+        tested += users["test"]
+    assert sorted(tested) == sorted({user for user, _, _ in events})
+
+
 def test_random_and_folds(tmp_path: Path) -> None:
     events = [(f"u{n % 50}", f"i{n % 20}", n) for n in range(2000)]
     (tmp_path / "random").mkdir()
@@ -161,12 +174,13 @@ def test_only_new_pairs(tmp_path: Path) -> None:
 
 def test_nothing_left_to_train_on(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no event to train on"):
-        split(tmp_path, [("a", "x", 1)], {"method": "time", "test_days": 5})
+        split(tmp_path, [("a", "x", 1), ("a", "y", 1)], {"method": "time", "test_days": 5})
     assert not (tmp_path / "out").exists()
 
 
 def test_a_user_with_one_event_trains(tmp_path: Path) -> None:
-    assert events_of_parts(split(tmp_path, [("a", "x", 1)], {}))["train"] == [("a", "x", 1)]
+    events = [("a", "x", 1), ("b", "y", 2)]
+    assert events_of_parts(split(tmp_path, events, {}))["train"] == events
 
 
 @pytest.mark.parametrize("method", ["leave_last", "time", "random", "user"])
@@ -191,11 +205,11 @@ def test_buckets_do_not_change_what_is_written(tmp_path: Path, method: str) -> N
 def test_a_part_may_be_left_out_by_every_method(
     tmp_path: Path, method: str, valid: float, test: float
 ) -> None:
-    events = [(f"u{n % 40}", f"i{n % 23}", 86_400 * n) for n in range(400)]
+    events = [(f"u{n % 40}", f"i{n % 23}", 1_600_000_000 + 86_400 * n) for n in range(400)]
     rule: dict[str, Any] = {"method": method, "valid": valid, "test": test}
     if method == "time_by_days":
         rule |= {"method": "time", "valid_days": 100 * valid, "test_days": 100 * test}
-    extra = pl.DataFrame([("u1", "new", 10**8)], schema=["user", "item", "timestamp"], orient="row")
+    extra = pl.DataFrame([("u1", "new", 1_700_000_000)], schema=["user", "item", "timestamp"], orient="row")
     extra.write_parquet(tmp_path / "test.parquet")
     if method == "given" and test:
         rule["test_events"] = [str(tmp_path / "test.parquet")]

@@ -101,7 +101,10 @@ def test_hashes_of_many_ids_differ_and_fill_the_buckets_evenly() -> None:
     [
         (pl.Series([17850.0, None, 2.5]), ["17850", None, "2.5"]),
         (pl.Series([17850, None]), ["17850", None]),
-        (pl.Series(["17850.0", " x ", "  ", None, "nan", "1.50"]), ["17850", "x", None, None, None, "1.50"]),
+        (
+            pl.Series(["17850.0", " x ", "  ", None, "nan", "1.50"]),
+            ["17850.0", "x", None, None, None, "1.50"],
+        ),
         (pl.Series([True, False]), ["true", "false"]),
     ],
 )

@@ -19,7 +19,7 @@ from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
 from app.features.context import DAY
 from app.models.build import build_model
-from app.models.discovery import model_names
+from app.models.discovery import model_class, model_names
 from app.recipe import Recipe, parse
 from tests.tiny import tiny_dataset
 
@@ -64,7 +64,9 @@ CASES = [
 def test_the_smallest_data_sets_are_evaluated_without_a_warning(
     model: str, exclude_seen: bool, users: int, items: int, parts: Any, tmp_path: Path
 ) -> None:
-    dataset = with_parts(tiny_dataset(tmp_path / "dataset", users=users + 4, items=40, events=200), **parts)
+    kinds = [group[0] for group in model_class(model).NEEDS]
+    log = tiny_dataset(tmp_path / "dataset", users=users + 4, items=40, events=200, kinds=kinds)
+    dataset = with_parts(log, **parts)
     chosen = recipe(model, exclude_seen=exclude_seen, bootstrap=20)
     scorer = ModelScorer(build_model(model, {}, dataset))
     report = evaluate(chosen, dataset, scorer)

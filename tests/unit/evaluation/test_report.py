@@ -9,7 +9,8 @@ import pytest
 
 from app.artifact import open_artifact
 from app.evaluation.evaluate import Report
-from app.evaluation.report import markdown, write_report
+from app.evaluation.page import markdown
+from app.evaluation.report import write_report
 
 FIGURES = {"ndcg@10": 0.42, "hit_rate@10": 0.7, "recall@10": 0.7, "mrr@10": 0.3, "map@10": 0.3}
 REPORT = Report(

@@ -34,15 +34,15 @@ class Fixed:
         table = table.reshape(-1, len(COLUMNS)).astype(np.int64)
         Part.save(folder, dict(zip(COLUMNS, table.T, strict=True)), self.schema.users)
 
-    def history(self, ends, part=None):
+    def history(self, *ends_and_more):
         from app.data.dataset import Dataset
 
-        return Dataset.history(self, ends, part)
+        return Dataset.history(self, *ends_and_more)
 
-    def recent(self, users, *parts):
+    def recent(self, users, *parts, **options):
         from app.data.dataset import Dataset
 
-        return Dataset.recent(self, users, *parts)
+        return Dataset.recent(self, users, *parts, **options)
 
 
 def padded(requests: Requests) -> list[list[int]]:

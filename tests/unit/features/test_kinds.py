@@ -154,3 +154,25 @@ def test_a_few_texts_are_hashed_as_many_are(texts: list[str], weighting: str, ng
     state = feature.fit(many)
     single = np.concatenate([feature.transform(cells(text), state) for text in texts])
     np.testing.assert_array_equal(single, feature.transform(many, state)[: len(texts)])
+
+
+def test_a_vocabulary_has_the_words_that_texts_share() -> None:
+    text = Text("c", vocabulary=2, weighting="count")
+    state = text.fit(cells("red lamp", "red chair", "lamp red red", "green lamp", "chair", None))
+    # red and lamp are in three texts each, chair in two: the vocabulary is full; green is in one.
+    assert state["grams"] == {"lamp": 0, "red": 1}
+    assert text.transform(cells("red red lamp", "green chair", None), state).tolist() == [
+        [1, 2],
+        [0, 0],
+        [0, 0],
+    ]
+    assert Text("c", vocabulary=9).fit(cells("red", "green"))["width"] == 0
+
+
+def test_a_vocabulary_weighs_by_inverse_document_frequency() -> None:
+    text = Text("c", vocabulary=9)
+    state = text.fit(cells("red lamp", "red lamp", "red chair"))
+    idf = {"red": math.log(4 / 4) + 1, "lamp": math.log(4 / 3) + 1}
+    length = math.hypot(*idf.values())
+    expected = [idf["red"] / length, idf["lamp"] / length]
+    assert text.transform(cells("lamp red"), state)[0].tolist() == pytest.approx(expected)

@@ -39,6 +39,7 @@ def ask(model: Bilinear, user: int, history: list[int], ages: list[float] | None
         torch.tensor([history]),
         torch.tensor([[int(item > 0) for item in history]]),
         torch.tensor([ages or [0.0] * len(history)]),
+        torch.zeros(1, len(history)),
     )
     request = Batch(torch.tensor([user]), torch.tensor([[1]]), events, torch.zeros(1, 0), torch.zeros(1, 1))
     logits: Tensor = model(request).detach()

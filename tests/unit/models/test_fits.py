@@ -26,9 +26,9 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for each time that neighbours are computed."""
     calls, original = [], item_knn.neighbours
 
-    def counted(sets: Any, count: int, shrinkage: float) -> tuple[Array, Array]:
+    def counted(sets: Any, count: int, shrinkage: float, **weights: float) -> tuple[Array, Array]:
         calls.append(count)
-        return original(sets, count, shrinkage)
+        return original(sets, count, shrinkage, **weights)
 
     monkeypatch.setattr(item_knn, "neighbours", counted)
     return calls

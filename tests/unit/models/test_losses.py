@@ -58,7 +58,7 @@ def test_a_pooled_history_is_a_weighted_mean() -> None:
     pool = HistoryPool(length=3, events=2, heads=2)
     rows = torch.randn(4, 3, 5)
     item = torch.tensor([[0, 0, 0], [0, 0, 7], [0, 8, 9], [1, 2, 3]])
-    pooled = pool(rows, History(item, (item > 0).long(), torch.zeros(4, 3))).view(4, 2, 5)
+    pooled = pool(rows, History(item, (item > 0).long(), *torch.zeros(2, 4, 3))).view(4, 2, 5)
     torch.testing.assert_close(pooled[0], torch.zeros(2, 5))
     torch.testing.assert_close(pooled[1], rows[1, 2:].expand(2, 5))
     torch.testing.assert_close(pooled[3, 0], rows[3].mean(0))  # head 0 begins without preference
@@ -75,7 +75,7 @@ def old_events(length: int, days: int) -> tuple[HistoryPool, History]:
     real = torch.arange(length, 0, -1)[None] <= torch.arange(length + 1)[:, None]
     item = real.long() * torch.arange(1, length + 1)
     age = torch.full(item.shape, math.log1p(24.0 * days)) * real
-    return pool, History(item, real.long(), age)
+    return pool, History(item, real.long(), age, torch.zeros_like(age))
 
 
 @pytest.mark.parametrize("days", [1, 30, 3650])
@@ -99,7 +99,7 @@ def test_padding_never_changes_a_pooled_history(
     rows, kinds = torch.randn(1, 6, 2), torch.tensor([[1, 2, 1, 2, 1, 2]])
     age = torch.linspace(oldest, 0, 6)[None]
     real = torch.arange(6, 0, -1)[None] <= events
-    pooled = pool(rows, History(real.long(), kinds * real, age * real))
+    pooled = pool(rows, History(real.long(), kinds * real, age * real, torch.zeros_like(age)))
     logits = pool.position[0] + pool.event[kinds[0], 0] - weight_of_age * age[0]
     weights = logits[6 - events :].double().softmax(0).float()
     torch.testing.assert_close(pooled[0], weights @ rows[0, 6 - events :], atol=2e-4, rtol=1e-4)
@@ -111,7 +111,7 @@ class _Pooled(nn.Module):
         self.pool = pool
 
     def forward(self, rows: Tensor, item: Tensor, event: Tensor, age: Tensor) -> Tensor:
-        pooled: Tensor = self.pool(rows, History(item, event, age))
+        pooled: Tensor = self.pool(rows, History(item, event, age, torch.zeros_like(age)))
         return pooled
 
 
@@ -132,7 +132,7 @@ def test_a_candidate_near_to_old_events_alone_is_still_near() -> None:
     with torch.no_grad():
         near.age.fill_(2.0)
     item = torch.tensor([[0, 0, 0, 1, 2], [0, 0, 0, 0, 0]])
-    history = History(item, (item > 0).long(), (item > 0) * 1.5)
+    history = History(item, (item > 0).long(), (item > 0) * 1.5, torch.zeros(item.shape))
     rows = torch.ones(2, 5, 3) * (item > 0).unsqueeze(-1)
     score = near(near.state(rows, history), near.item(torch.ones(2, 1, 3)))
     expected = torch.tensor([[math.log1p(2 * math.exp(-3.0))], [0.0]])

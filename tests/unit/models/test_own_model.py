@@ -50,6 +50,7 @@ class MyConfig(ModelConfig):
 class MyModel(Model):
     Config = MyConfig
     SPACE: ClassVar[dict[str, Any]] = {"width": [4, 8]}
+    reads = "all"
 
     def __init__(self, config: MyConfig, inputs: Inputs, content: Content, tables: Tables) -> None:
         super().__init__(config, inputs, content, tables)
@@ -92,6 +93,26 @@ BREAKS = {
         "return self.items.lookup(items) * items.float().mean()",
     ),
     "scores_a_request_as_if_alone": (".sum(-1)", ".sum(-1) + user_state.sum()"),
+    "reads_a_past_of_any_length": (
+        "torch.ones_like(user_rows[:, :1])",
+        "history.mask.mean(1, keepdim=True)",
+    ),
+    "scores_candidates_in_any_order": (".sum(-1)", ".sum(-1) + torch.arange(item_rows.shape[1])"),
+    "follows_the_past_alone": (
+        'reads = "all"\n',
+        """trains_on = "sequences"
+
+    def states(self, user_rows: Tensor, history_rows: Tensor, history: History) -> Tensor:
+        state = self.user_state(user_rows, history_rows, history, user_rows)
+        return (state * history.mask.sum()).unsqueeze(1).expand(-1, history.mask.shape[1], -1)
+""",
+    ),
+    "learns_rows_by_heart": (
+        "    def score(",
+        "    def loss(self, batch: Any) -> Tensor:\n        return -super().loss(batch)\n\n    def score(",
+    ),
+    "learns_alike_under_a_seed": (".sum(-1)", ".sum(-1) * __import__('random').random()"),
+    "asks_for_training_that_there_is": ('reads = "all"', 'reads = "all"\n    TRAINING = {"epoch": 3}'),
     "learns_with_every_weight": (
         "self.users = ",
         "self.spare = torch.nn.Parameter(torch.ones(1))\n        self.users = ",

@@ -67,7 +67,7 @@ def test_a_line_is_ranked_or_recommended_and_answered_in_its_order(make: Callabl
 def test_a_broken_line_is_a_problem_in_its_place_and_the_others_are_answered(
     make: Callable[..., Replica],
 ) -> None:
-    broken: list[Any] = [b"{", b"[1]", b'{"user": "u", "items": ["\xff"]}', b'{"user": 1}', b'{"user": ""}']
+    broken: list[Any] = [b"{", b"[1]", b'{"user": "u", "items": ["\xff"]}', b'{"user": 1.5}', b'{"user": ""}']
     for text, status in zip(broken, (400, 422, 400, 422, 422), strict=True):
         good = lines(RANK)
         answered = batch(make(), good + b"\r\n" + text + b"\n" + good)

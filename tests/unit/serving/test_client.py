@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
 from app import client as client_module
-from app.bundle.request.requests import Answer, RankRequest, RecommendRequest, SimilarRequest
+from app.bundle.request.requests import (
+    Answer,
+    ItemList,
+    KnownItem,
+    KnownUser,
+    ListedItem,
+    RankRequest,
+    RecommendRequest,
+    SimilarRequest,
+)
 from app.client import RETRIES, AsyncClient, Client
 from app.errors import MachineError, RequestError
-from app.events import Event
+from app.events import Event, HistoryEvent
 from app.recipe import Serve
 from tests.fakes import fake_replica, transport
 
@@ -205,3 +215,41 @@ def test_every_call_against_a_replica(monkeypatch: pytest.MonkeyPatch, tmp_path:
                 await client.feedback([])
 
     asyncio.run(run())
+
+
+@both
+@pytest.mark.parametrize(
+    ("name", "argument", "path", "answer"),
+    [
+        (
+            "item",
+            "a/b ä",
+            "/v1/items/a%2Fb%20%C3%A4",
+            KnownItem("a/b ä", True, True, 3, {"price": 2}, "m", "1"),
+        ),
+        ("user", 7, "/v1/users/7", KnownUser("7", False, False, [HistoryEvent("a", "view", 5.0)], "m", "1")),
+        ("popular", 3, "/v1/popular?k=3", ItemList([ListedItem("a", 4)], "m", "1")),
+        ("latest", 3, "/v1/latest?k=3", ItemList([ListedItem("a", None, 5.0)], "m", "1")),
+    ],
+)
+def test_what_is_read_is_typed(
+    run: Callable[..., Any], name: str, argument: Any, path: str, answer: Any
+) -> None:
+    def reply(request: httpx.Request) -> httpx.Response:
+        assert (request.method, request.url.raw_path.decode()) == ("GET", path)
+        return httpx.Response(200, content=msgspec.json.encode(answer))
+
+    assert run(reply, name, argument) == answer
+
+
+def test_columns_of_lists_are_sent_one_by_one_and_none_as_an_empty_one() -> None:
+    queries: list[str] = []
+
+    def reply(request: httpx.Request) -> httpx.Response:
+        queries.append(request.url.query.decode())
+        return httpx.Response(200, content=msgspec.json.encode(ItemList([], "m", "1")))
+
+    with Client("http://test", transport=httpx.MockTransport(reply)) as client:
+        client.popular(2, ["title", "price"])
+        client.latest(2, [])
+    assert queries == ["k=2&columns=title&columns=price", "k=2&columns="]

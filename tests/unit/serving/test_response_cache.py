@@ -394,7 +394,7 @@ def test_without_time_the_last_answer_comes_before_the_popular_items(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget, service = Slow(), Recommendations(ranker)
-    monkeypatch.setattr(ranker._recommender, "_latency_budget", budget)
+    monkeypatch.setattr(ranker.recommender, "_latency_budget", budget)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "context": {"timestamp": NOW}}
     (whole,) = service.answers(asked)
     assert not whole.degraded
@@ -418,7 +418,7 @@ def test_what_was_seen_comes_again_where_the_request_allows_it(
     ranker: Ranker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     budget, service = Slow(), Recommendations(ranker)
-    monkeypatch.setattr(ranker._recommender, "_latency_budget", budget)
+    monkeypatch.setattr(ranker.recommender, "_latency_budget", budget)
     asked = {"user": "u3", "k": 8, "budget_ms": 50.0, "exclude_seen": False, "context": {"timestamp": NOW}}
     (whole,) = service.answers(asked)
     service.store.add("u3", whole.items[0].item)
@@ -429,7 +429,7 @@ def test_what_was_seen_comes_again_where_the_request_allows_it(
 
 def test_another_versions_answer_does_not_come(ranker: Ranker, monkeypatch: pytest.MonkeyPatch) -> None:
     budget, service = Slow(), Recommendations(ranker)
-    monkeypatch.setattr(ranker._recommender, "_latency_budget", budget)
+    monkeypatch.setattr(ranker.recommender, "_latency_budget", budget)
     asked = {"user": "u3", "budget_ms": 50.0}
     service.answers(asked)
     service.traffic_split.main, budget.step_ = Variant(ranker, "d2"), POPULAR

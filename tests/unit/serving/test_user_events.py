@@ -237,6 +237,23 @@ def test_a_user_of_few_events_has_no_list_of_seen_items(tmp_path: Path) -> None:
     assert look_up(cache, "u").seen("u") is not None
 
 
+def test_more_events_are_handed_over_once_a_model_needs_them(new_store: Callable[[], Any]) -> None:
+    store = new_store()
+    cache = UserEventCache(store)
+    for user, count in (("u", LENGTH + 50), ("v", LENGTH - 1)):
+        store.append([Event(user, f"i{n}", timestamp=n) for n in range(count)])
+    assert [len(items(cache, user)) for user in "uv"] == [LENGTH, LENGTH - 1]
+    cache.need(LENGTH - 5)
+    assert items(cache, "u") and cache.misses == 2, "nothing is read again for less"
+    cache.need(LENGTH + 20)
+    lookup = look_up(cache, "u")
+    assert lookup.of("u") == store.recent("u", LENGTH + 20) and lookup.seen("u") is not None
+    assert len(items(cache, "v")) == LENGTH - 1 and cache.misses == 3
+    cache.need(LENGTH + 100)
+    lookup = look_up(cache, "u")
+    assert len(lookup.of("u")) == LENGTH + 50 and lookup.seen("u") is None, "these are all"
+
+
 # --- a store on another machine ----------------------------------------------------------
 
 

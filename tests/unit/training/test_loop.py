@@ -21,7 +21,7 @@ from app.recipe import Recipe, parse
 from app.training.checkpoint import load_checkpoint, save_checkpoint
 from app.training.hosts import PROGRESS, LocalHost
 from app.training.loop import Loop
-from app.training.train import fit, train
+from app.training.train import fit, task_of, train
 from tests.tiny import tiny_dataset
 
 
@@ -41,6 +41,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def recipe(**settings: Any) -> Recipe:
     model = settings.pop("model", {"name": "mlp", "dropout": 0.2})
     training = {"epochs": 3, "batch_size": 128, "learning_rate": 0.01, "workers": 0, "patience": 0}
+    training |= {"negatives": 4, "patience_steps": 0}
     return parse({"model": model, "train": {**training, **settings}}, "test")
 
 
@@ -89,21 +90,24 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(dataset: Dataset, tmp_pat
     assert not list(tmp_path.glob(".*.run"))
 
 
+@pytest.mark.parametrize(
+    "model", [{"name": "mlp", "dropout": 0.2}, {"name": "sasrec", "width": 16}, {"name": "mult_vae"}], ids=str
+)
 def test_goes_on_in_the_middle_of_an_epoch(
-    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:
     """A checkpoint between two steps holds the position in the data and the random state of dropout."""
     monkeypatch.setattr("app.training.loop.STEPS_BETWEEN_CLOCKS", 5)
-    trained_recipe = recipe(checkpoint_minutes=1e-9)
-    broken = Loop(trained_recipe, dataset, _StopsInTheMiddle(tmp_path))
+    trained_recipe = recipe(checkpoint_minutes=1e-9, model=model)
+    broken = Loop(task_of(trained_recipe, dataset), _StopsInTheMiddle(tmp_path))
     with pytest.raises(Stopped):
         broken.run()
     assert broken.progress.epoch == 1 and broken.progress.step == 5
-    again = Loop(trained_recipe, dataset, LocalHost(tmp_path, torch.device("cpu")))
+    again = Loop(task_of(trained_recipe, dataset), LocalHost(tmp_path, torch.device("cpu")))
     assert again.progress.step == 5
     again.run()
     (tmp_path / "whole").mkdir()
-    whole = Loop(trained_recipe, dataset, LocalHost(tmp_path / "whole", torch.device("cpu")))
+    whole = Loop(task_of(trained_recipe, dataset), LocalHost(tmp_path / "whole", torch.device("cpu")))
     whole.run()
     assert all(torch.equal(again.state.best[k], whole.state.best[k]) for k in whole.state.best)
     assert again.progress.curve[1]["loss"] == pytest.approx(whole.progress.curve[1]["loss"], rel=1e-5)
@@ -134,7 +138,7 @@ def test_stops_when_validation_gets_no_better(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([0.1, 0.3, 0.2, 0.3, 0.1])
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(figures)})
+    monkeypatch.setattr("app.training.validation.validate", lambda *_: {"ndcg@10": next(figures)})
     artifact = fit(recipe(epochs=9, patience=2), dataset, tmp_path / "a")
     assert (artifact.figures["epochs"], artifact.figures["best_epoch"]) == (4, 2)
     assert artifact.figures["best_ndcg@10"] == 0.3
@@ -159,14 +163,14 @@ def test_a_figure_that_is_no_number_is_never_the_best(
     best: int,
 ) -> None:
     each = iter(figures)
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(each), "auc": 0.5})
+    monkeypatch.setattr("app.training.validation.validate", lambda *_: {"ndcg@10": next(each), "auc": 0.5})
     artifact = fit(recipe(epochs=4, patience=patience), dataset, tmp_path / "a")
     assert (artifact.figures["epochs"], artifact.figures["best_epoch"]) == (epochs, best)
     chosen = figures[best - 1]
     assert artifact.figures.get("best_ndcg@10") == (chosen if isfinite(chosen) else None)
     curve = load_checkpoint(artifact.path, dataset).curve
     assert [line.get("ndcg@10") for line in curve] == [f if isfinite(f) else None for f in figures[:epochs]]
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": nan})
+    monkeypatch.setattr("app.training.validation.validate", lambda *_: {"ndcg@10": nan})
     assert same(artifact, fit(recipe(epochs=best), dataset, tmp_path / "b"))  # the weights of that epoch
 
 
@@ -174,9 +178,9 @@ def test_the_best_weights_are_published(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     figures = iter([0.9, 0.1, 0.1])
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": next(figures)})
+    monkeypatch.setattr("app.training.validation.validate", lambda *_: {"ndcg@10": next(figures)})
     best = fit(recipe(), dataset, tmp_path / "a")
-    monkeypatch.setattr("app.training.loop.validate", lambda *_: {"ndcg@10": 0.5})
+    monkeypatch.setattr("app.training.validation.validate", lambda *_: {"ndcg@10": 0.5})
     assert same(best, fit(recipe(epochs=1), dataset, tmp_path / "b"))
 
 
@@ -236,7 +240,9 @@ def test_without_a_validation_part_the_last_weights_are_kept(tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_no_number_is_refused(dataset: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"loss of epoch 1 is nan.*lower learning_rate"):
+    with pytest.raises(
+        RecipeError, match=r"the loss of epoch 1 is (nan|inf) at step \d+.*lower learning_rate"
+    ):
         fit(recipe(optimizer="sgd", learning_rate=1e30), dataset, tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
@@ -272,7 +278,7 @@ def test_an_attempt_without_a_checkpoint_is_told(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patch, pytest.raises(Stopped):
-        patch.setattr("app.training.loop.validate", _stop)
+        patch.setattr("app.training.validation.validate", _stop)
         train(recipe(), dataset, tmp_path / "a")
     assert (tmp_path / ".a.run" / PROGRESS).exists()
     artifact = train(recipe(), dataset, tmp_path / "a")

@@ -46,10 +46,11 @@ def test_the_table_has_a_column_a_setting(tmp_path: Path) -> None:
         Point(3, {"model.hidden": [64, 32], "train.epochs": 2}, 0.25, 1.5, 2_000_000, True, "ndcg@10"),
         Point(5, {"compress.rows": "int8"}, 0.2, 1.0, 1_000_000, False, "ndcg@10"),
     ]
-    write_csv(points, tmp_path / "front.csv")
-    first, second = csv.DictReader((tmp_path / "front.csv").open())
+    write_csv(points, {"popularity": 0.05}, "ndcg@10", tmp_path / "front.csv")
+    first, second, baseline = csv.DictReader((tmp_path / "front.csv").open())
     assert first["ndcg@10"] == "0.25"
     assert (first["mb"], first["reused"], first["model.hidden"]) == ("2.0", "1", "[64, 32]")
+    assert (baseline["trial"], baseline["ndcg@10"], baseline["mb"]) == ("popularity", "0.05", "")
     assert (second["trial"], second["compress.rows"], second["train.epochs"]) == ("5", "int8", "")
 
 
@@ -57,7 +58,12 @@ def test_the_results_of_a_search(tmp_path: Path) -> None:
     settings = {"model.hidden": [32], "train.learning_rate": 0.002, "compress.rows": "int4"}
     points = [Point(n, settings, 0.1 * n, 1.0 + n, 10**6 * n, False, "ndcg@10") for n in range(1, 4)]
     files = write_results(
-        Recipe(name="shop"), tmp_path, points, points[1], parse("mb<=2.5, p95_ms<=9", "ndcg@10")
+        Recipe(name="shop"),
+        tmp_path,
+        points,
+        points[1],
+        parse("mb<=2.5, p95_ms<=9", "ndcg@10"),
+        {"item_knn": 0.25},
     )
     assert files["front_png"].read_bytes()[:4] == b"\x89PNG"
     chosen = load(files["best_toml"])
@@ -68,5 +74,5 @@ def test_the_results_of_a_search(tmp_path: Path) -> None:
 
 def test_one_trial_is_a_result_too(tmp_path: Path) -> None:
     point = Point(0, {}, 0.1, 1.0, 10**6, False, "ndcg@10")
-    files = write_results(Recipe(), tmp_path, [point], point, [])
+    files = write_results(Recipe(), tmp_path, [point], point, [], {})
     assert all(path.stat().st_size for path in files.values())

@@ -13,19 +13,23 @@ from tuning.journal import DIRECTIONS, open_journal, points
 from tuning.ledger import GIVE_UP, Ledger
 from tuning.propose import Proposer
 from tuning.search import study_name
+from tuning.space import Space
 from tuning.trial import trial_recipe
 
 GOOD = {"quality": 0.3, "p95_ms": 1.5, "bytes": 10**6, "reused": False, "checkpoint": "k", "seconds": 2.0}
 
+RECIPE = Recipe().override({"model.name": "mlp", "train.batch_size": 1024})
+
 
 def ledger_of(recipe: Recipe, folder: Path, trials: int) -> Ledger:
     journal = open_journal(folder / "journal.log", "s")
-    return Ledger(recipe, journal, Proposer(recipe, [], DIRECTIONS), trials)
+    space = Space(recipe, (recipe.model.name,), frozenset())
+    return Ledger(recipe, journal, Proposer(space, [], DIRECTIONS), trials)
 
 
 @pytest.fixture
 def ledger(tmp_path: Path) -> Ledger:
-    return ledger_of(Recipe(), tmp_path, trials=4)
+    return ledger_of(RECIPE, tmp_path, trials=4)
 
 
 def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.CaptureFixture[str]) -> None:
@@ -69,7 +73,7 @@ def test_a_success_between_failures_keeps_it_going(ledger: Ledger) -> None:
 
 
 def test_a_space_without_choices_is_exhausted(tmp_path: Path) -> None:
-    ledger = ledger_of(Recipe().override({"model.name": "popularity"}), tmp_path, trials=99)
+    ledger = ledger_of(RECIPE.override({"model.name": "popularity"}), tmp_path, trials=99)
     for n in range(99):
         if ledger.next(str(n)) is None:
             break
@@ -78,14 +82,18 @@ def test_a_space_without_choices_is_exhausted(tmp_path: Path) -> None:
     assert 1 <= ledger.finished < 99
 
 
-def test_a_refit_makes_no_other_study() -> None:
-    recipe = Recipe()
-    assert study_name(recipe.override({"train.refit": True}), "digest") == study_name(recipe, "digest")
-    assert study_name(recipe.override({"train.epochs": 3}), "digest") != study_name(recipe, "digest")
+def test_a_study_is_that_of_what_its_trials_depend_on() -> None:
+    def named(*models: str, **changes: Any) -> str:
+        recipe = RECIPE.override({name.replace("__", "."): value for name, value in changes.items()})
+        return study_name(Space(recipe, models or ("mlp",), frozenset()), "digest")
+
+    assert named(train__refit=True) == named()
+    assert named(train__epochs=3) != named()
+    assert named("mlp", "item_knn") != named()
 
 
 def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:
-    recipe = Recipe().override({"train.epochs": 20, "tune.epochs": 3, "train.workers": 2})
+    recipe = RECIPE.override({"train.epochs": 20, "tune.epochs": 3, "train.workers": 2})
     shorter = trial_recipe(recipe, {"train.learning_rate": 0.01}).train
     assert (shorter.epochs, shorter.workers, shorter.learning_rate) == (3, 0, 0.01)
     assert trial_recipe(recipe.override({"tune.epochs": 0}), {}).train.epochs == 20

@@ -9,21 +9,23 @@ import optuna
 import pytest
 
 from app.errors import ArtifactError
-from app.models.discovery import model_names
+from app.models.discovery import model_config, model_names
 from app.recipe import Recipe
 from tuning import space
 from tuning.front import Point
 from tuning.journal import DIRECTIONS, open_journal, points, record
 from tuning.propose import Proposal, Proposer
+from tuning.space import Space
 
 
 def recipe_of(model: str) -> Recipe:
-    return Recipe().override({"model.name": model})
+    return Recipe().override({"model.name": model, "train.batch_size": 1024})
 
 
-def proposer(recipe: Recipe, study: optuna.Study | None = None) -> Proposer:
+def proposer(recipe: Recipe, study: optuna.Study | None = None, models: tuple[str, ...] = ()) -> Proposer:
     finished = study.get_trials(states=(optuna.trial.TrialState.COMPLETE,)) if study else []
-    return Proposer(recipe, finished, DIRECTIONS)
+    names = models or (recipe.model.name,)
+    return Proposer(Space(recipe, names, frozenset(names)), finished, DIRECTIONS)
 
 
 def quality(proposal: Proposal) -> float:
@@ -66,6 +68,26 @@ def test_the_first_trial_is_the_recipe_itself() -> None:
     first = proposer(recipe).propose()
     assert first is not None
     assert recipe.override(first.settings).model_dump()["train"] == recipe.model_dump()["train"]
+
+
+def test_every_model_is_tried_as_it_is_first() -> None:
+    models = ("mlp", "item_knn", "two_tower")
+    proposes = proposer(recipe_of("mlp"), models=models)
+    first = []
+    for _ in models:
+        proposal = proposes.propose()
+        assert proposal is not None
+        first.append(proposal.settings)
+        proposes.tell(proposal, [0.1, 1.0, 1.0])
+    assert [settings["model.name"] for settings in first] == list(models)
+    assert [settings.get("model.width") for settings in first] == [
+        model_config("mlp", {}).width,  # type: ignore[attr-defined]
+        None,
+        model_config("two_tower", {}).width,  # type: ignore[attr-defined]
+    ]
+    finished = [space.training_part(settings) for settings in first]
+    following = [proposes.propose() for _ in range(8)]
+    assert any(space.training_part(p.settings) in finished for p in following if p is not None)
 
 
 @pytest.mark.parametrize("model", model_names())

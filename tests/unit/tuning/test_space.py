@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import optuna
 import pytest
 
+from app.data.dataset import Dataset
+from app.errors import RecipeError
 from app.models.discovery import model_class, model_config, model_names
 from app.recipe import Recipe
+from app.recipe_check import check_recipe
+from tests.tiny import tiny_dataset
 from tuning import space
+from tuning.search import compared
+from tuning.space import Space
 
-BASE = Recipe()
+BASE = Recipe().override({"model.name": "mlp", "train.batch_size": 1024})
 
 
-def sampled(recipe: Recipe, seed: int) -> space.Settings:
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dataset]:
+    yield tiny_dataset(tmp_path_factory.mktemp("space") / "dataset")
+
+
+def around(recipe: Recipe, *models: str) -> Space:
+    names = models or (recipe.model.name,)
+    return Space(recipe, names, frozenset(name for name in names if "hidden" in model_class(name).SPACE))
+
+
+def sampled(recipe: Recipe, seed: int, *models: str) -> space.Settings:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=seed))
-    return space.suggest(study.ask(), recipe)
+    return around(recipe, *models).suggest(study.ask())
 
 
 def of(model: str, **changes: Any) -> Recipe:
@@ -34,27 +51,32 @@ def test_every_draw_is_a_valid_recipe(name: str) -> None:
 @pytest.mark.parametrize("name", model_names())
 def test_the_recipe_itself_belongs_to_the_space(name: str) -> None:
     recipe = of(name, **{"train.batch_size": 77, "train.learning_rate": 0.5, "compress.prune": 0.1})
-    own = space.encoded(space.own(recipe))
-    settings = space.suggest(optuna.trial.FixedTrial(own), recipe)
-    assert all(settings[key] == space.own(recipe)[key] for key in settings)
+    wanted = around(recipe)
+    settings = wanted.suggest(optuna.trial.FixedTrial(wanted.encoded(wanted.own(name))))
+    assert all(settings[key] == wanted.own(name)[key] for key in settings)
 
 
 @pytest.mark.parametrize("name", model_names())
 def test_settings_survive_the_study(name: str) -> None:
     study = optuna.create_study()
-    trial = study.ask()
-    settings = space.suggest(trial, of(name))
-    assert space.decoded(trial.params) == settings
-    assert space.encoded(settings) == trial.params
+    for wanted in (around(of(name)), around(of(name), name, "mlp", "two_tower")):
+        trial = study.ask()
+        settings = wanted.suggest(trial)
+        assert space.decoded(trial.params) == settings
+        assert wanted.encoded(settings) == trial.params
 
 
 def test_negatives_are_asked_for_where_the_loss_samples_them() -> None:
     assert "train.negatives" in sampled(of("mlp", **{"model.loss": "bce"}), 0)
-    in_batch = sampled(of("mlp", **{"model.loss": "sampled_softmax"}), 0)
+    for seed in range(30):
+        settings = sampled(of("two_tower"), seed)
+        in_batch = settings["model.loss"] in ("sampled_softmax", "softmax")
+        assert ("train.negatives" in settings) == ("train.negative_sampling" in settings) == (not in_batch)
+    shared = [sampled(of("sasrec", **{"model.loss": "bce"}), seed) for seed in range(20)]
+    drawn = [settings["train.negatives"] for settings in shared if "train.negatives" in settings]
+    assert drawn and all(32 <= count <= 1024 for count in drawn), "they serve all targets of a batch"
     logged = sampled(of("mlp", **{"train.negatives": 0}), 0)
-    for settings in (in_batch, logged):
-        assert "train.negatives" not in settings
-        assert "train.negative_sampling" not in settings
+    assert not {"train.negatives", "train.negative_sampling", "model.loss"} & set(logged)
 
 
 def test_a_rate_of_the_tables_is_asked_for_where_they_have_one() -> None:
@@ -68,6 +90,86 @@ def test_rows_keep_their_precision_where_they_must(name: str) -> None:
     assert ("train.learning_rate" in sampled(of(name), 0)) == model_class(name).learns
 
 
+def losses(recipe: Recipe) -> set[str]:
+    return {sampled(recipe, seed)["model.loss"] for seed in range(60)}
+
+
+def test_the_losses_are_those_that_rank() -> None:
+    assert losses(of("mlp")) == {"bce", "bpr", "cross_entropy", "gbce"}
+    inner_product = {"bce", "bpr", "cross_entropy", "gbce", "sampled_softmax", "softmax"}
+    assert losses(of("two_tower")) == losses(of("sasrec")) == inner_product
+    assert "sampled_softmax" in losses(of("mlp", **{"model.loss": "sampled_softmax"}))  # the recipe's own
+    for fixed in (of("mlp", **{"model.loss": "mse"}), of("item_knn")):
+        assert "model.loss" not in sampled(fixed, 0)
+
+
+@pytest.mark.parametrize(
+    ("own", "sizes"),
+    [
+        (1024, [256, 512, 1024, 2048, 4096]),
+        (48, [32, 48, 96, 192]),
+        (8, [8, 16, 32]),
+        (0, [0, 128, 512, 2048]),
+    ],
+)
+def test_batch_sizes_lie_around_the_logs_own(own: int, sizes: list[int]) -> None:
+    assert space.batch_sizes(own) == sizes
+    drawn = {sampled(of("mlp", **{"train.batch_size": own}), seed)["train.batch_size"] for seed in range(60)}
+    assert drawn == set(sizes)
+
+
+@pytest.mark.parametrize(
+    ("name", "dense"), [("mlp", True), ("two_tower", True), ("bilinear", False), ("item_knn", False)]
+)
+def test_dense_layers_are_asked_about_where_there_are_some(name: str, dense: bool, dataset: Dataset) -> None:
+    settings = Space.around(of(name), dataset).suggest(optuna.create_study().ask())
+    assert ("compress.dense" in settings) == ("compress.prune" in settings) == dense
+
+
+def test_models_are_searched_side_by_side(dataset: Dataset) -> None:
+    wanted = Space.around(of("mlp", **{"model.width": 8}), dataset, ["item_knn", "mlp", "bilinear"])
+    assert wanted.models == ("mlp", "item_knn", "bilinear")  # the recipe's own first
+    assert wanted.dense == {"mlp"}
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    seen = set()
+    for _ in range(40):
+        settings = wanted.suggest(study.ask())
+        section = space.changed(wanted.recipe, settings).model
+        config = model_config(section.source, section.hyperparameters)
+        assert all(
+            getattr(config, key) == settings[f"model.{key}"] for key in model_class(section.name).SPACE
+        )
+        seen.add(section.name)
+    assert seen == {"mlp", "item_knn", "bilinear"}
+
+
+def test_another_model_begins_with_its_own_defaults() -> None:
+    recipe = of("mlp", **{"model.width": 8, "model.hidden": [16], "train.learning_rate": 0.5})
+    wanted = around(recipe, "mlp", "two_tower")
+    assert wanted.own("mlp")["model.width"] == 8
+    other = wanted.own("two_tower")
+    assert other["model.width"] == model_config("two_tower", {}).width  # type: ignore[attr-defined]
+    assert other["train.learning_rate"] == 0.5
+    assert "model.hidden" not in other
+
+
+def test_a_model_that_there_is_not(dataset: Dataset) -> None:
+    with pytest.raises(RecipeError, match="unknown model 'mpl'"):
+        Space.around(of("mlp"), dataset, ["mlp", "mpl"])
+    with pytest.raises(RecipeError, match=r"tune\.models: no model 'mpl'.*did you mean 'mlp'"):
+        check_recipe(of("mlp", **{"tune.models": ["item_knn", "mpl"]}))
+
+
 def test_training_and_compression_part_ways() -> None:
     settings = {"model.width": 8, "train.negatives": 4, "compress.rows": "int8"}
     assert space.training_part(settings) == {"model.width": 8, "train.negatives": 4}
+
+
+def test_a_search_after_auto_goes_over_what_it_could_compare() -> None:
+    candidates = [
+        {"name": "item_knn", "metric": 0.2},
+        {"name": "mlp", "metric": 0.3},
+        {"name": "two_tower", "metric": None},  # it failed
+        {"name": "mlp", "metric": 0.1},  # with other settings
+    ]
+    assert compared({"candidates": candidates, "chosen": "mlp"}) == ["item_knn", "mlp"]

@@ -1,4 +1,4 @@
-"""What a training batch holds."""
+"""What a batch of events holds, for models that learn from events."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from app.data.dataset import COLUMNS, Dataset, Part
 from app.errors import DataError, RecipeError
 from app.models.base import Batch, Loss
 from app.recipe import Train
-from app.training.sampler import Sampler, SeenPairs, first_of_moment, prefetch, row_type
+from app.training.batches.events import EventBatches
+from app.training.batches.moments import first_of_moment, row_type
+from app.training.batches.negatives import SeenPairs
+from app.training.batches.prefetch import prefetch
 from tests.tiny import tiny_dataset
 
 
@@ -25,12 +28,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", skips=0.3)
 
 
-def sampler(dataset: Dataset, loss: Loss = "bce", **options: Any) -> Sampler:
+def batches_of(dataset: Dataset, loss: Loss = "bce", **options: Any) -> EventBatches:
     own = {key: options.pop(key) for key in ("rank", "world", "history") if key in options}
-    return Sampler(dataset, Train(**{"batch_size": 100, "id_dropout": 0.0, **options}), loss, 7, **own)
+    return EventBatches(dataset, Train(**{"batch_size": 100, "id_dropout": 0.0, **options}), loss, 7, **own)
 
 
-def everything(batches: Sampler, epoch: int = 0) -> Batch:
+def everything(batches: EventBatches, epoch: int = 0) -> Batch:
     """A whole epoch as one batch."""
     parts = list(batches.epoch(epoch))
     user, item, label = (torch.cat([getattr(p, name) for p in parts]) for name in ("user", "item", "label"))
@@ -42,20 +45,20 @@ def pairs(users: Any, items: Any) -> set[tuple[int, int]]:
 
 
 def test_an_epoch_has_every_positive_once(dataset: Dataset) -> None:
-    epoch = everything(sampler(dataset))
+    epoch = everything(batches_of(dataset))
     positive = dataset.train.label > 0
     assert len(epoch.user) == positive.sum()
     assert pairs(epoch.user, epoch.item[:, 0]) == pairs(
         dataset.train.user[positive], dataset.train.item[positive]
     )
-    assert epoch.item.shape[1] == 5
+    assert epoch.item.shape[1] == 16  # 15 negatives are the default
     assert (epoch.label[:, 0] == 1).all() and (epoch.label[:, 1:] == 0).all()
 
 
 @pytest.mark.parametrize("sampling", ["uniform", "popularity"])
 def test_negatives_are_items_the_user_does_not_have(dataset: Dataset, sampling: str) -> None:
     """Redraws leave little of the chance to draw what the user has, here a third."""
-    epoch = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
+    epoch = everything(batches_of(dataset, negatives=8, negative_sampling=sampling))
     has = pairs(dataset.train.user, dataset.train.item)
     drawn = [
         (u, i) for u, row in zip(epoch.user.tolist(), epoch.item[:, 1:].tolist(), strict=True) for i in row
@@ -68,7 +71,7 @@ def test_negatives_are_items_the_user_does_not_have(dataset: Dataset, sampling: 
 
 def test_popular_items_are_drawn_more_often(dataset: Dataset) -> None:
     def likeness(sampling: str) -> float:
-        epoch = everything(sampler(dataset, negatives=8, negative_sampling=sampling))
+        epoch = everything(batches_of(dataset, negatives=8, negative_sampling=sampling))
         drawn = np.bincount(epoch.item[:, 1:].flatten(), minlength=dataset.schema.items)
         return float(np.corrcoef(drawn[1:], dataset.popularity[1:])[0, 1])
 
@@ -77,7 +80,7 @@ def test_popular_items_are_drawn_more_often(dataset: Dataset) -> None:
 
 def test_history_ends_before_the_moment_of_the_event(dataset: Dataset) -> None:
     part = dataset.train
-    batches = sampler(dataset)
+    batches = batches_of(dataset)
     first = next(iter(batches.epoch(0)))
     for b in range(len(first.user)):
         mine = slice(part.indptr[first.user[b]], part.indptr[first.user[b] + 1])
@@ -120,8 +123,8 @@ class _Shifted:
 
 def test_batches_of_rows_beyond_two_billion(dataset: Dataset) -> None:
     """Shuffle, look-ups and histories give for such rows what they give for the same events in front."""
-    expected = list(sampler(dataset).epoch(1))
-    far, part, offset = sampler(dataset), dataset.train, _Shifted.OFFSET
+    expected = list(batches_of(dataset).epoch(1))
+    far, part, offset = batches_of(dataset), dataset.train, _Shifted.OFFSET
     far.rows = far.rows.astype(row_type(offset + len(part))) + offset
     far.before = _Shifted(far.before.astype(far.rows.dtype) + offset)  # type: ignore[assignment]
     columns: Any = {name: _Shifted(getattr(part, name)) for name in COLUMNS}
@@ -149,36 +152,37 @@ class _WithLength:
 
 
 def test_logged_labels_without_negatives(dataset: Dataset) -> None:
-    epoch = everything(sampler(dataset, negatives=0))
+    epoch = everything(batches_of(dataset, negatives=0))
     assert epoch.item.shape == (len(dataset.train), 1)
     assert epoch.label.mean().item() == pytest.approx(float(dataset.train.label.mean()))
 
 
 def test_mse_is_taught_the_value(dataset: Dataset) -> None:
-    epoch = everything(sampler(dataset, "mse", negatives=0))
+    epoch = everything(batches_of(dataset, "mse", negatives=0))
     assert set(epoch.label.flatten().tolist()) == set(np.unique(dataset.train.value).tolist())
 
 
-def test_sampled_softmax_takes_positives_alone(dataset: Dataset) -> None:
-    epoch = everything(sampler(dataset, "sampled_softmax", id_dropout=0.5))
+@pytest.mark.parametrize("loss", ["sampled_softmax", "softmax"])
+def test_a_softmax_over_items_takes_positives_alone(dataset: Dataset, loss: Loss) -> None:
+    epoch = everything(batches_of(dataset, loss, id_dropout=0.5))
     assert epoch.item.shape == (int((dataset.train.label > 0).sum()), 1)
     assert (epoch.item > 0).all()
 
 
 def test_hides_the_wanted_share(dataset: Dataset) -> None:
-    epoch = everything(sampler(dataset, id_dropout=0.2))
+    epoch = everything(batches_of(dataset, id_dropout=0.2))
     assert (epoch.user == 0).float().mean().item() == pytest.approx(0.2, abs=0.04)
     assert (epoch.item == 0).float().mean().item() == pytest.approx(0.2, abs=0.03)
 
 
 def test_equal_seeds_give_equal_batches_and_epochs_differ(dataset: Dataset) -> None:
-    once, again, later = (everything(sampler(dataset), epoch) for epoch in (0, 0, 1))
+    once, again, later = (everything(batches_of(dataset), epoch) for epoch in (0, 0, 1))
     assert torch.equal(once.item, again.item)
     assert not torch.equal(once.item, later.item)
 
 
 def test_an_epoch_goes_on_from_any_step(dataset: Dataset) -> None:
-    batches = sampler(dataset)
+    batches = batches_of(dataset)
     whole, rest = list(batches.epoch(3)), list(batches.epoch(3, start=5))
     assert len(whole) == batches.steps and len(rest) == batches.steps - 5
     assert all(torch.equal(a.item, b.item) for a, b in zip(whole[5:], rest, strict=True))
@@ -186,7 +190,7 @@ def test_an_epoch_goes_on_from_any_step(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_workers_share_an_epoch_in_equal_steps(dataset: Dataset, world: int) -> None:
-    shares = [sampler(dataset, rank=rank, world=world) for rank in range(world)]
+    shares = [batches_of(dataset, rank=rank, world=world) for rank in range(world)]
     epochs = [everything(share) for share in shares]
     assert len({len(epoch.user) for epoch in epochs}) == 1 and len({s.steps for s in shares}) == 1
     learned = set().union(*(pairs(epoch.user, epoch.item[:, 0]) for epoch in epochs))
@@ -208,9 +212,15 @@ def test_seen_is_rarely_wrong() -> None:
     assert SeenPairs(user, item)(user, other).mean() < 1 / 16
 
 
-def test_a_comparison_needs_negatives(dataset: Dataset) -> None:
-    with pytest.raises(RecipeError, match=r"train\.negatives.*bpr"):
-        sampler(dataset, "bpr", negatives=0)
+@pytest.mark.parametrize("loss", ["bpr", "cross_entropy", "gbce", "cosine"])
+def test_a_comparison_needs_negatives(dataset: Dataset, loss: Loss) -> None:
+    with pytest.raises(RecipeError, match=rf"train\.negatives.*{loss}"):
+        batches_of(dataset, loss, negatives=0)
+
+
+def test_weights_of_event_types_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(RecipeError, match=r"train\.event_weights.*sasrec"):
+        batches_of(dataset, event_weights={"buy": 2.0})
 
 
 def test_nothing_to_learn_from(tmp_path: Path) -> None:
@@ -218,11 +228,11 @@ def test_nothing_to_learn_from(tmp_path: Path) -> None:
     label = np.lib.format.open_memmap(dataset.path / "train" / "label.npy", "r+")
     label[:] = 0
     with pytest.raises(DataError, match="no event to learn from"):
-        sampler(Dataset.open(dataset.path, verify=False))
+        batches_of(Dataset.open(dataset.path, verify=False))
 
 
 def test_prefetch_keeps_order_and_passes_errors(dataset: Dataset) -> None:
-    batches = sampler(dataset)
+    batches = batches_of(dataset)
     assert [b.user.tolist() for b in prefetch(batches.epoch(0))] == [
         b.user.tolist() for b in batches.epoch(0)
     ]
