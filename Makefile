@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-faults bench-soak clean
+.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-first-run bench-quality bench-faults bench-soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -33,6 +33,7 @@ bench-prepare: setup
 	$(BIN)/python -m tests.bench.prepare
 
 bench-train: setup
+	$(BIN)/python -m tests.bench.softmax
 	$(BIN)/python -m tests.bench.train
 
 bench-serving: setup
@@ -46,6 +47,13 @@ bench-soak: setup
 
 bench-retrieval: setup
 	$(BIN)/python -m tests.bench.retrieval
+
+bench-first-run: setup
+	$(BIN)/python -m tests.bench.first_run
+
+# Hours: every recipe with three seeds. It goes on where it was interrupted; QUALITY="--only beauty --seeds 1".
+bench-quality: setup
+	$(BIN)/python -m tests.bench.quality $(QUALITY)
 
 clean:
 	rm -rf runs .mypy_cache .ruff_cache .pytest_cache
