@@ -21,6 +21,10 @@ from typing import Any
 # here, because torch reads it when it is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "4000")
 
+# Nothing of what runs here is reported to anybody. ONNX Runtime would store a device id and events in
+# the user's cache folder, and reads this when it is loaded; its disable_telemetry_events() comes too late.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
 _EXPORTS = {
     "load_recipe": ("app.recipe_toml", "load"),
     "Recipe": ("app.recipe", "Recipe"),

@@ -154,7 +154,24 @@ def replica_of(
     patch.setattr(module.gc, "freeze", lambda: None)
     context = SimpleNamespace(replica_id=SimpleNamespace(unique_id="r1"))
     patch.setattr(module.serve, "get_replica_context", lambda: context)
-    return module.Replica(str(bundle), str(store), settings, key_digest(key) if key else None)
+    replica = module.Replica(str(bundle), str(store), settings, key_digest(key) if key else None)
+    _replicas.append(replica)
+    return replica
+
+
+_replicas: list[module.Replica] = []  # not closed yet
+
+
+def close_replicas() -> None:
+    """End the threads of all replicas that tests have made, and close their files.
+
+    A replica of a service does so by the end of its process.
+    """
+    while _replicas:
+        replica = _replicas.pop()
+        replica.retention.close()
+        replica.writer.close()
+        replica.store.close()
 
 
 def sample(text: str, name: str, **labels: str) -> float:

@@ -13,7 +13,7 @@ import pytest
 from app.data.dataset import Dataset
 from app.recipe import Serve
 from tests.bundles import bundle_of, describe_items, random_model
-from tests.fakes import Conversation, replica_of
+from tests.fakes import Conversation, close_replicas, replica_of
 from tests.tiny import tiny_dataset
 
 
@@ -75,8 +75,15 @@ def serve_bundle(
     conversations.clear()
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def replicas_end() -> Iterator[None]:
-    """Replicas that a file's tests made close their files with it, not when the collector comes by."""
+    """No test leaves threads and open files to those that follow."""
+    yield
+    close_replicas()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bundles_close() -> Iterator[None]:
+    """The bundles of a file's tests are unmapped with it, not when the collector comes by."""
     yield
     gc.collect()
