@@ -64,7 +64,7 @@ missing = "category"
 name = "auto"
 
 [train]
-minutes = 0.4
+minutes = 0.3
 epochs = 4
 batch_size = 256
 schedule = "cosine"
