@@ -14,7 +14,7 @@ from pkgutil import iter_modules
 
 import app.models as models
 from app.data.values.time_format import contradiction, refused
-from app.errors import RecipeError
+from app.errors import MachineError, RecipeError
 from app.events import microseconds
 from app.features import expression
 from app.recipe import ModelSection, Recipe
@@ -65,6 +65,7 @@ def _mistakes(recipe: Recipe) -> Iterator[RecipeError]:
     yield from _session(recipe)
     yield from _values(recipe)
     yield from _languages(recipe)
+    yield from _packages(recipe)
 
 
 def model_sources() -> dict[str, str]:
@@ -314,6 +315,16 @@ def _languages(recipe: Recipe) -> Iterator[RecipeError]:
                 "write e.g. 2011-12-09T12:00:00Z",
             )
             yield RecipeError(what, where=f"data.{key}", remedy=remedy)
+
+
+def _packages(recipe: Recipe) -> Iterator[RecipeError]:
+    """Kinds of features that are made with a package which is not installed."""
+    for side in ("item", "user"):
+        for feature in getattr(recipe.features, side):
+            try:
+                feature.need()
+            except MachineError as error:
+                yield RecipeError(error.what, where=f"features.{side}.{feature.column}", remedy=error.remedy)
 
 
 def _unknown(what: str, value: str, where: str, known: list[str], beside: str = "") -> RecipeError:

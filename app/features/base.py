@@ -50,6 +50,13 @@ class Feature(ABC):
 
     column: str = field(metadata={"description": "the attribute column"})
 
+    def need(self) -> None:  # noqa: B027 - most kinds need nothing
+        """Check that what `prepared` works with is there.
+
+        Raises:
+            MachineError: a package is not installed; names the command that installs it.
+        """
+
     def prepared(self, column: Array) -> Array:
         """Do once, offline, what takes long: (N,) values -> (N,) values for `fit` and `transform`.
 

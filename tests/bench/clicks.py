@@ -85,10 +85,10 @@ def write_peer_data(dataset: Dataset, source: Path, folder: Path) -> None:
     for name in ("train", "valid", "test"):
         part = getattr(dataset, name)
         columns = {"user_id:token": part.user, "item_id:token": part.item, "label:float": part.label}
-        _write(pd.DataFrame(columns), folder / f"clicks.{name}.inter")
+        write_table(pd.DataFrame(columns), folder / f"clicks.{name}.inter")
     users, items = (pd.read_parquet(source / f"{name}.parquet") for name in ("users", "movies"))
     people = {f"{name}:token": users[name] for name in ("gender", "age", "occupation")}
-    _write(
+    write_table(
         pd.DataFrame({"user_id:token": _rows(dataset.users, users["user_id"]), **people}),
         folder / "clicks.user",
     )
@@ -97,7 +97,7 @@ def write_peer_data(dataset: Dataset, source: Path, folder: Path) -> None:
         "year:token": items["title"].str.extract(r"\((\d{4})\)")[0].fillna("0"),
         "genres:token_seq": items["genres"].str.replace(" ", "_").str.replace("|", " "),
     }
-    _write(pd.DataFrame(films), folder / "clicks.item")
+    write_table(pd.DataFrame(films), folder / "clicks.item")
 
 
 def _rows(ids: Any, values: pd.Series[Any]) -> Array:
@@ -105,7 +105,8 @@ def _rows(ids: Any, values: pd.Series[Any]) -> Array:
     return values.astype(str).map(row_of).to_numpy()
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """A file as RecBole reads it."""
     table.to_csv(path, sep="\t", index=False)
 
 

@@ -145,6 +145,16 @@ def test_a_session_feature_without_the_pause_that_ends_a_session_is_refused() ->
     check_recipe(parse({"data": {"session_gap": "30m"}, "features": {"context": ["session"]}}, "test"))
 
 
+@pytest.mark.parametrize(("kind", "package"), [("text_vector", "minilm"), ("image_vector", "pillow")])
+def test_a_package_that_is_not_installed_is_named(
+    kind: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = {"features": {"item": [{"column": "title", "kind": kind}]}}
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RecipeError, match=rf"features.item.title.+{package}.+pip install"):
+        check_recipe(parse(features, "test"))
+
+
 def test_patterns_filters_moments_and_pauses_that_cannot_be() -> None:
     wrong = {"time_format": "%H:%M %p", "where": "unit price > 1", "latest": "soon", "timestamp": ""}
     with pytest.raises(RecipeError) as caught:

@@ -25,13 +25,17 @@ class ImageVector(Vector):
         default="", metadata={"description": "folder that paths begin at; empty: the current one"}
     )
 
+    def need(self) -> None:
+        """Check that Pillow, torch and the network of images are installed."""
+        image.need_network()
+
     def prepared(self, column: Array) -> Array:
         """Vectors (N,) of the images; None without a path, Unusable where there is no such image.
 
         Raises:
             MachineError: the packages are not installed.
         """
-        image.need_network()
+        self.need()
         cells = np.empty(len(column), object)
         cells[:] = image.vectors([as_text(value) for value in column], self.folder)
         return cells

@@ -24,13 +24,17 @@ class Pixels(Feature):
         default="", metadata={"description": "folder that paths begin at; empty: the current one"}
     )
 
+    def need(self) -> None:
+        """Check that Pillow is installed."""
+        image.need_pillow()
+
     def prepared(self, column: Array) -> Array:
         """Thumbnails (N,), each (3, side, side) uint8; None without a path, Unusable where there is no image.
 
         Raises:
             MachineError: Pillow is not installed.
         """
-        image.need_pillow()
+        self.need()
         cells = np.empty(len(column), object)
         cells[:] = [image.thumbnail(as_text(value), self.folder, self.side) for value in column]
         return cells

@@ -22,13 +22,17 @@ class TextVector(Vector):
 
     cells: ClassVar[Literal["number", "category", "text", "vector"]] = "text"
 
+    def need(self) -> None:
+        """Check that the network of sentences is installed."""
+        sentence.need()
+
     def prepared(self, column: Array) -> Array:
         """Sentence vectors (N,) of the texts; None where there is no text.
 
         Raises:
             MachineError: the package is not installed.
         """
-        sentence.need()
+        self.need()
         texts = [as_text(value).strip() for value in column]
         vectors = sentence.vectors(sorted({text for text in texts if text}))
         cells = np.empty(len(texts), object)
