@@ -35,7 +35,7 @@ LOSSES = ["bce", "bpr", "cross_entropy", "gbce"]
 # Those that compare all pairs of a batch, or all items: of a model that is no inner product they would cost
 # as many passes as there are.
 INNER_PRODUCT = ["softmax", "sampled_softmax"]
-ROWS = ["float32", "float16", "int8", "int4"]
+ROWS = ["float32", "float16", "int8", "int4", "int2"]
 DENSE = ["float32", "int8"]
 PRUNE = [0.0, 0.25, 0.5, 0.75]
 SMALLEST_BATCH = 32

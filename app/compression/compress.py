@@ -21,7 +21,7 @@ from app.tables.rows import Precision, Rows, row_bytes
 from app.terminal.console import progress
 from app.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-STAGE_VERSION = 2  # raise it when the same checkpoint and settings come to give other files
+STAGE_VERSION = 3  # raise it when the same checkpoint and settings come to give other files
 
 
 def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> Artifact:
@@ -50,8 +50,8 @@ def write_compressed(recipe: Recipe, source: Checkpoint, folder: Path) -> dict[s
         source: its model is pruned in place.
 
     Returns:
-        rows (precision), bytes_before and bytes_after of the rows, row_error {name: root mean square
-        error over that of the values}, pruned (share of dense weights that are zero).
+        rows (precision), group (columns of a scale), bytes_before and bytes_after of the rows, row_error
+        {name: root mean square error over that of the values}, pruned (share of dense weights that are zero).
     """
     pruned = prune(source.model, recipe.compress.prune)
     rows = static_rows(source.model)
@@ -64,9 +64,14 @@ def write_compressed(recipe: Recipe, source: Checkpoint, folder: Path) -> dict[s
         source.trained,
         rows,
         precision,
+        recipe.compress.group,
         source.curve,
     )
-    return _figures(rows, folder / "rows") | {"rows": precision, "pruned": pruned}
+    return _figures(rows, folder / "rows") | {
+        "rows": precision,
+        "group": recipe.compress.group,
+        "pruned": pruned,
+    }
 
 
 def _figures(rows: Mapping[str, Array], folder: Path) -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Model(nn.Module):
     SPACE: ClassVar[dict[str, Any]] = {}  # hyperparameter -> list of choices or (low, high[, "log"])
     retrieves: ClassVar[bool] = False  # score is the inner product of user state and item row
     unit_rows: ClassVar[bool] = False  # item rows have length 1, or all the same one
-    quantisable: ClassVar[bool] = True  # rows survive float16, int8 and int4
+    quantisable: ClassVar[bool] = True  # rows survive float16 and small integers
     learns: ClassVar[bool] = True  # False: `fit` instead of gradient descent
     # What a training row is: an event with the history before it (a Batch), a user's sequence that is learned
     # at every position, or a user's set of items (both Sequences).

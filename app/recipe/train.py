@@ -118,8 +118,11 @@ class Train(Section):
 class Compress(Section):
     """How the trained model shrinks before export."""
 
-    rows: Literal["float32", "float16", "int8", "int4"] = Field(
-        "int8", description="precision of embedding rows; integers have a scale for each row"
+    rows: Literal["float32", "float16", "int8", "int4", "int2"] = Field(
+        "int8", description="precision of embedding rows; integers have a scale for each row or group"
+    )
+    group: Count = Field(
+        0, description="columns of a row that share a scale, where rows are integers; 0: the whole row"
     )
     dense: Literal["float32", "int8"] = Field("float32", description="precision of the dense part")
     prune: Fraction = Field(0.0, description="share of the dense weights that are set to zero")

@@ -1,15 +1,16 @@
-"""A store of rows on disk, opened with mmap: float32, float16, int8 or int4. numpy alone.
+"""A store of rows on disk, opened with mmap: float32, float16, int8, int4 or int2. numpy alone.
 
 Files of a store NAME in a folder:
 
-    NAME.json     {"rows": N, "width": D, "precision": ...}
+    NAME.json     {"rows": N, "width": D, "precision": ..., "group": g, "unit": u}
     NAME.rows     N rows one after another, little-endian: D float32, float16 or int8, or
-                  ceil(D / 2) bytes of int4 (value + 8, the even column in the low half)
-    NAME.scales   int8 and int4: N float32; a value is its integer times the scale of its row
+                  ceil(D / 2) bytes of int4 (level + 8, the even column in the low half), or
+                  ceil(D / 4) bytes of int2 (level + 1.5, the first column in the lowest bits)
+    NAME.scales   integers: N x G float16, one for each group of g columns (0: for the row); a value is its
+                  level times the scale times u
 
-Integers are symmetric: the scale of a row is its largest magnitude over 127 (int8) or 7
-(int4), so an error is at most half a scale. A reader touches only the rows that it gathers,
-and all processes of a machine share one copy in the page cache.
+A reader touches only the rows that it gathers, and all processes of a machine share one copy in the page
+cache.
 """
 
 from __future__ import annotations
@@ -17,73 +18,89 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from app.errors import ArtifactError, DataError
+from app.tables.quantise import LEVELS, SCALE, Integers, groups, quantise, restore, unit_of
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
-Precision = Literal["float32", "float16", "int8", "int4"]
+Precision = Literal["float32", "float16", "int8", "int4", "int2"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BLOCK = 1 << 16  # rows converted at a time
 
-_STORED = {"float32": "<f4", "float16": "<f2", "int8": "i1", "int4": "u1"}
-_LARGEST = {"int8": 127, "int4": 7}
-_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)  # so that a row of tiny values divides
-# Both int4 of a byte as two float32 side by side, looked up as one 64-bit number.
-_PAIRS = np.stack([(np.arange(256) & 15) - 8.0, (np.arange(256) >> 4) - 8.0], 1).astype(np.float32)
-_PAIRS_64 = _PAIRS.view(np.uint64).ravel()
+_STORED = {"float32": "<f4", "float16": "<f2", "int8": "i1", "int4": "u1", "int2": "u1"}
 
 
-def row_bytes(width: int, precision: Precision) -> int:
-    """Bytes that one row takes on disk, its scale included."""
-    if precision in _LARGEST:
-        return 4 + (width if precision == "int8" else (width + 1) // 2)
-    return width * int(np.dtype(_STORED[precision]).itemsize)
+@dataclass(frozen=True)
+class Form:
+    """How rows are stored.
+
+    Attributes:
+        group: columns that share a scale, of integers; 0: the whole row.
+        unit: of the scales.
+    """
+
+    rows: int
+    width: int
+    precision: Precision
+    group: int = 0
+    unit: float = 1.0
+
+    @property
+    def columns(self) -> int:
+        """Numbers of NAME.rows in a row."""
+        return LEVELS[self.precision].bytes(self.width) if self.precision in LEVELS else self.width
+
+    @property
+    def scales(self) -> int:
+        """Scales of a row; 0 where numbers are floats."""
+        return groups(self.width, self.group) if self.precision in LEVELS else 0
 
 
-def write_rows(folder: Path, name: str, rows: Array, precision: Precision) -> None:
+def row_bytes(width: int, precision: Precision, group: int = 0) -> int:
+    """Bytes that one row takes on disk, its scales included."""
+    form = Form(1, width, precision, group)
+    return form.columns * np.dtype(_STORED[precision]).itemsize + form.scales * SCALE.itemsize
+
+
+def write_rows(folder: Path, name: str, rows: Array, precision: Precision, group: int = 0) -> None:
     """Write `rows` (N, D) as the store `name`, a block of rows at a time.
+
+    Args:
+        group: columns that share a scale, of integers; 0: the whole row.
 
     Raises:
         DataError: a row holds NaN, an infinity or, for float16, a value beyond 65504.
     """
     folder.mkdir(parents=True, exist_ok=True)
     count, width = rows.shape
+    unit = unit_of(rows, cast(Integers, precision), BLOCK) if precision in LEVELS else 1.0
+    form = Form(count, width, precision, group, unit)
     with (folder / f"{name}.rows").open("wb") as data, (folder / f"{name}.scales").open("wb") as scales:
         for start in range(0, count, BLOCK):
             block = np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
-            stored, scale = _encode(block, precision)
+            stored, scale = _encode(block, form)
             _refuse(block, stored, name, start)
             data.write(stored.tobytes())
             scales.write(scale.tobytes())
-    if precision not in _LARGEST:
+    if not form.scales:
         (folder / f"{name}.scales").unlink()
-    shape = {"rows": count, "width": width, "precision": precision}
+    shape = {"rows": count, "width": width, "precision": precision, "group": group, "unit": unit}
     (folder / f"{name}.json").write_text(json.dumps(shape) + "\n")
 
 
-def _encode(block: Floats, precision: Precision) -> tuple[Array, Array]:
-    if precision not in _LARGEST:
+def _encode(block: Floats, form: Form) -> tuple[Array, Array]:
+    if form.precision not in LEVELS:
         with np.errstate(over="ignore"):
-            return block.astype(_STORED[precision]), np.zeros(0, "<f4")
-    largest = _LARGEST[precision]
-    peak = np.abs(block).max(1, initial=0.0)
-    scale = np.maximum(peak / largest, _SMALLEST_SCALE).astype("<f4")
-    with np.errstate(invalid="ignore"):  # NaN and infinities are refused by the caller
-        integers = np.clip(np.rint(block / scale[:, None]), -largest, largest).astype(np.int8)
-    return (integers if precision == "int8" else _pack(integers)), scale
-
-
-def _pack(integers: Array) -> Array:
-    if integers.shape[1] % 2:
-        integers = np.pad(integers, ((0, 0), (0, 1)))
-    halves = (integers + 8).astype(np.uint8)
-    return halves[:, 0::2] | (halves[:, 1::2] << 4)
+            return block.astype(_STORED[form.precision]), np.zeros(0, SCALE)
+    with np.errstate(invalid="ignore", over="ignore"):  # NaN and infinities are refused by the caller
+        return quantise(block, cast(Integers, form.precision), form.group, form.unit)
 
 
 def _refuse(block: Floats, stored: Array, name: str, start: int) -> None:
@@ -107,10 +124,9 @@ def _refuse(block: Floats, stored: Array, name: str, start: int) -> None:
 class Rows:
     """N rows of D floats, read-only. Safe to share between threads."""
 
-    def __init__(
-        self, folder: Path, name: str, precision: Precision, data: Array, scales: Floats | None, width: int
-    ) -> None:
-        self.folder, self.name, self.precision, self.width = folder, name, precision, width
+    def __init__(self, folder: Path, name: str, form: Form, data: Array, scales: Array | None) -> None:
+        self.folder, self.name, self.form = folder, name, form
+        self.precision, self.width = form.precision, form.width
         self._data, self._scales = data, scales
 
     @classmethod
@@ -120,11 +136,12 @@ class Rows:
         Raises:
             ArtifactError: a file is missing, damaged or of the wrong size; it is named.
         """
-        count, width, precision = _shape(folder / f"{name}.json")
-        columns = (width + 1) // 2 if precision == "int4" else width
-        data = _map(folder / f"{name}.rows", (count, columns), _STORED[precision])
-        scales = _map(folder / f"{name}.scales", (count,), "<f4") if precision in _LARGEST else None
-        return cls(folder, name, precision, data, scales, width)
+        form = _form(folder / f"{name}.json")
+        data = _map(folder / f"{name}.rows", (form.rows, form.columns), _STORED[form.precision])
+        if not form.scales:
+            return cls(folder, name, form, data, None)
+        scales = _map(folder / f"{name}.scales", (form.rows, form.scales), SCALE.str)
+        return cls(folder, name, form, data, scales)
 
     def __len__(self) -> int:
         return len(self._data)
@@ -140,7 +157,7 @@ class Rows:
         Raises:
             IndexError: an id is not a row.
         """
-        scales = None if self._scales is None else self._scales.take(ids)
+        scales = None if self._scales is None else self._scales.take(ids, 0)
         return self._decode(self._data.take(ids, 0), scales)
 
     def block(self, start: int, stop: int) -> Floats:
@@ -161,26 +178,24 @@ class Rows:
             if source.exists():
                 shutil.copyfile(source, folder / f"{name}.{ending}")
 
-    def _decode(self, stored: Array, scales: Floats | None) -> Floats:
+    def _decode(self, stored: Array, scales: Array | None) -> Floats:
         if scales is None:
             return stored.astype(np.float32, copy=False)
-        if self.precision == "int8":
-            return np.multiply(stored, scales[..., None], dtype=np.float32)
-        pairs = _PAIRS_64.take(stored).view(np.float32)
-        return np.multiply(pairs[..., : self.width], scales[..., None])
+        form = self.form
+        return restore(stored, scales, cast(Integers, form.precision), form.width, form.group, form.unit)
 
 
-def _shape(path: Path) -> tuple[int, int, Precision]:
+def _form(path: Path) -> Form:
     try:
         content = json.loads(path.read_bytes())
-        count, width, precision = content["rows"], content["width"], content["precision"]
-        if precision not in PRECISIONS or min(int(count), int(width)) < 0:
-            raise ValueError(f"{count} rows of {width} {precision}")
+        form = Form(**content)
+        if form.precision not in PRECISIONS or min(form.rows, form.width, form.group) < 0:
+            raise ValueError(f"{form.rows} rows of {form.width} {form.precision}")
     except FileNotFoundError:
         raise _damaged(path, "the file is missing") from None
     except (ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"the file is damaged ({error})") from None
-    return int(count), int(width), precision
+    return form
 
 
 def _map(path: Path, shape: tuple[int, ...], kind: str) -> Array:

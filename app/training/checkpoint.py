@@ -64,6 +64,7 @@ def save_checkpoint(
     trained: Mapping[str, Array],
     rows: Mapping[str, Array] | None = None,
     precision: Precision = "float32",
+    group: int = 0,
     curve: Sequence[Mapping[str, float]] = (),
 ) -> None:
     """Write a checkpoint's files into the folder of a Draft.
@@ -71,7 +72,8 @@ def save_checkpoint(
     Args:
         name, hyperparameters: what `build_model` made the model from.
         trained: "user" and "item" bool, as `Dataset.trained` of what it was trained on.
-        rows: (N, D) float32 by name, to be stored at `precision`; None: not compressed.
+        rows: (N, D) float32 by name, to be stored at `precision`, with a scale for each `group` of
+            columns; None: not compressed.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)
@@ -83,7 +85,7 @@ def save_checkpoint(
     (folder / "model.json").write_text(json.dumps(described, indent=1))
     (folder / "curve.json").write_text(json.dumps([dict(line) for line in curve], indent=1))
     for key, values in (rows or {}).items():
-        write_rows(folder / "rows", key, values, precision)
+        write_rows(folder / "rows", key, values, precision, group)
 
 
 def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:
