@@ -77,7 +77,7 @@ def write_compressed(recipe: Recipe, source: Checkpoint, folder: Path) -> dict[s
 def _figures(rows: Mapping[str, Array], folder: Path) -> dict[str, Any]:
     stored = {name: Rows.open(folder, name) for name in rows}
     return {
-        "bytes_before": sum(len(r) * row_bytes(r.width, "float32") for r in stored.values()),
+        "bytes_before": sum(len(r) * row_bytes(r.width, "float32") for r in stored.values() if not r.same_as),
         "bytes_after": sum(r.bytes for r in stored.values()),
         "row_error": {name: _error(values, stored[name]) for name, values in rows.items() if values.size},
     }

@@ -2,7 +2,8 @@
 
 Files of a store NAME in a folder:
 
-    NAME.json     {"rows": N, "width": D, "precision": ..., "group": g, "unit": u}
+    NAME.json     {"rows": N, "width": D, "precision": ..., "group": g, "unit": u}, or
+                  {"same_as": OTHER} alone, where the rows are those of the store OTHER beside it
     NAME.rows     N rows one after another, little-endian: D float32, float16 or int8, or
                   ceil(D / 2) bytes of int4 (level + 8, the even column in the low half), or
                   ceil(D / 4) bytes of int2 (level + 1.5, the first column in the lowest bits)
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -95,6 +97,18 @@ def write_rows(folder: Path, name: str, rows: Array, precision: Precision, group
     (folder / f"{name}.json").write_text(json.dumps(shape) + "\n")
 
 
+def write_stores(folder: Path, stores: Mapping[str, Array], precision: Precision, group: int = 0) -> None:
+    """`write_rows` of each; rows that equal those of one before take no room of their own."""
+    written: dict[str, Array] = {}
+    for name, rows in stores.items():
+        same = next((other for other, before in written.items() if np.array_equal(before, rows)), "")
+        if same and rows.size:
+            (folder / f"{name}.json").write_text(json.dumps({"same_as": same}) + "\n")
+        else:
+            write_rows(folder, name, rows, precision, group)
+            written[name] = rows
+
+
 def _encode(block: Floats, form: Form) -> tuple[Array, Array]:
     if form.precision not in LEVELS:
         with np.errstate(over="ignore"):
@@ -122,10 +136,16 @@ def _refuse(block: Floats, stored: Array, name: str, start: int) -> None:
 
 
 class Rows:
-    """N rows of D floats, read-only. Safe to share between threads."""
+    """N rows of D floats, read-only. Safe to share between threads.
 
-    def __init__(self, folder: Path, name: str, form: Form, data: Array, scales: Array | None) -> None:
-        self.folder, self.name, self.form = folder, name, form
+    Attributes:
+        same_as: the store whose rows these are; "": they are its own.
+    """
+
+    def __init__(
+        self, folder: Path, name: str, form: Form, data: Array, scales: Array | None, same_as: str = ""
+    ) -> None:
+        self.folder, self.name, self.form, self.same_as = folder, name, form, same_as
         self.precision, self.width = form.precision, form.width
         self._data, self._scales = data, scales
 
@@ -136,19 +156,23 @@ class Rows:
         Raises:
             ArtifactError: a file is missing, damaged or of the wrong size; it is named.
         """
-        form = _form(folder / f"{name}.json")
-        data = _map(folder / f"{name}.rows", (form.rows, form.columns), _STORED[form.precision])
-        if not form.scales:
-            return cls(folder, name, form, data, None)
-        scales = _map(folder / f"{name}.scales", (form.rows, form.scales), SCALE.str)
-        return cls(folder, name, form, data, scales)
+        same_as = _same_as(folder / f"{name}.json")
+        files = folder / (same_as or name)
+        form = _form(files.with_name(f"{files.name}.json"))
+        data = _map(files.with_name(f"{files.name}.rows"), (form.rows, form.columns), _STORED[form.precision])
+        scales = None
+        if form.scales:
+            scales = _map(files.with_name(f"{files.name}.scales"), (form.rows, form.scales), SCALE.str)
+        return cls(folder, name, form, data, scales, same_as)
 
     def __len__(self) -> int:
         return len(self._data)
 
     @property
     def bytes(self) -> int:
-        """Size of rows and scales on disk."""
+        """Size of rows and scales on disk; 0 where they are another store's."""
+        if self.same_as:
+            return 0
         return int(self._data.nbytes) + (int(self._scales.nbytes) if self._scales is not None else 0)
 
     def gather(self, ids: Array) -> Floats:
@@ -171,7 +195,7 @@ class Rows:
         return self.block(0, len(self))
 
     def copy_to(self, folder: Path, name: str) -> None:
-        """Copy the store as it is, under another name."""
+        """Copy the store as it is, under another name; what it is the same as has to be copied, too."""
         folder.mkdir(parents=True, exist_ok=True)
         for ending in ("json", "rows", "scales"):
             source = self.folder / f"{self.name}.{ending}"
@@ -185,17 +209,34 @@ class Rows:
         return restore(stored, scales, cast(Integers, form.precision), form.width, form.group, form.unit)
 
 
+def _same_as(path: Path) -> str:
+    """The other store that NAME.json names; "" where it describes its own."""
+    other = _content(path).get("same_as", "")
+    if other and (not isinstance(other, str) or Path(other).name != other or other == path.stem):
+        raise _damaged(path, f"the file is damaged (same as {other!r})")
+    return str(other)
+
+
 def _form(path: Path) -> Form:
     try:
-        content = json.loads(path.read_bytes())
-        form = Form(**content)
+        form = Form(**_content(path))
         if form.precision not in PRECISIONS or min(form.rows, form.width, form.group) < 0:
             raise ValueError(f"{form.rows} rows of {form.width} {form.precision}")
-    except FileNotFoundError:
-        raise _damaged(path, "the file is missing") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         raise _damaged(path, f"the file is damaged ({error})") from None
     return form
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise _damaged(path, "the file is missing") from None
+    except ValueError as error:
+        raise _damaged(path, f"the file is damaged ({error})") from None
+    if not isinstance(content, dict):
+        raise _damaged(path, "the file is damaged (no table of settings)")
+    return content
 
 
 def _map(path: Path, shape: tuple[int, ...], kind: str) -> Array:

@@ -28,7 +28,7 @@ from app.errors import ArtifactError
 from app.models.base import Model
 from app.models.build import build_model
 from app.models.discovery import MODEL_FILE, source_of
-from app.tables.rows import Precision, Rows, write_rows
+from app.tables.rows import Precision, Rows, write_stores
 
 WEIGHTS, TRAINED = "weights.safetensors", "trained.safetensors"
 
@@ -84,8 +84,7 @@ def save_checkpoint(
     described = {"name": name, "hyperparameters": dict(hyperparameters)}
     (folder / "model.json").write_text(json.dumps(described, indent=1))
     (folder / "curve.json").write_text(json.dumps([dict(line) for line in curve], indent=1))
-    for key, values in (rows or {}).items():
-        write_rows(folder / "rows", key, values, precision, group)
+    write_stores(folder / "rows", rows or {}, precision, group)
 
 
 def load_checkpoint(path: Path, dataset: Dataset) -> Checkpoint:

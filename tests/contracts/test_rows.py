@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis.extra import numpy as hnp
 
 from app.errors import ArtifactError, DataError
 from app.tables.quantise import LEVELS
-from app.tables.rows import PRECISIONS, Array, Precision, Rows, row_bytes, write_rows
+from app.tables.rows import PRECISIONS, Array, Precision, Rows, row_bytes, write_rows, write_stores
 
 FEW_LEVELS = [("int4", 7.0), ("int2", 1.5)]
 small_tables = hnp.arrays(
@@ -191,6 +192,27 @@ def test_a_copy_is_the_same_store(tmp_path: Path, precision: Precision) -> None:
     table = stored(tmp_path, np.random.default_rng(2).normal(size=(9, 3)), precision)
     table.copy_to(tmp_path / "copy", "other")
     assert np.array_equal(Rows.open(tmp_path / "copy", "other").all(), table.all())
+
+
+@pytest.mark.parametrize("precision", ["float32", "int2"])
+def test_rows_that_are_another_stores_take_no_room(tmp_path: Path, precision: Precision) -> None:
+    rows = np.random.default_rng(2).normal(size=(9, 3)).astype(np.float32)
+    write_stores(tmp_path, {"item": rows, "history": rows.copy(), "user": rows + 1}, precision)
+    item, history, user = (Rows.open(tmp_path, name) for name in ("item", "history", "user"))
+    assert (item.same_as, history.same_as, user.same_as) == ("", "item", "")
+    assert np.array_equal(history.gather(np.array([8, 2])), item.all()[[8, 2]])
+    assert (history.bytes, item.bytes) == (0, user.bytes)
+    assert not (tmp_path / "history.rows").exists()
+    for store in (item, history):
+        store.copy_to(tmp_path / "copy", store.name)
+    assert np.array_equal(Rows.open(tmp_path / "copy", "history").all(), item.all())
+
+
+@pytest.mark.parametrize("other", ["../item", "history", 3])
+def test_a_store_is_the_same_as_one_beside_it_alone(tmp_path: Path, other: object) -> None:
+    (tmp_path / "history.json").write_text(json.dumps({"same_as": other}))
+    with pytest.raises(ArtifactError, match=r"history\.json: the file is damaged"):
+        Rows.open(tmp_path, "history")
 
 
 @pytest.mark.parametrize("ending", ["json", "rows", "scales"])

@@ -12,7 +12,7 @@ from app.bundle.format.layout import ROWS, Array
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
-from app.tables.rows import Rows, write_rows
+from app.tables.rows import Rows, write_stores
 
 
 class Trained(Protocol):
@@ -66,6 +66,5 @@ class ExportSource:
             for name, rows in self.checkpoint.rows.items():
                 rows.copy_to(folder, name)
         else:
-            for name, values in static_rows(self.checkpoint.model).items():
-                write_rows(folder, name, values, "float32")
+            write_stores(folder, static_rows(self.checkpoint.model), "float32")
         return {name: Rows.open(folder, name) for name in ROWS}

@@ -11,14 +11,14 @@ from app.models.rows import BLOCK, RowKind, rows_of
 
 
 def static_rows(model: Model) -> dict[str, Array]:
-    """The rows "user" (users, Du), "history" (items, Dh) and "item" (items, R), float32.
+    """The rows "user" (users, Du), "item" (items, R) and "history" (items, Dh), float32.
 
     Ids without a training event have the rows of the unknown id with their own content.
 
     Args:
         model: in evaluation mode, on the CPU.
     """
-    kinds: tuple[RowKind, ...] = ("user", "history", "item")
+    kinds: tuple[RowKind, ...] = ("user", "item", "history")
     return {kind: _every(model, kind) for kind in kinds}
 
 

@@ -96,5 +96,6 @@ def _bytes(folder: Path, rows: Mapping[str, Rows], dense_float32: float) -> dict
     """Size of the bundle without its manifest, and what it would be with everything float32."""
     total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     dense = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    saved = sum(len(r) * row_bytes(r.width, "float32") - r.bytes for r in rows.values())
+    own = [r for r in rows.values() if not r.same_as]
+    saved = sum(len(r) * row_bytes(r.width, "float32") - r.bytes for r in own)
     return {"float32": total + saved + int(dense_float32) - dense, "bundle": total}
