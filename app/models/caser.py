@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.dropout import Dropout
 from app.models.sequence_parts import SEQUENCE_TRAINING, EventInput, ItemVectors
 from app.tables.base import Tables
 
@@ -65,7 +66,7 @@ class Caser(Model):
         self.vertical = nn.Parameter(torch.randn(config.vertical, config.window) / config.window)
         self.out = nn.Linear(config.window * config.horizontal + config.vertical * width, width)
         self.norm = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def user_rows(self, users: Tensor) -> Tensor:
         """Embeddings (…, D) of users, (…, 0) without."""

@@ -22,6 +22,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from app.models.base import Batch, Content, History, Inputs, Model, ModelConfig, Sequences
+from app.models.dropout import dropout
 from app.tables.base import Tables
 
 BIAS = 8.0  # what a bias is multiplied by: stored smaller, it leaves the other floats of its row their bits
@@ -82,7 +83,7 @@ class Cfgan(Model):
     ) -> Tensor:
         """What the generator makes of sets (B, W), and BIAS: (B, W + 1)."""
         mask = history.mask
-        kept = F.dropout(mask, self.config.dropout, self.training)
+        kept = dropout(mask, self.config.dropout, self.training)
         kept = kept / mask.sum(1, keepdim=True).clamp(min=1).sqrt()
         state = torch.tanh(self.hidden(torch.matmul(kept.unsqueeze(1), history_rows).squeeze(1)))
         return torch.cat([state, torch.full_like(state[:, :1], BIAS)], 1)

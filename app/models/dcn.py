@@ -18,6 +18,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.dropout import Dropout
 from app.models.parts import Attributes, HistoryPool, dense_layers
 from app.tables.base import Tables
 
@@ -107,7 +108,7 @@ class Dcn(Model):
         self.stacked = nn.Linear(width, deep) if config.structure == "stacked" else None
         self.layers = dense_layers(config.hidden, config.dropout, out=1)
         self.output = nn.Linear(width, 1, bias=False) if config.structure == "parallel" else None
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def user_rows(self, users: Tensor) -> Tensor:
         """Embedding and content of a user."""

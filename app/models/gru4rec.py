@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.dropout import Dropout
 from app.models.sequence_parts import SEQUENCE_TRAINING, EventInput, ItemVectors
 from app.tables.base import Tables
 
@@ -62,7 +63,7 @@ class GRU4Rec(Model):
         self.initial = nn.Parameter(torch.randn(config.layers, 1, config.hidden) * 0.02)
         self.out = nn.Linear(config.hidden, config.width)
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def history_rows(self, items: Tensor) -> Tensor:
         """Vectors (…, D) of items, the same as the candidates'."""

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from app.models.attention_parts import elapsed, lags, split_heads, visible
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.dropout import Dropout
 from app.models.sequence_parts import SEQUENCE_TRAINING, EventInput, Heads, ItemVectors
 from app.tables.base import Tables
 
@@ -58,7 +59,7 @@ class HSTU(Model):
         self.input = EventInput(config.width, inputs, positions=config.positions)
         self.layers = nn.ModuleList(_Layer(config, inputs.history) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def history_rows(self, items: Tensor) -> Tensor:
         """Vectors (…, D) of items, the same as the candidates'."""
@@ -105,7 +106,7 @@ class _Layer(nn.Module):
         self.out = nn.Linear(width, width)
         self.lag = nn.Parameter(torch.zeros(config.heads, length))
         self.time = nn.Parameter(torch.zeros(KNOTS, config.heads))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, events: Tensor, seen: Tensor, time: Tensor, tail: slice) -> Tensor:
         """(B, l, D) of the events `tail`, from (B, L, D), what sees what (B, 1, L, L) and the time between

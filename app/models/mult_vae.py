@@ -19,9 +19,9 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from app.models.base import Batch, Content, History, Inputs, Model, ModelConfig, Sequences
+from app.models.dropout import dropout
 from app.models.softmax import full_softmax
 from app.tables.base import Tables
 
@@ -97,7 +97,7 @@ class MultVae(Model):
     def _encode(self, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Means and logarithms of standard deviations, (B, Z) each, of sets with rows (B, L, W)."""
         size = mask.sum(1, keepdim=True).clamp(min=1)
-        kept = F.dropout(mask, self.config.dropout, self.training) / size.sqrt()
+        kept = dropout(mask, self.config.dropout, self.training) / size.sqrt()
         hidden = torch.tanh(torch.matmul(kept.unsqueeze(1), rows).squeeze(1) + self.begin)
         mean, spread = self.encoder(hidden).chunk(2, 1)
         return mean, spread

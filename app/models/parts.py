@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.models.base import History
+from app.models.dropout import Dropout
 from app.tables.base import Tables
 
 _NO_EVENT = -1e30  # logit of padding: finite, so that a history without events gives no NaN
@@ -129,7 +130,7 @@ def dense_layers(widths: Sequence[int], dropout: float, *, out: int | None = Non
     for before, after in zip(widths, [*widths[1:], out], strict=True):
         layers.append(nn.ReLU())
         if dropout:
-            layers.append(nn.Dropout(dropout))
+            layers.append(Dropout(dropout))
         if after is not None:
             layers.append(nn.Linear(before, after))
     return nn.Sequential(*layers)

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from app.models.attention_parts import CausalFilter, split_heads, visible
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
+from app.models.dropout import Dropout
 from app.models.sequence_parts import SEQUENCE_TRAINING, EventInput, Heads, ItemVectors
 from app.tables.base import Tables
 
@@ -65,7 +66,7 @@ class SASRec(Model):
         self.blocks = nn.ModuleList(_Block(config, inputs.history) for _ in range(config.layers))
         # One norm is that of the input where the blocks end with theirs, or that of the output.
         self.norm = nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def history_rows(self, items: Tensor) -> Tensor:
         """Vectors (…, D) of items, the same as the candidates'."""
@@ -111,7 +112,7 @@ class _Block(nn.Module):
         self.narrow = nn.Linear(4 * width, width)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.gates = nn.ModuleList(nn.Linear(width, width) for _ in range(2 * config.gated))
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, events: Tensor, seen: Tensor, mask: Tensor, tail: slice) -> Tensor:
         """(B, l, D) of the events `tail`, from (B, L, D), what sees what (B, 1, L, L) and the mask (B, L)."""
@@ -126,9 +127,9 @@ class _Block(nn.Module):
 
     def _attention(self, events: Tensor, seen: Tensor, tail: slice) -> Tensor:
         heads = self.config.heads
-        query = split_heads(self.query(events[:, tail]), heads)
+        query = split_heads(self.query(events[:, tail]) * (heads / self.config.width) ** 0.5, heads)
         key, value = (split_heads(part, heads) for part in self.key_value(events).chunk(2, -1))
-        logits = torch.matmul(query, key.transpose(-1, -2)) * (heads / self.config.width) ** 0.5
+        logits = torch.matmul(query, key.transpose(-1, -2))
         weights = logits.masked_fill(~seen[:, :, tail], float("-inf")).softmax(-1)
         mixed = torch.matmul(self.dropout(weights), value)
         attended: Tensor = self.attended(mixed.transpose(1, 2).flatten(2))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig, Sequences
+from app.models.dropout import Dropout
 from app.tables.base import Tables
 
 
@@ -56,7 +57,7 @@ class SimpleX(Model):
         self.users = tables("user", inputs.users, config.width) if config.own else None
         self.items = tables("item", inputs.items, config.width)
         self.mix = nn.Linear(config.width, config.width, bias=False)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def user_rows(self, users: Tensor) -> Tensor:
         """The user's own vectors (…, D)."""

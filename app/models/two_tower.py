@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
 from app.models.content_parts import ContentTower
+from app.models.dropout import Dropout
 from app.models.parts import Attributes, HistoryPool
 from app.tables.base import Tables
 
@@ -55,7 +56,7 @@ class TwoTower(Model):
         # The embedding enters as it is and the rest is added: an id then learns from its first event.
         self.user_tower = nn.Linear(features, width)
         self.item_tower = self.make_item_tower(tables)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def make_item_tower(self, tables: Tables) -> nn.Module:
         """What makes a vector (…, D) of an item's content (…, F) and (…, K), for a subclass to replace."""
