@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import tempfile
@@ -33,6 +34,7 @@ from tests.bench.faults_change import bar
 from tests.bench.recbole_peer.environment import recbole_python
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+DATA = Path(os.environ.get("RAYREC_DATA", REPOSITORY.parent / "shared" / "data"))
 OUT = REPOSITORY / "runs" / "bench" / "train_beauty"
 PEER = REPOSITORY / "tests" / "bench" / "recbole_peer" / "sasrec.py"
 NEED = {"recbole": 5.0, "plain": 2.0}
@@ -95,6 +97,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
+    if not (DATA / "s3rec-beauty").is_dir():
+        raise SystemExit(f"s3rec-beauty is not in {DATA}; name the folder of the data in RAYREC_DATA")
+    os.environ["RAYREC_DATA"] = str(DATA)  # which the recipe names
     recipe = load(REPOSITORY / "examples" / "beauty.toml")
     prepare(recipe, OUT)
     dataset = Dataset.open(OUT / "dataset")
