@@ -3,14 +3,17 @@
 The best is the one with the highest `train.metric`. Those whose paired 95 % interval below it reaches 0
 are as good as far as the validation part can tell, and of these the quickest to rank are left, because
 serving pays for that with every request: times within SAME_TIME of the shortest, which differ no more from
-run to run. The best of them is chosen. Each candidate is a checkpoint of its own, so that an interrupted
-choice goes on.
+run to run. The best of them is chosen. One that after a third of its time is not half as good as the best so
+far ends there, and leaves its time to the others. Each candidate is a checkpoint of its own, so that an
+interrupted choice goes on.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +33,16 @@ from app.recipe import Recipe
 from app.terminal.console import say
 from app.training.checkpoint import load_checkpoint
 from app.training.defaults import Candidate, candidates
-from app.training.train import checkpoint_key, fit
+from app.training.hosts import Figures
+from app.training.train import checkpoint_key, fit, forget_run
 
-STAGE_VERSION = 3  # raise it when the same recipe and data come to give another choice
+STAGE_VERSION = 4  # raise it when the same recipe and data come to give another choice
 RESAMPLES = 200
 PROBED_USERS = 10  # ranked before a candidate learns, to see how long that takes
 ENOUGH_S = 10.0  # of time for a candidate: where there is less for all, fewer learn, but learn enough
 LEAST_S = 2.0  # in which learning is worth trying
+IN_SIGHT_AFTER = 1 / 3  # of its time a candidate has to be ...
+IN_SIGHT = 0.5  # ... at so much of the best so far
 COMPARED_USERS = 2000  # that decide, at least: one ranking a candidate, where training ranks after each epoch
 SAME_TIME = 1.5  # ratio of times to rank that other work on the machine may make
 WITHOUT_VALIDATION = "item_knn"
@@ -82,7 +88,7 @@ def choose(
     for number, candidate in enumerate(listed):
         left = max(deadline - time.monotonic(), 0.0)
         share = left / max(1, min(len(listed) - number, int(left / ENOUGH_S)))
-        compared.append(_try(recipe, dataset, candidate, folder / candidate.name, share, first=number == 0))
+        compared.append(_try(recipe, dataset, candidate, folder / candidate.name, share, compared))
     figures = _judge(recipe, compared)
     with publish(out, "choice", settings, parents, STAGE_VERSION) as draft:
         draft.figures.update(figures)
@@ -97,27 +103,39 @@ def with_candidate(recipe: Recipe, name: str, settings: dict[str, Any]) -> Recip
 
 
 def _try(
-    recipe: Recipe, dataset: Dataset, candidate: Candidate, out: Path, limit_s: float, *, first: bool
+    recipe: Recipe,
+    dataset: Dataset,
+    candidate: Candidate,
+    out: Path,
+    limit_s: float,
+    before: Sequence[_Compared],
 ) -> _Compared:
     compared, start = _Compared(candidate), time.monotonic()
     own = with_candidate(recipe, candidate.name, candidate.settings)
     try:
         compared.artifact = reuse(out, "checkpoint", checkpoint_key(own, dataset))
         learns = model_class(candidate.name).learns
-        if compared.artifact is None and limit_s <= (LEAST_S if learns else 0.0) and not first:
+        if (
+            compared.artifact is None
+            and limit_s <= (LEAST_S if learns else 0.0)
+            and any(c.artifact for c in before)
+        ):
             compared.failure = "there was no time left (train.minutes)"
             return compared
         users = max(COMPARED_USERS, recipe.train.valid_users)
         if compared.artifact is None:
             if learns:
                 _refuse_slow(own, dataset, users, limit_s)
-            compared.artifact = fit(own, dataset, out, limit_s=limit_s if learns else None)
+            in_sight = partial(_refuse_far_behind, recipe.train.metric, limit_s, before)
+            compared.artifact = fit(own, dataset, out, in_sight, limit_s=limit_s if learns else None)
         scorer = ModelScorer(load_checkpoint(out, dataset).model)
         ranks_from = time.monotonic()
         compared.measured = validated(own, dataset, scorer, users, recipe.seed)
         compared.rank_s = time.monotonic() - ranks_from
     except UserError as error:  # another candidate may do
         compared.artifact, compared.failure = None, str(error)
+        if isinstance(error, _FarBehind):
+            forget_run(out)
     compared.seconds = round(time.monotonic() - start, 2)
     if compared.measured is not None:
         figure = compared.measured.figures[recipe.train.metric]
@@ -143,6 +161,29 @@ def _refuse_slow(recipe: Recipe, dataset: Dataset, users: int, limit_s: float) -
             f" {limit_s:.0f} s that are its share",
             where="train.minutes",
             remedy=f"raise train.minutes, or choose it by model.name = {recipe.model.name!r}",
+        )
+
+
+class _FarBehind(RecipeError):
+    """A candidate that is not worth the rest of its time."""
+
+
+def _refuse_far_behind(metric: str, limit_s: float, before: Sequence[_Compared], epoch: Figures) -> None:
+    """Raise where by the figures of an epoch a candidate is far behind, after a part of its time.
+
+    Args:
+        before: the other candidates so far.
+    """
+    figure, measured = epoch.get(metric), [c for c in before if c.measured is not None]
+    if not measured or figure is None or epoch["seconds"] < IN_SIGHT_AFTER * limit_s:
+        return
+    best = max(measured, key=lambda c: _figure(c, metric))
+    if figure < IN_SIGHT * _figure(best, metric) and _figure(best, metric) > 0:  # a gain may be below
+        raise _FarBehind(
+            f"after {epoch['seconds']:.0f} s of the {limit_s:.0f} s that are its share its {metric} was"
+            f" {figure:.4f}, where {best.candidate.name} has {_figure(best, metric):.4f}",
+            where="train.minutes",
+            remedy="raise train.minutes if it has to learn for longer",
         )
 
 

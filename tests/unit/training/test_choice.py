@@ -152,6 +152,22 @@ def test_a_candidate_that_ranks_too_slowly_is_left_out_before_it_learns(
     assert figures["chosen"] in {candidate.name for candidate in CLOSED}
 
 
+def test_a_candidate_far_behind_ends_after_a_third_of_its_time(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Candidate("mlp", {"train.learning_rate": 1e-9, "train.table_learning_rate": 1e-9})
+    monkeypatch.setattr(choice, "candidates", lambda dataset: [*CLOSED, slow])
+    monkeypatch.setattr(choice, "IN_SIGHT_AFTER", 0.0)  # of any time
+    own = recipe(epochs=50, patience=0)
+    *closed, last = chosen(own, tmp_path).figures["candidates"]
+    best = max(row["metric"] for row in closed)
+    assert last["metric"] is None and f"has {best:.4f}" in last["failure"]
+    assert not list((tmp_path / "candidates").glob(".mlp*"))
+    monkeypatch.setattr(choice, "IN_SIGHT", 0.0)
+    again = pipeline.choose(own, tmp_path, force=True).figures["candidates"][-1]
+    assert again["metric"] < best / 2  # what it would have come to
+
+
 def test_nothing_to_compare_by(dataset: Dataset, tmp_path: Path) -> None:
     label = np.asarray(dataset.valid.label)
     np.save(dataset.path / "valid" / "label.npy", np.zeros_like(label))
