@@ -95,7 +95,7 @@ def write_peer_data(dataset: Dataset) -> None:
 def main() -> None:
     """Run the systems in turns and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if not (DATA / "s3rec-beauty").is_dir():
         raise SystemExit(f"s3rec-beauty is not in {DATA}; name the folder of the data in RAYREC_DATA")
