@@ -71,7 +71,7 @@ def unit_of(rows: Array, precision: Integers, block: int) -> float:
 def quantise(rows: Floats, precision: Integers, group: int, unit: float) -> tuple[Array, Array]:
     """Codes (n, bytes) of finite rows (n, D), and scales (n, G) in half precision, in `unit`s."""
     levels, count, width = LEVELS[precision], len(rows), rows.shape[1]
-    parts, size = groups(width, group), group or max(1, width)
+    parts, size = groups(width, group), min(group or width, width)
     padded = np.zeros((count, parts * size), np.float32)
     padded[:, :width] = rows / np.float32(unit)  # so that squares do not vanish
     values = padded.reshape(count, parts, size)

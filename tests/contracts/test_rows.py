@@ -51,7 +51,7 @@ def test_a_round_trip_errs_by_at_most_half_a_step(tmp_path: Path, precision: Pre
 
 
 @pytest.mark.parametrize(("precision", "largest"), FEW_LEVELS)
-@pytest.mark.parametrize("group", [0, 1, 4])
+@pytest.mark.parametrize("group", [0, 1, 4, 10**9])
 @given(rows=small_tables)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_few_levels_err_no_more_than_levels_up_to_the_largest_magnitude(
