@@ -1,4 +1,4 @@
-"""A newcomer's first run on public logs as they came: `python -m tests.bench.first_run`.
+"""A new user's first run on public logs as they came: `python -m tests.bench.first_run`.
 
 For each log three commands and no edit: `rayrec init --from`, `rayrec run`, `rayrec serve`, and one
 recommendation over HTTP. The model is compared with the better of popularity and item_knn on the same

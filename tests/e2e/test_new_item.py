@@ -36,9 +36,9 @@ def write_shop(folder: Path) -> None:
         items = rng.permutation(np.unique(np.concatenate([own, other])))
         rows += [(f"u{user}", f"i{item}", moment) for moment, item in enumerate(items)]
     pl.DataFrame(rows, schema=["user", "item", "timestamp"], orient="row").write_csv(folder / "log.csv")
-    shelf = [TASTES[item % len(TASTES)] for item in range(ITEMS)]
-    words = [f"{name[:-1]} number {item}" for item, name in enumerate(shelf)]
-    items = {"item": [f"i{item}" for item in range(ITEMS)], "category": shelf, "title": words}
+    categories = [TASTES[item % len(TASTES)] for item in range(ITEMS)]
+    words = [f"{name[:-1]} number {item}" for item, name in enumerate(categories)]
+    items = {"item": [f"i{item}" for item in range(ITEMS)], "category": categories, "title": words}
     pl.DataFrame(items).write_csv(folder / "items.csv")
 
 
