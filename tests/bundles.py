@@ -19,7 +19,9 @@ from app.models.base import Batch, Model, Reads
 from app.models.batch import batch_of, recent_of
 from app.models.build import build_model
 from app.recipe import parse
-from app.tables.rows import Precision, Rows, write_rows
+from app.tables.form import Precision
+from app.tables.rows import Rows
+from app.tables.write import write_rows
 
 NOW = 1_706_000_000  # seconds; after the last event of a tiny data set of 1500
 

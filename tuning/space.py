@@ -25,7 +25,7 @@ from app.data.dataset import Dataset
 from app.models.base import Model, ModelConfig
 from app.models.build import build_model
 from app.models.discovery import model_class, model_config
-from app.recipe import ModelSection, Recipe
+from app.recipe import ModelSection, Recipe, Section
 from app.training.defaults import settled
 
 Settings = dict[str, Any]  # dotted recipe key -> value
@@ -37,7 +37,10 @@ LOSSES = ["bce", "bpr", "cross_entropy", "gbce"]
 INNER_PRODUCT = ["softmax", "sampled_softmax"]
 ROWS = ["float32", "float16", "int8", "int4", "int2"]
 DENSE = ["float32", "int8"]
-PRUNE = [0.0, 0.25, 0.5, 0.75]
+SHARES = [0.25, 0.5, 0.75]  # of dense weights that are pruned
+CODES = [8, 16, 32]  # of a row
+# Sequences of steps, of those that a model can take and that train nothing; beside them the recipe's own.
+STEPS = [[], ["prune"], ["product"], ["prune", "product"]]
 SMALLEST_BATCH = 32
 FOUND_BATCHES = (128, 512, 2048)
 OWN_NEGATIVES, SHARED_NEGATIVES = (1, 32), (32, 1024)  # of each event; of all targets of a batch together
@@ -82,7 +85,7 @@ class Space:
             settings |= _loss(trial, self.recipe, model, kind, config)
             loss = settings.get("model.loss", config.loss)
             settings |= _training(trial, of_model(self.recipe, model), kind, draws=_draws(loss, kind))
-        return settings | _compression(trial, self.recipe, kind, dense=model in self.dense)
+        return settings | _compression(trial, of_model(self.recipe, model), kind, dense=model in self.dense)
 
     def own(self, model: str) -> Settings:
         """The settings of the recipe with a model, under every name that `suggest` may ask for."""
@@ -92,10 +95,14 @@ class Space:
             "train": of_model(self.recipe, model).train,
             "compress": self.recipe.compress,
         }
+        steps = {
+            f"compress.{key}": value for key, value in self.recipe.compress if isinstance(value, Section)
+        }
         return {MODEL: model} | {
             f"{name}.{key}": getattr(section, key)
-            for name, section in sections.items()
+            for name, section in {**sections, **steps}.items()
             for key in type(section).model_fields
+            if f"{name}.{key}" not in steps
         }
 
     def encoded(self, settings: Settings) -> dict[str, Any]:
@@ -208,17 +215,29 @@ def batch_sizes(own: int) -> list[int]:
 
 def _compression(trial: BaseTrial, recipe: Recipe, kind: type[Model], *, dense: bool) -> Settings:
     settings: Settings = {}
+    own = recipe.compress
     if kind.quantisable:
-        settings["compress.rows"] = _choice(trial, "compress.rows", ROWS, recipe.compress.rows)
+        settings["compress.rows"] = _choice(trial, "compress.rows", ROWS, own.rows)
     if dense:
-        settings["compress.dense"] = _choice(trial, "compress.dense", DENSE, recipe.compress.dense)
-        settings["compress.prune"] = _choice(trial, "compress.prune", PRUNE, recipe.compress.prune)
+        settings["compress.dense"] = _choice(trial, "compress.dense", DENSE, own.dense)
+    left_out = {name for name, takes in (("prune", dense), ("product", kind.quantisable)) if not takes}
+    possible = [steps for steps in STEPS if not left_out & set(steps)]
+    if len(possible) > 1 or own.steps:
+        name = _parameter("compress.steps", recipe.model.name)
+        steps = settings["compress.steps"] = _choice(trial, name, possible, own.steps)
+        if "prune" in steps:
+            settings["compress.prune.share"] = _choice(trial, "compress.prune.share", SHARES, own.prune.share)
+        if "product" in steps:
+            settings["compress.product.codes"] = _choice(
+                trial, "compress.product.codes", CODES, own.product.codes
+            )
     return settings
 
 
 def _parameter(name: str, model: str) -> str:
     """The name by which a study knows a setting of a trial of a model."""
-    return f"{name}@{model}" if name.startswith(("model.", "train.")) and name != MODEL else name
+    own = name.startswith(("model.", "train.")) or name == "compress.steps"
+    return f"{name}@{model}" if own and name != MODEL else name
 
 
 def _any(trial: BaseTrial, name: str, space: Any, own: Any) -> Any:

@@ -1,11 +1,13 @@
-"""Compression: prune the dense part, evaluate the static rows, store them narrow.
+"""Compression: the steps that the recipe lists, one after another, then rows as they are stored.
 
-Rows take nearly all the room of a ranking model. They are evaluated after pruning and stored
-as they will be served, so that evaluating the compressed checkpoint measures what is served.
+Rows take nearly all the room of a ranking model. They are stored as they will be served, so that evaluating
+the compressed checkpoint measures what is served.
 """
 
 from __future__ import annotations
 
+import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,72 +16,103 @@ import numpy as np
 
 from app.artifact import Artifact, open_artifact, publish
 from app.bundle.export.static_rows import static_rows
-from app.compression.prune import prune
+from app.compression.packed import Packed, as_stored, width_of
+from app.compression.steps import apply_step
+from app.compression.work import Work
 from app.data.dataset import Array, Dataset
+from app.errors import RecipeError
 from app.recipe import Recipe
-from app.tables.rows import Precision, Rows, row_bytes
+from app.tables.form import Precision, row_bytes
+from app.tables.rows import Rows
 from app.terminal.console import progress
 from app.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from app.training.train import run_folder_of
 
-STAGE_VERSION = 3  # raise it when the same checkpoint and settings come to give other files
+STAGE_VERSION = 4  # raise it when the same checkpoint and settings come to give other files
 
 
 def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> Artifact:
     """Compress the checkpoint at `checkpoint` as [compress] says, into another at `out`.
+
+    What an interrupted call has trained lies in `.NAME.run/` beside `out`; the next one goes on from there.
 
     Returns:
         An artefact of kind "checkpoint"; its figures are those of `write_compressed`.
 
     Raises:
         DataError: a row holds NaN or an infinity: training diverged.
+        RecipeError: a step that the model cannot take; it is named.
     """
-    with progress("compress"):
-        source = load_checkpoint(checkpoint, dataset)
-        parents = {"checkpoint": source.artifact.digest}
-        with publish(out, "checkpoint", recipe.part("compress"), parents, STAGE_VERSION) as draft:
-            draft.figures |= write_compressed(recipe, source, draft.path)
+    source = load_checkpoint(checkpoint, dataset)
+    parents, scratch = {"checkpoint": source.artifact.digest}, run_folder_of(out)
+    with publish(out, "checkpoint", recipe.part("compress"), parents, STAGE_VERSION) as draft:
+        draft.figures |= write_compressed(recipe, dataset, source, draft.path, scratch)
+    shutil.rmtree(scratch, ignore_errors=True)
     return open_artifact(out, "checkpoint", verify=False)
 
 
-def write_compressed(recipe: Recipe, source: Checkpoint, folder: Path) -> dict[str, Any]:
+def write_compressed(
+    recipe: Recipe, dataset: Dataset, source: Checkpoint, folder: Path, scratch: Path
+) -> dict[str, Any]:
     """Write a checkpoint, compressed as [compress] says, into the folder of a Draft.
 
     A model that is not quantisable keeps float32 rows. [compress] dense takes effect at export.
 
     Args:
-        source: its model is pruned in place.
+        source: its model is changed in place.
+        scratch: where steps that train leave their files.
 
     Returns:
-        rows (precision), group (columns of a scale), bytes_before and bytes_after of the rows, row_error
-        {name: root mean square error over that of the values}, pruned (share of dense weights that are zero).
+        rows (precision of those that are no codes), group (columns of a scale), bytes_before and bytes_after
+        of the rows, row_error {name: root mean square error over that of the values}, and steps, a list of
+        {step, seconds, and what the step says}.
     """
-    pruned = prune(source.model, recipe.compress.prune)
-    rows = static_rows(source.model)
-    precision: Precision = recipe.compress.rows if source.model.quantisable else "float32"
-    save_checkpoint(
-        folder,
-        source.model,
-        source.name,
-        source.hyperparameters,
-        source.trained,
-        rows,
-        precision,
-        recipe.compress.group,
-        source.curve,
-    )
-    return _figures(rows, folder / "rows") | {
-        "rows": precision,
-        "group": recipe.compress.group,
-        "pruned": pruned,
-    }
+    _refuse_repeated(recipe)
+    work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters)
+    before = static_rows(work.model)
+    steps = [_step(name, work) for name in recipe.compress.steps]
+    precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"
+    with progress("compress"):
+        save_checkpoint(
+            folder,
+            work.model,
+            source.name,
+            work.hyperparameters,
+            source.trained,
+            {name: as_stored(values) for name, values in work.rows.items()},
+            precision,
+            recipe.compress.group,
+            source.curve,
+        )
+    figures = {"rows": precision, "group": recipe.compress.group, "steps": steps}
+    return _figures(before, work.rows, folder / "rows") | figures
 
 
-def _figures(rows: Mapping[str, Array], folder: Path) -> dict[str, Any]:
+def _step(name: str, work: Work) -> dict[str, Any]:
+    start = time.monotonic()
+    figures = apply_step(name, work)
+    return {"step": name, "seconds": round(time.monotonic() - start, 2), **figures}
+
+
+def _refuse_repeated(recipe: Recipe) -> None:
+    steps = recipe.compress.steps
+    if twice := next((name for name in steps if steps.count(name) > 1), None):
+        raise RecipeError(
+            f"{twice!r} is listed twice", where="compress.steps", remedy="name each step at most once"
+        )
+
+
+def _figures(before: Mapping[str, Array], rows: Mapping[str, Packed], folder: Path) -> dict[str, Any]:
     stored = {name: Rows.open(folder, name) for name in rows}
+    distinct = {id(values): values for values in before.values()}.values()
     return {
-        "bytes_before": sum(len(r) * row_bytes(r.width, "float32") for r in stored.values() if not r.same_as),
+        "bytes_before": sum(len(v) * row_bytes(width_of(v), "float32") for v in distinct),
         "bytes_after": sum(r.bytes for r in stored.values()),
-        "row_error": {name: _error(values, stored[name]) for name, values in rows.items() if values.size},
+        "row_error": {
+            name: _error(values, stored[name])
+            for name, values in rows.items()
+            if isinstance(values, np.ndarray) and values.size
+        },
     }
 
 

@@ -54,7 +54,7 @@ def refit(
         train(recipe, whole, folder / "checkpoint", epochs=epochs, label="refit")
     source = load_checkpoint(folder / "checkpoint", whole)
     with publish(out, "checkpoint", settings, parents, STAGE_VERSION) as draft:
-        draft.figures |= write_compressed(recipe, source, draft.path)
+        draft.figures |= write_compressed(recipe, whole, source, draft.path, folder / "steps")
         draft.figures |= {"epochs": epochs or 0, "events": len(whole.train), "chosen_by": chosen_by}
     shutil.rmtree(folder, ignore_errors=True)
     return open_artifact(out, "checkpoint", verify=False)

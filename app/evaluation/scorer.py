@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.models.base import Batch, History, Model, Reads
-from app.models.rows import RowKind, rows_of
+from app.models.base import Batch, History, Model, Reads, RowKind
+from app.models.rows import rows_of
 from app.tables.rows import Rows
 
 FLOATS = 1 << 22  # of gathered rows at a time

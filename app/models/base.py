@@ -24,6 +24,7 @@ from app.models import objectives
 from app.tables.base import Tables
 
 Reads = Literal["recent", "all", "events"]
+RowKind = Literal["user", "history", "item"]
 Loss = Literal["bce", "mse", "cross_entropy", "bpr", "sampled_softmax", "softmax", "gbce", "cosine"]
 
 
@@ -220,6 +221,7 @@ class Model(nn.Module):
         position = torch.zeros_like(content.item_trained, dtype=torch.int64)
         position[known] = torch.arange(len(known))
         self.register_buffer("position", position, persistent=False)
+        self.packed = nn.ModuleDict()  # by RowKind: what gives rows in the place of a piece; see `rows`
 
     # --- static rows, computed in advance for export --------------------------------------
     def user_rows(self, users: Tensor) -> Tensor:
@@ -261,10 +263,22 @@ class Model(nn.Module):
         return torch.matmul(item_rows, user_state.unsqueeze(-1)).squeeze(-1)
 
     # --- composed -----------------------------------------------------------------------
+    def rows(self, kind: RowKind, ids: Tensor) -> Tensor:
+        """Rows (…, width) of ids (…) as training and ranking use them: those of the piece `KIND_rows`.
+
+        Where compression has put rows into `packed`, which are no longer what the piece says, those.
+        """
+        piece = self.packed[kind] if kind in self.packed else getattr(self, f"{kind}_rows")
+        rows: Tensor = piece(ids)
+        return rows
+
     def state(self, batch: Batch) -> Tensor:
         """The user states (B, Q) of a batch."""
         return self.user_state(
-            self.user_rows(batch.user), self.history_rows(batch.history.item), batch.history, batch.context
+            self.rows("user", batch.user),
+            self.rows("history", batch.history.item),
+            batch.history,
+            batch.context,
         )
 
     def states_of(self, batch: Sequences) -> tuple[Tensor, Tensor]:
@@ -272,8 +286,8 @@ class Model(nn.Module):
 
         A model of sets whose state must not know the target overrides it.
         """
-        user_rows, history = self.user_rows(batch.user), batch.history
-        rows = self.history_rows(history.item)
+        user_rows, history = self.rows("user", batch.user), batch.history
+        rows = self.rows("history", history.item)
         if self.trains_on == "sequences":
             return self.states(user_rows, rows, history).flatten(0, 1), batch.owner
         context = rows.new_zeros((len(batch.user), self.inputs.context))
@@ -286,7 +300,7 @@ class Model(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """Logits (B, C) of the candidates of a batch."""
-        return self.score(self.state(batch), self.item_rows(batch.item))
+        return self.score(self.state(batch), self.rows("item", batch.item))
 
     def score_all(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
         """Logits (B, N) of every item for every state (B, Q), from rows (N, R), in bounded memory."""

@@ -92,8 +92,8 @@ class Cfgan(Model):
         """The mean over users of what telling the real from the generated set costs, and of the zeros'."""
         assert isinstance(batch, Sequences), "it trains on sets"
         states, owner = self.states_of(batch)
-        liked = torch.sigmoid((states[owner] * self.item_rows(batch.target)).sum(1))
-        others = torch.sigmoid(states @ self.item_rows(batch.negatives).T) * self._unmet(batch)
+        liked = torch.sigmoid((states[owner] * self.rows("item", batch.target)).sum(1))
+        others = torch.sigmoid(states @ self.rows("item", batch.negatives).T) * self._unmet(batch)
         size = torch.zeros_like(states[:, 0]).index_add(0, owner, batch.weight).clamp(min=1).sqrt()
         targets, negatives = map(self.judged_items.lookup, (batch.target, batch.negatives))
 

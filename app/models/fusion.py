@@ -139,14 +139,17 @@ class Fusion(Model):
         return state
 
     def loss(self, batch: Batch | Sequences) -> Tensor:
-        """The objective of `config.loss`; the softmax over sets is that of what a step leaves out of them."""
-        if self.config.loss != "softmax" or isinstance(batch, Batch):
+        """The objective of `config.loss`; the softmax over sets is that of what a step leaves out of them.
+
+        Packed rows have no ids and content any more that could be left out.
+        """
+        if self.config.loss != "softmax" or isinstance(batch, Batch) or self.packed:
             return super().loss(batch)
         new, history = _drawn(self.position, self.config.drop_id), batch.history
         dropped = new[history.item] | _drawn(history.item, self.config.drop_history)
         shown = replace(history, item=history.item.masked_fill(dropped, 0))
-        rows = self.history_rows(shown.item)
-        states = self.user_state(self.user_rows(batch.user), rows, shown, rows.new_zeros(len(rows), 0))
+        rows = self.rows("history", shown.item)
+        states = self.user_state(self.rows("user", batch.user), rows, shown, rows.new_zeros(len(rows), 0))
         items = self._sum(self.known.masked_fill(new[self.known], 0), self.known)
         weight = batch.weight * _left_out(history.item, dropped, batch)
         return full_softmax(states, items, batch.owner, self.position[batch.target], weight)

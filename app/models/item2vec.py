@@ -92,7 +92,7 @@ class Item2Vec(Model):
             allowed &= distance <= self.config.window
         drawn = (torch.rand(allowed.shape, device=items.device) * allowed).argmax(1, keepdim=True)
         accompanied = allowed.any(1, keepdim=True)
-        vectors = self.history_rows(sets.gather(1, drawn).squeeze(1)) * accompanied
+        vectors = self.rows("history", sets.gather(1, drawn).squeeze(1)) * accompanied
         return _with_bias(vectors), torch.arange(len(vectors), device=items.device)
 
 

@@ -86,9 +86,9 @@ class MultVae(Model):
     def loss(self, batch: Batch | Sequences) -> Tensor:
         """The mean over targets of -log softmax and of their share of the divergence."""
         assert isinstance(batch, Sequences), "it trains on sets"
-        mean, spread = self._encode(self.history_rows(batch.history.item), batch.history.mask)
+        mean, spread = self._encode(self.rows("history", batch.history.item), batch.history.mask)
         drawn = mean + torch.randn_like(mean) * spread.exp() if self.training else mean
-        target, rows = self.position[batch.target], self.item_rows(self.known)
+        target, rows = self.position[batch.target], self.rows("item", self.known)
         likelihood = full_softmax(self._decode(drawn), rows, batch.owner, target, batch.weight)
         divergence = 0.5 * (mean.square() + (2 * spread).exp() - 1 - 2 * spread).sum(1)
         share = batch.weight / batch.weight.sum()

@@ -53,15 +53,15 @@ def loss_of_events(model: Model, batch: Batch) -> Tensor:
     """The loss of B events with candidates (B, C)."""
     loss, positive = model.config.loss, batch.item[:, 0]
     if loss == "sampled_softmax":
-        scores = model.score_all(model.state(batch), model.item_rows(positive))
+        scores = model.score_all(model.state(batch), model.rows("item", positive))
         return losses.in_batch_softmax(scores, positive, model.log_popularity)
     if loss == "softmax":
         owner = torch.arange(len(positive), device=positive.device)
-        target, rows = model.position[positive], model.item_rows(model.known)
+        target, rows = model.position[positive], model.rows("item", model.known)
         return full_softmax(model.state(batch), rows, owner, target, batch.label[:, 0])
     if loss in losses.LISTWISE:
         return losses.LISTWISE[loss](model(batch), batch.label)
-    states, rows = model.state(batch), model.item_rows(batch.item)
+    states, rows = model.state(batch), model.rows("item", batch.item)
     if loss == "cosine":
         states, rows = F.normalize(states, dim=-1), F.normalize(rows, dim=-1)
     scores = model.score(states, rows)
@@ -73,10 +73,10 @@ def loss_of_targets(model: Model, batch: Sequences) -> Tensor:
     loss, target = model.config.loss, batch.target
     states, owner = model.states_of(batch)
     if loss == "softmax":
-        rows = model.item_rows(model.known)
+        rows = model.rows("item", model.known)
         return full_softmax(states, rows, owner, model.position[target], batch.weight)
     states, sample = states[owner], _sample(model, batch)
-    target_rows, rows = model.item_rows(target), model.item_rows(sample.negatives)
+    target_rows, rows = model.rows("item", target), model.rows("item", sample.negatives)
     if loss in ("cross_entropy", "sampled_softmax"):
         return sampled_softmax(states, target_rows, rows, sample, batch.weight)
     if loss == "cosine":

@@ -10,26 +10,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from app.models.base import Model
+from app.models.base import Model, RowKind
 from app.tables.base import Table
 
-RowKind = Literal["user", "history", "item"]
 BLOCK = 1 << 13  # ids whose rows are computed at a time
 
 
 @torch.no_grad()
 def rows_of(model: Model, kind: RowKind, ids: Tensor) -> Tensor:
-    """Rows (N, width) float32 of `ids` (N,), on the device of the model.
+    """Rows (N, width) float32 of `ids` (N,), on the device of the model; packed ones as they are.
 
     Args:
         model: in evaluation mode.
         kind: "user", "history" or "item", after the piece of the model that makes them.
     """
+    if kind in model.packed:
+        return torch.cat([model.rows(kind, block).float() for block in torch.split(ids, BLOCK)])
     piece, side = _piece(model, kind), "user" if kind == "user" else "item"
     blocks = []
     for block in torch.split(ids, BLOCK):

@@ -82,10 +82,10 @@ class SimpleX(Model):
     def states_of(self, batch: Sequences) -> tuple[Tensor, Tensor]:
         """Vectors (T, D), a state a target: of the user's items without it."""
         mask, owner = batch.history.mask, batch.owner
-        total = torch.matmul(mask.unsqueeze(1), self.history_rows(batch.history.item)).squeeze(1)
-        others = total[owner] - self.history_rows(batch.target)
+        total = torch.matmul(mask.unsqueeze(1), self.rows("history", batch.history.item)).squeeze(1)
+        others = total[owner] - self.rows("history", batch.target)
         size = mask.sum(1, keepdim=True)[owner] - 1
-        states = self._mixed(self.user_rows(batch.user)[owner], others, size)
+        states = self._mixed(self.rows("user", batch.user)[owner], others, size)
         return states, torch.arange(len(states), device=states.device)
 
     def _mixed(self, user_rows: Tensor, total: Tensor, size: Tensor) -> Tensor:

@@ -4,12 +4,13 @@ Every key has a default except the input files. An unknown key, a wrong type or 
 at odds raise a RecipeError that names the key, the value and the remedy.
 """
 
+from app.recipe.compress import Compress
 from app.recipe.data import AttributeFile, Data, EventSource, Outlier, Split
 from app.recipe.evaluate import Evaluate, Export
 from app.recipe.features import Features
 from app.recipe.section import Section
 from app.recipe.serve import Rollout, Serve
-from app.recipe.train import Compress, ModelSection, Train, Tune
+from app.recipe.train import ModelSection, Train, Tune
 from app.recipe.whole import Recipe, parse
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""[model], [train], [compress] and [tune]: which model, how it is trained, shrunk and searched for."""
+"""[model], [train] and [tune]: which model, how it is trained and searched for."""
 
 from __future__ import annotations
 
@@ -113,19 +113,6 @@ class Train(Section):
         description="after the evaluation, train once more on all parts, for as many epochs as were best;"
         " the report stays that of the model trained without the parts held out",
     )
-
-
-class Compress(Section):
-    """How the trained model shrinks before export."""
-
-    rows: Literal["float32", "float16", "int8", "int4", "int2"] = Field(
-        "int8", description="precision of embedding rows; integers have a scale for each row or group"
-    )
-    group: Count = Field(
-        0, description="columns of a row that share a scale, where rows are integers; 0: the whole row"
-    )
-    dense: Literal["float32", "int8"] = Field("float32", description="precision of the dense part")
-    prune: Fraction = Field(0.0, description="share of the dense weights that are set to zero")
 
 
 class Tune(Section):

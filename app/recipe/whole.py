@@ -10,13 +10,14 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from app.errors import RecipeError
+from app.recipe.compress import Compress
 from app.recipe.data import Data, Split
 from app.recipe.evaluate import Evaluate, Export
 from app.recipe.features import Features
 from app.recipe.mistakes import combined, validated
 from app.recipe.section import Section
 from app.recipe.serve import Serve
-from app.recipe.train import Compress, ModelSection, Train, Tune
+from app.recipe.train import ModelSection, Train, Tune
 
 LOGGED_TRAINING = {"negatives": 0, "metric": "auc"}  # defaults of [train] by logged labels
 

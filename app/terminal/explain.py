@@ -48,7 +48,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
         "train.metric", "train.patience", "train.valid_users", "evaluate.k", "evaluate.baselines",
         "model.name", "tune.budget",
     ),
-    "the size of the bundle": ("compress.rows", "compress.dense", "compress.prune"),
+    "the size of the bundle": ("compress.rows", "compress.dense", "compress.steps"),
     "capacity of the service": (
         "serve.min_replicas", "serve.max_replicas", "serve.cpus", "serve.max_ongoing_requests",
         "serve.max_queued_requests", "serve.target_ongoing_requests",

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from app.errors import RecipeError, UserError
-from app.models.build import build_model
 from app.training.batches import AnyBatch, batches_of
 from app.training.batches.prefetch import prefetch
 from app.training.gradients import average
@@ -42,10 +41,7 @@ class Loop:
         self.recipe, self.settings = task.recipe, task.recipe.train
         self.epochs = task.epochs or self.settings.epochs
         torch.manual_seed(self.recipe.seed)
-        section = self.recipe.model
-        self.model = build_model(section.source, section.hyperparameters, task.dataset).to(host.device)
-        if task.weights:
-            task.weights.load_into(self.model)
+        self.model = task.new_model().to(host.device)
         self.batches = batches_of(self.model, task.dataset, self.recipe, rank=host.rank, world=host.world)
         self.optimizers = Optimizers(self.model, self.settings, self.settings.epochs * self.batches.steps)
         progress = TrainingProgress(resumed_from=0 if restarted(host) else None)
@@ -150,6 +146,8 @@ class Loop:
         loss.backward()  # type: ignore[no-untyped-call]
         average(self.optimizers.parameters, self.host.world)
         self.optimizers.step(progress.epoch * self.batches.steps + progress.step)
+        if self.task.conversion:
+            self.task.conversion.after_step(self.model)
         return loss.detach()
 
     def _read_losses(self, at_least: int = 1) -> None:

@@ -59,6 +59,7 @@ def _trainer(task: Task, folder: Path) -> Any:
             "folder": str(folder),
             "epochs": task.epochs,
             "objective": task.objective,
+            "conversion": task.conversion,
             "weights": _kept(task.weights, folder),
         },
         scaling_config=ScalingConfig(
@@ -119,7 +120,7 @@ def work(config: dict[str, Any]) -> None:
     try:
         dataset = Dataset.open(Path(config["dataset"]), verify=False)
         weights = Weights.of(Path(config["weights"])) if config["weights"] else None
-        task = Task(recipe, dataset, config["epochs"], config["objective"], weights)
+        task = Task(recipe, dataset, config["epochs"], config["objective"], weights, config["conversion"])
         with disk_errors(str(folder)):
             Loop(task, RayHost(folder)).run()
     except RayRecError as error:

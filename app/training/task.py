@@ -17,6 +17,7 @@ from app.artifact import cache_key, open_artifact
 from app.data.dataset import Dataset
 from app.errors import ArtifactError
 from app.models.base import Model
+from app.models.build import build_model
 from app.recipe import Recipe
 from app.training.batches import AnyBatch
 from app.training.checkpoint import WEIGHTS
@@ -35,6 +36,26 @@ class Objective(Protocol):
 
     def __call__(self, model: Model, batch: AnyBatch) -> Tensor:
         """The scalar loss of a batch, with a gradient for the weights of the model."""
+        ...
+
+
+class Conversion(Protocol):
+    """A change of the model before it is trained, such as rows that are felt as they will be stored.
+
+    With Ray it travels to the workers.
+    """
+
+    @property
+    def key(self) -> str:
+        """What it depends on: a part of the checkpoint's cache key."""
+        ...
+
+    def convert(self, model: Model) -> None:
+        """Change a model on the CPU, in place; it has the weights that training begins with."""
+        ...
+
+    def after_step(self, model: Model) -> None:
+        """Restore what has to hold after each update of the weights."""
         ...
 
 
@@ -86,6 +107,7 @@ class Task:
         epochs: stop after so many, with the learning rates of train.epochs; None: train.epochs.
         objective: what training minimises; None: the model's own loss.
         weights: that it begins with; None: random ones.
+        conversion: a change of the model before training; None: it stays as the recipe makes it.
     """
 
     recipe: Recipe
@@ -93,6 +115,17 @@ class Task:
     epochs: int | None = None
     objective: Objective | None = None
     weights: Weights | None = None
+    conversion: Conversion | None = None
+
+    def new_model(self) -> Model:
+        """The model before its first step, on the CPU."""
+        section = self.recipe.model
+        model = build_model(section.source, section.hyperparameters, self.dataset)
+        if self.weights:
+            self.weights.load_into(model)
+        if self.conversion:
+            self.conversion.convert(model)
+        return model
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -101,6 +134,7 @@ class Task:
             "stop_after": self.epochs,
             "objective": self.objective and self.objective.key,
             "weights": self.weights and self.weights.digest,
+            "conversion": self.conversion and self.conversion.key,
         }
         return {**checkpoint_settings(self.recipe), **{key: value for key, value in given.items() if value}}
 

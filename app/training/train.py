@@ -18,7 +18,6 @@ from app.artifact import Artifact, open_artifact, publish
 from app.data.dataset import Dataset
 from app.errors import MachineError, disk_errors
 from app.models.base import Model
-from app.models.build import build_model
 from app.models.discovery import model_class
 from app.models.rows import average_unknown
 from app.recipe import Recipe
@@ -28,7 +27,7 @@ from app.training.hosts import Figures, LocalHost
 from app.training.loop import Loop
 from app.training.progress import showing_progress
 from app.training.state import BEST, TrainingProgress, read_progress
-from app.training.task import STAGE_VERSION, Objective, Task, Weights
+from app.training.task import STAGE_VERSION, Conversion, Objective, Task, Weights
 
 InitialWeights = Path | Mapping[str, Tensor] | None
 
@@ -39,10 +38,11 @@ def task_of(
     epochs: int | None = None,
     objective: Objective | None = None,
     weights: InitialWeights = None,
+    conversion: Conversion | None = None,
 ) -> Task:
     """What `train` makes a checkpoint from, given the same arguments."""
     initial = None if weights is None else Weights.of(weights)
-    return Task(settled(recipe), dataset, epochs, objective, initial)
+    return Task(settled(recipe), dataset, epochs, objective, initial, conversion)
 
 
 def checkpoint_key(recipe: Recipe, dataset: Dataset, epochs: int | None = None) -> str:
@@ -59,10 +59,12 @@ def train(
     label: str = "train",
     objective: Objective | None = None,
     weights: InitialWeights = None,
+    conversion: Conversion | None = None,
 ) -> Artifact:
     """Train and publish a checkpoint at `out`; `train.workers` = 0 stays in this process.
 
-    An interrupted run of the same recipe, data, objective and weights goes on from its last checkpoint.
+    An interrupted run of the same recipe, data, objective, weights and conversion goes on from its last
+    checkpoint.
 
     Args:
         epochs: stop after so many, with the learning rates of train.epochs; None: train.epochs.
@@ -70,15 +72,16 @@ def train(
         objective: what training minimises; None: the model's own loss.
         weights: a checkpoint, a safetensors file or a state dict to begin with, which the result is never
             worse than on validation; None: random weights.
+        conversion: a change of the model before training, whose parameters are then among the weights.
 
     Raises:
         RecipeError: a hyperparameter or setting of the model that cannot be, or a loss that became NaN.
         ArtifactError: weights that cannot be read or do not fit.
         MachineError: workers that died more than `train.max_failures` times, or no GPU.
     """
-    task = task_of(recipe, dataset, epochs, objective, weights)
+    task = task_of(recipe, dataset, epochs, objective, weights, conversion)
     if not model_class(recipe.model.source).learns:
-        return _publish(task, out, _new_model(task), TrainingProgress())
+        return _publish(task, out, task.new_model(), TrainingProgress())
     folder = _run_folder(task, out)
     with showing_progress(folder, epochs or task.recipe.train.epochs, label):
         if task.recipe.train.workers:
@@ -98,6 +101,7 @@ def fit(
     limit_s: float | None = None,
     objective: Objective | None = None,
     weights: InitialWeights = None,
+    conversion: Conversion | None = None,
 ) -> Artifact:
     """Train in this process, quietly, and publish a checkpoint at `out`: for a trial of a search.
 
@@ -105,11 +109,11 @@ def fit(
         report: called after each epoch with {"epoch", "loss", "seconds", validation figures}; an
             exception from it ends the training, and a later call goes on from there.
         limit_s: seconds of training, validation apart, after which it ends at once; None: no limit.
-        objective, weights: as of `train`.
+        objective, weights, conversion: as of `train`.
     """
-    task = task_of(recipe, dataset, None, objective, weights)
+    task = task_of(recipe, dataset, None, objective, weights, conversion)
     if not model_class(recipe.model.source).learns:
-        return _publish(task, out, _new_model(task), TrainingProgress())
+        return _publish(task, out, task.new_model(), TrainingProgress())
     folder = _run_folder(task, out)
     return _publish_run(task, out, folder, _train_here(task, folder, report, limit_s))
 
@@ -122,10 +126,6 @@ def forget_run(out: Path) -> None:
 def run_folder_of(out: Path) -> Path:
     """The folder of the unfinished run that would make `out`."""
     return out.absolute().with_name(f".{out.name}.run")
-
-
-def _new_model(task: Task) -> Model:
-    return build_model(task.recipe.model.source, task.recipe.model.hyperparameters, task.dataset)
 
 
 def _train_here(
@@ -158,7 +158,7 @@ def _run_folder(task: Task, out: Path) -> Path:
 
 def _publish_run(task: Task, out: Path, folder: Path, latest: Path) -> Artifact:
     """Make the artefact from the best weights of a finished run, and remove the run's folder."""
-    model = _new_model(task)
+    model = task.new_model()
     model.load_state_dict(load_file(latest / BEST))
     average_unknown(model)
     artifact = _publish(task, out, model, read_progress(latest))

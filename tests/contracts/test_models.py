@@ -20,7 +20,8 @@ from app.models.base import Model
 from app.models.build import build_model
 from app.models.discovery import model_names
 from app.recipe import Recipe, parse
-from app.tables.rows import Rows, write_rows
+from app.tables.rows import Rows
+from app.tables.write import write_rows
 from app.training.checkpoint import Checkpoint, load_checkpoint
 from app.training.train import fit
 from tests.tiny import Datasets

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from app.errors import ArtifactError, DataError
+from app.tables.form import PRECISIONS, Precision, row_bytes
 from app.tables.quantise import LEVELS
-from app.tables.rows import PRECISIONS, Array, Precision, Rows, row_bytes, write_rows, write_stores
+from app.tables.rows import Array, Rows
+from app.tables.write import write_rows, write_stores
 
 FEW_LEVELS = [("int4", 7.0), ("int2", 1.5)]
 small_tables = hnp.arrays(
@@ -228,6 +230,6 @@ def test_a_missing_or_truncated_file_is_named(tmp_path: Path, ending: str) -> No
 
 
 def test_rows_beyond_one_block_are_written_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.tables.rows.BLOCK", 4)
+    monkeypatch.setattr("app.tables.write.BLOCK", 4)
     rows = np.arange(22, dtype=np.float32).reshape(11, 2)
     assert np.array_equal(stored(tmp_path, rows, "float32").all(), rows)

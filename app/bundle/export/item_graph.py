@@ -17,8 +17,8 @@ from app.bundle.export.onnx import OPSET, TOLERANCE
 from app.bundle.format.layout import ITEM_GRAPH, Array
 from app.bundle.format.session import Graph
 from app.errors import RayRecError
-from app.models.base import Model
-from app.models.rows import RowKind, content_names, unknown_row
+from app.models.base import Model, RowKind
+from app.models.rows import content_names, unknown_row
 
 CHECKED = 16  # items whose content the graph is checked with
 KINDS: tuple[RowKind, ...] = ("item", "history")  # of the rows that the graph gives, side by side

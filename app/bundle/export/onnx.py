@@ -53,12 +53,15 @@ class _Served(nn.Module):
         return self.model.score(state, inputs["items"]) if "items" in inputs else state
 
 
-def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: bool) -> dict[str, float]:
-    """Write model.onnx and, where the model retrieves, user.onnx.
+def write_graph(
+    model: Model, rows: Mapping[str, Rows], path: Path, *, scores: bool, int8: bool
+) -> dict[str, float]:
+    """Write the graph of what runs per request, at `path`.
 
     Args:
         model: in evaluation mode, on the CPU.
         rows: its stored rows "user", "history" and "item"; one of width 0 is no input.
+        scores: whether it gives logits of candidates; else user states.
         int8: whether dense weights become int8 (dynamic quantisation).
 
     Returns:
@@ -69,21 +72,18 @@ def write_graphs(model: Model, rows: Mapping[str, Rows], folder: Path, *, int8: 
         RayRecError: a graph differs from the model by more than 1e-4.
         DataError: the model's scores are NaN or infinite.
     """
-    figures = {"dense_float32_bytes": 0.0, "dense_error": 0.0}
-    graphs = {"model.onnx": INPUTS} | ({"user.onnx": INPUTS[:-1]} if model.retrieves else {})
     widths = {"user": rows["user"].width, "history": rows["history"].width, "context": model.inputs.context}
     widths |= {} if model.trains_on == "sequences" else {"history_gap": 0}
-    for file, inputs in graphs.items():
-        path = folder / file
-        served = _Served(model, [name for name in inputs if widths.get(name) != 0]).eval()
-        examples = [_example(served, rows, *shape) for shape in SHAPES]
-        _trace(served, examples[-1], path)
-        figures["dense_float32_bytes"] += path.stat().st_size
-        _check(file, _difference(path, served, examples), model)
-        if int8:
-            _quantise(path)
-            figures["dense_error"] = max(figures["dense_error"], _difference(path, served, examples))
-            _check_runs(file, figures["dense_error"])
+    inputs = INPUTS if scores else INPUTS[:-1]
+    served = _Served(model, [name for name in inputs if widths.get(name) != 0]).eval()
+    examples = [_example(served, rows, *shape) for shape in SHAPES]
+    _trace(served, examples[-1], path)
+    figures = {"dense_float32_bytes": float(path.stat().st_size), "dense_error": 0.0}
+    _check(path.name, _difference(path, served, examples), model)
+    if int8:
+        _quantise(path)
+        figures["dense_error"] = _difference(path, served, examples)
+        _check_runs(path.name, figures["dense_error"])
     return figures
 
 

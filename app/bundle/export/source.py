@@ -12,7 +12,8 @@ from app.bundle.format.layout import ROWS, Array
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
-from app.tables.rows import Rows, write_stores
+from app.tables.rows import Rows
+from app.tables.write import write_stores
 
 
 class Trained(Protocol):

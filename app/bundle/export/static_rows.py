@@ -6,12 +6,14 @@ import numpy as np
 import torch
 
 from app.bundle.format.layout import Array
-from app.models.base import Model
-from app.models.rows import BLOCK, RowKind, rows_of
+from app.models.base import Model, RowKind
+from app.models.rows import BLOCK, rows_of
 
 
 def static_rows(model: Model) -> dict[str, Array]:
     """The rows "user" (users, Du), "item" (items, R) and "history" (items, Dh), float32.
+
+    Where an item has the same rows in a history, they are the same array.
 
     Ids without a training event have the rows of the unknown id with their own content.
 
@@ -19,7 +21,10 @@ def static_rows(model: Model) -> dict[str, Array]:
         model: in evaluation mode, on the CPU.
     """
     kinds: tuple[RowKind, ...] = ("user", "item", "history")
-    return {kind: _every(model, kind) for kind in kinds}
+    rows: dict[str, Array] = {kind: _every(model, kind) for kind in kinds}
+    if rows["item"].size and np.array_equal(rows["item"], rows["history"]):
+        rows["history"] = rows["item"]
+    return rows
 
 
 def _every(model: Model, kind: RowKind) -> Array:

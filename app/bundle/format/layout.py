@@ -3,9 +3,9 @@
 bundle/
   manifest.json       kind "bundle"; figures: quality beside baselines, bytes
   bundle.json         Info below
-  model.onnx          gathered rows, history and context -> logits (B, C)
-  user.onnx           the same inputs without candidates -> user state (B, Q); only where
-                      a score is the inner product of user state and item row
+  model.onnx          gathered rows, history and context -> logits (B, C); or, where a score is the
+                      inner product of user state and item row,
+  user.onnx           the same inputs without candidates -> user state (B, Q)
   item.onnx           content features of a new item -> its rows "item" and "history" side by
                       side (1, R + Dh); only where they depend on the content
   rows/               Rows named user, history, item: what can be evaluated in advance
@@ -36,9 +36,9 @@ from app.features.context import Context
 
 Array = npt.NDArray[Any]
 ROWS = ("user", "history", "item")
-ITEM_GRAPH = "item.onnx"
+MODEL_GRAPH, USER_GRAPH, ITEM_GRAPH = "model.onnx", "user.onnx", "item.onnx"
 TRAINED = "trained.npy"
-# The inputs of model.onnx; those that a model does not use are left out of its graph.
+# The inputs of model.onnx, without the last one of user.onnx; those that a model does not use are left out.
 INPUTS = (
     "user",
     "history",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from app.bundle.format.layout import ROWS, Array, Info
+from app.bundle.format.layout import MODEL_GRAPH, ROWS, USER_GRAPH, Array, Info
 from app.bundle.format.session import Graph
 from app.bundle.ranking.rows import Blocks, ExtendedRows
 from app.bundle.ranking.user_vectors import UserVectorCache
@@ -33,6 +33,10 @@ class BatchScorer:
         info: of the bundle.
         threads: of one call into the model.
         user_vectors: a cache; None: user vectors are computed each time.
+
+    Attributes:
+        retrieves: whether a score is the inner product of a user vector and an item row. Scores are then
+            products with the rows as they are stored, of which product codes are not unpacked.
     """
 
     def __init__(
@@ -41,9 +45,9 @@ class BatchScorer:
         self.info, self._user_vectors, self._version = info, user_vectors, next(_versions)
         self.stored = {name: Rows.open(path / "rows", name) for name in ROWS}
         self.rows: dict[str, Rows | ExtendedRows] = {**self.stored}
-        self._model = Graph(path / "model.onnx", threads)
-        _check_context(self._model, info, path)
-        self._user = Graph(path / "user.onnx", threads) if (path / "user.onnx").exists() else None
+        self.retrieves = (path / USER_GRAPH).exists()
+        self._graph = Graph(path / (USER_GRAPH if self.retrieves else MODEL_GRAPH), threads)
+        _check_context(self._graph, info, path)
         self.blocks = Blocks(self.stored["item"])  # of the bundle alone
         self.added: Array = np.zeros((0, self.stored["item"].width), np.float32)
 
@@ -69,6 +73,18 @@ class BatchScorer:
                 scores[i] = row[: len(requests[i].rows)]
         return scores
 
+    def _run(self, requests: list[EncodedRequest]) -> Iterable[Array]:
+        """Logits of requests of about one size, at least as many as each has candidates."""
+        feeds = self._feeds(requests)
+        if self.retrieves:
+            vectors = self._graph.run(feeds)
+            pairs = zip(requests, vectors, strict=True)
+            return [self.rows["item"].scores(request.rows, vector) for request, vector in pairs]
+        rows = np.zeros((len(requests), max(len(request.rows) for request in requests)), np.int64)
+        for i, request in enumerate(requests):
+            rows[i, : len(request.rows)] = request.rows
+        return self._graph.run(feeds | {"items": self.rows["item"].gather(rows)})
+
     def _alike(self, requests: Sequence[EncodedRequest], candidates: Sequence[int]) -> Iterator[list[int]]:
         """Positions of requests of about one size, some at a time.
 
@@ -85,16 +101,8 @@ class BatchScorer:
             for start in range(0, len(positions), step):
                 yield positions[start : start + step]
 
-    def _run(self, requests: list[EncodedRequest]) -> Array:
-        """Logits (B, widest) of requests of about one size."""
-        rows = np.zeros((len(requests), max(len(request.rows) for request in requests)), np.int64)
-        for i, request in enumerate(requests):
-            rows[i, : len(request.rows)] = request.rows
-        feeds = self._feeds(self._model, requests)
-        return self._model.run(feeds | {"items": self.rows["item"].gather(rows)})
-
-    def _feeds(self, graph: Graph, requests: Sequence[EncodedRequest]) -> dict[str, Array]:
-        inputs = model_inputs(requests, self.info, graph.inputs)
+    def _feeds(self, requests: Sequence[EncodedRequest]) -> dict[str, Array]:
+        inputs = model_inputs(requests, self.info, self._graph.inputs)
         for name in inputs.keys() & self.rows.keys():
             inputs[name] = self.rows[name].gather(inputs[name])
         return inputs
@@ -102,12 +110,7 @@ class BatchScorer:
     @property
     def takes_history(self) -> bool:
         """Whether a score depends on what a user did, or on when that was."""
-        return any(name == "context" or name.startswith("history") for name in self._model.inputs)
-
-    @property
-    def retrieves(self) -> bool:
-        """Whether a score is the inner product of a user vector and an item row."""
-        return self._user is not None
+        return any(name == "context" or name.startswith("history") for name in self._graph.inputs)
 
     def user_vectors(self, requests: Sequence[EncodedRequest]) -> Array:
         """User vectors (B, Q); only where the model retrieves."""
@@ -117,21 +120,25 @@ class BatchScorer:
         return self._user_vectors.vectors(self._version, length, requests, self._compute_user_vectors)
 
     def _compute_user_vectors(self, requests: Sequence[EncodedRequest]) -> Array:
-        assert self._user is not None
         if self.info.reads == "recent":
-            return self._user.run(self._feeds(self._user, requests))
+            return self._graph.run(self._feeds(requests))
         chunks = list(self._alike(requests, [1] * len(requests)))
-        parts = [self._user.run(self._feeds(self._user, [requests[i] for i in chunk])) for chunk in chunks]
+        parts = [self._graph.run(self._feeds([requests[i] for i in chunk])) for chunk in chunks]
         back = np.argsort(np.concatenate(chunks))
         return np.asarray(np.concatenate(parts)[back])
 
     def score_all(self, requests: Sequence[EncodedRequest]) -> Array:
         """Logits (B, items) of every item, a block of items at a time."""
+        if self.retrieves:
+            vectors = self._compute_user_vectors(requests)
+            parts = [scores for _, scores in self.blocks.scores(vectors)]
+            return np.concatenate([*parts, vectors @ self.added.T], 1)
         scores = np.empty((len(requests), self.items), np.float32)
-        feeds = [self._feeds(self._model, [request]) for request in requests]
+        feeds = [self._feeds([request]) for request in requests]
         for start, block in self._all_blocks():
+            part = slice(start, start + len(block))
             for i, request in enumerate(feeds):
-                scores[i, start : start + len(block)] = self._model.run(request | {"items": block[None]})[0]
+                scores[i, part] = self._graph.run(request | {"items": block[None]})[0]
         return scores
 
     def cosines(self, row: int) -> Array:

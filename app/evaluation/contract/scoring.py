@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from app.bundle.export.item_graph import write_item_graph
-from app.bundle.export.onnx import write_graphs
+from app.bundle.export.onnx import write_graph
 from app.bundle.export.static_rows import static_rows
 from app.evaluation.contract.subject import Subject, require, same
-from app.models.base import Batch, History, Model
+from app.models.base import Batch, History, Model, RowKind
 from app.models.build import build_model
 from app.models.discovery import model_class, model_config
-from app.models.rows import RowKind
 from app.tables.base import Table
 from app.tables.discovery import table_class, table_names
-from app.tables.rows import Rows, write_rows
+from app.tables.rows import Rows
+from app.tables.write import write_rows
 
 KINDS: tuple[RowKind, ...] = ("user", "history", "item")
 
@@ -97,7 +97,9 @@ def exports(subject: Subject) -> None:
         folder = Path(name)
         for kind, values in static_rows(subject.model).items():
             write_rows(folder, kind, values, "float32")
-        write_graphs(subject.model, {kind: Rows.open(folder, kind) for kind in KINDS}, folder, int8=False)
+        rows: dict[str, Rows] = {kind: Rows.open(folder, kind) for kind in KINDS}
+        for scores in {True, not subject.model.retrieves}:
+            write_graph(subject.model, rows, folder / "graph.onnx", scores=scores, int8=False)
         write_item_graph(subject.model, folder)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +18,8 @@ from app.bundle.retrieval.index import Approximate, Exact
 from app.bundle.retrieval.item_filter import Match
 from app.bundle.retrieval.pool import EligibleItems
 from app.errors import ArtifactError, MachineError, RecipeError
-from app.tables.rows import Rows, write_rows
+from app.tables.rows import Rows
+from app.tables.write import write_rows
 
 ITEMS, WIDTH = 6000, 16
 KINDS = ["ivf_sq8", "ivf_pq", "hnsw"]
@@ -69,7 +71,8 @@ def built(
 )
 def test_exact_is_a_full_sort(values: list[float], count: int, left_out: set[int], filtered: bool) -> None:
     scores = np.float32(values)
-    blocks = [(start, scores[start : start + 7, None]) for start in range(0, len(values), 7)]
+    parts = [(start, scores[None, start : start + 7]) for start in range(0, len(values), 7)]
+    blocks = SimpleNamespace(scores=lambda states: parts)
     mask = np.arange(len(values)) % 3 > 0
     gone = np.array(sorted({0, *(row for row in left_out if row < len(values))}))
     allowed = EligibleItems(len(values), gone, Match(mask) if filtered else None)

@@ -50,8 +50,8 @@ class Noting(scoring.BatchScorer):
         self.scored += len(requests)
         return super().score(requests)
 
-    def _feeds(self, graph, requests):  # type: ignore[no-untyped-def]
-        feeds = super()._feeds(graph, requests)
+    def _feeds(self, requests):  # type: ignore[no-untyped-def]
+        feeds = super()._feeds(requests)
         self.shapes.append(feeds["history"].shape[:2])
         return feeds
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from app.compression.prune import prune
+from app.compression.steps.prune import prune
 from app.models.base import Model
 from app.models.build import build_model
 from tests.tiny import tiny_dataset

@@ -71,10 +71,10 @@ def test_errors_grow_as_rows_shrink(dataset: Dataset, trained: Path, tmp_path: P
 
 def test_rows_are_those_of_the_pruned_model(dataset: Dataset, trained: Path, tmp_path: Path) -> None:
     artifact = compress(
-        recipe(compress={"rows": "float32", "prune": 0.5}), dataset, trained, tmp_path / "pruned"
+        recipe(compress={"rows": "float32", "steps": ["prune"]}), dataset, trained, tmp_path / "pruned"
     )
     checkpoint = load_checkpoint(artifact.path, dataset)
-    assert artifact.figures["pruned"] == pytest.approx(0.5, abs=0.01)
+    assert artifact.figures["steps"][0]["pruned"] == pytest.approx(0.5, abs=0.01)
     with torch.no_grad():
         expected = checkpoint.model.item_rows(torch.arange(dataset.schema.items)).numpy()
     assert checkpoint.rows is not None

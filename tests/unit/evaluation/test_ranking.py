@@ -16,7 +16,8 @@ from app.evaluation.requests import requests_of
 from app.evaluation.scorer import ModelScorer
 from app.models.build import build_model
 from app.recipe import parse
-from app.tables.rows import Rows, write_rows
+from app.tables.rows import Rows
+from app.tables.write import write_rows
 from tests.tiny import tiny_dataset
 
 

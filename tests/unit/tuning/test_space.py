@@ -50,7 +50,7 @@ def test_every_draw_is_a_valid_recipe(name: str) -> None:
 
 @pytest.mark.parametrize("name", model_names())
 def test_the_recipe_itself_belongs_to_the_space(name: str) -> None:
-    recipe = of(name, **{"train.batch_size": 77, "train.learning_rate": 0.5, "compress.prune": 0.1})
+    recipe = of(name, **{"train.batch_size": 77, "train.learning_rate": 0.5, "compress.prune.share": 0.1})
     wanted = around(recipe)
     settings = wanted.suggest(optuna.trial.FixedTrial(wanted.encoded(wanted.own(name))))
     assert all(settings[key] == wanted.own(name)[key] for key in settings)
@@ -123,7 +123,36 @@ def test_batch_sizes_lie_around_the_logs_own(own: int, sizes: list[int]) -> None
 )
 def test_dense_layers_are_asked_about_where_there_are_some(name: str, dense: bool, dataset: Dataset) -> None:
     settings = Space.around(of(name), dataset).suggest(optuna.create_study().ask())
-    assert ("compress.dense" in settings) == ("compress.prune" in settings) == dense
+    assert ("compress.dense" in settings) == dense
+
+
+def steps_of(recipe: Recipe, dataset: Dataset) -> list[dict[str, object]]:
+    space_around = Space.around(recipe, dataset)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    return [space_around.suggest(study.ask()) for _ in range(60)]
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "expected"),
+    [
+        ("mlp", [], {(), ("prune",), ("product",), ("prune", "product")}),
+        ("bilinear", [], {(), ("product",)}),
+        ("bilinear", ["product", "finetune"], {(), ("product",), ("product", "finetune")}),
+    ],
+)
+def test_steps_are_those_that_a_model_can_take_and_the_recipes_own(
+    name: str, own: list[str], expected: set[tuple[str, ...]], dataset: Dataset
+) -> None:
+    drawn = steps_of(of(name, **{"compress.steps": own}), dataset)
+    assert {tuple(settings["compress.steps"]) for settings in drawn} == expected  # type: ignore[call-overload]
+    for settings in drawn:
+        steps = settings["compress.steps"]
+        assert ("compress.prune.share" in settings) == ("prune" in steps)  # type: ignore[operator]
+        assert ("compress.product.codes" in settings) == ("product" in steps)  # type: ignore[operator]
+
+
+def test_a_model_whose_rows_hold_ids_has_no_steps(dataset: Dataset) -> None:
+    assert all("compress.steps" not in settings for settings in steps_of(of("item_knn"), dataset))
 
 
 def test_models_are_searched_side_by_side(dataset: Dataset) -> None:

@@ -22,12 +22,13 @@ from app.bundle.export.from_dataset import (
     write_ids,
 )
 from app.bundle.export.item_graph import write_item_graph
-from app.bundle.export.onnx import OPSET, write_graphs
+from app.bundle.export.onnx import OPSET, write_graph
 from app.bundle.export.source import ExportSource
-from app.bundle.format.layout import Info, compact
+from app.bundle.format.layout import MODEL_GRAPH, USER_GRAPH, Info, compact
 from app.bundle.request.requests import RankRequest
 from app.bundle.runtime import Ranker
-from app.tables.rows import Rows, row_bytes
+from app.tables.form import row_bytes
+from app.tables.rows import Rows
 
 
 def write(source: ExportSource, draft: Draft, *, retrieval: bool = True) -> None:
@@ -45,7 +46,9 @@ def write(source: ExportSource, draft: Draft, *, retrieval: bool = True) -> None
     info = _info(source)
     (folder / "bundle.json").write_bytes(msgspec.json.encode(info))
     rows = source.write_rows(folder / "rows")
-    dense = write_graphs(checkpoint.model, rows, folder, int8=recipe.compress.dense == "int8")
+    scores = not checkpoint.model.retrieves
+    path = folder / (MODEL_GRAPH if scores else USER_GRAPH)
+    dense = write_graph(checkpoint.model, rows, path, scores=scores, int8=recipe.compress.dense == "int8")
     dense["dense_float32_bytes"] += write_item_graph(checkpoint.model, folder)
     write_ids(dataset, checkpoint.trained, folder)
     popularity = popularity_of(dataset)

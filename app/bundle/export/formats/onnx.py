@@ -29,7 +29,7 @@ from onnx import TensorProto, compose, helper, numpy_helper
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score
 from app.bundle.export.from_dataset import default_event, events_of
-from app.bundle.export.onnx import write_graphs
+from app.bundle.export.onnx import write_graph
 from app.bundle.export.source import ExportSource
 from app.bundle.format.layout import Array, damaged
 from app.bundle.request.requests import RankRequest
@@ -64,8 +64,8 @@ def write(source: ExportSource, draft: Draft) -> None:
         folder = Path(name)
         rows = source.write_rows(folder / "rows")
         _check_size(source, rows)
-        write_graphs(source.checkpoint.model, rows, folder, int8=False)
-        dense = onnx.load(folder / "model.onnx")
+        write_graph(source.checkpoint.model, rows, folder / FILE, scores=True, int8=False)
+        dense = onnx.load(folder / FILE)
         onnx.save(_whole(source, dense, rows), draft.path / FILE)
     draft.figures |= {**source.figures, "bytes": {"onnx": (draft.path / FILE).stat().st_size}}
 

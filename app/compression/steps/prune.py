@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
+from app.compression.work import Work
 from app.models.base import Model
+
+
+def apply(work: Work) -> dict[str, Any]:
+    """Prune the dense part; zeros stay zeros in the steps that follow.
+
+    Returns:
+        pruned: the share of all dense weights that are zero.
+    """
+    pruned = prune(work.model, work.recipe.compress.prune.share)
+    work.weights_changed()
+    return {"pruned": pruned}
 
 
 @torch.no_grad()

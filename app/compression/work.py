@@ -1,0 +1,84 @@
+"""What a step of compression works on: a model, its rows, and where training may leave its files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypedDict
+
+from app.artifact import Artifact, reuse
+from app.bundle.export.static_rows import static_rows
+from app.compression.packed import Packed
+from app.data.dataset import Dataset
+from app.models.base import Model
+from app.recipe import Recipe
+from app.training.checkpoint import Checkpoint
+from app.training.task import Conversion, Objective
+from app.training.train import InitialWeights, task_of, train
+
+
+class Given(TypedDict):
+    """What training begins with and minimises, beside the recipe."""
+
+    objective: Objective | None
+    weights: InitialWeights
+    conversion: Conversion | None
+
+
+@dataclass
+class Work:
+    """A model on its way through the steps, which change it in place.
+
+    Attributes:
+        recipe: with the settings of every step.
+        dataset: what the model was trained on, and what steps train on.
+        source: the checkpoint as it was trained; it teaches, and stays as it is.
+        folder: of what steps train, kept until the last step is done, so that an interrupted one goes on.
+        model: in evaluation mode, on the CPU.
+        hyperparameters: what the model was made from.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    source: Checkpoint
+    folder: Path
+    model: Model
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    _rows: dict[str, Packed] | None = None
+    _put: bool = False
+
+    @property
+    def rows(self) -> dict[str, Packed]:
+        """Of each kind its rows, evaluated, or as a step has packed them; equal ones are the same object."""
+        if self._rows is None:
+            self._rows = dict(static_rows(self.model))
+        return self._rows
+
+    def put_rows(self, rows: Mapping[str, Packed]) -> None:
+        """Go on with rows that are no longer what the model's pieces say."""
+        self._rows, self._put = dict(rows), True
+
+    def weights_changed(self) -> None:
+        """Evaluate the rows anew, unless a step has put others in their place."""
+        if not self._put:
+            self._rows = None
+
+    def change_model(self, model: Model, hyperparameters: Mapping[str, Any]) -> None:
+        """Go on with another model, whose rows are evaluated anew."""
+        self.model, self.hyperparameters = model, dict(hyperparameters)
+        self._rows, self._put = None, False
+
+    def train(
+        self,
+        changes: Mapping[str, Any],
+        label: str,
+        objective: Objective | None = None,
+        weights: InitialWeights = None,
+        conversion: Conversion | None = None,
+    ) -> Artifact:
+        """Train the recipe with some of its keys changed; what was trained before is taken from there."""
+        recipe, out = self.recipe.override(changes), self.folder / label
+        given: Given = {"objective": objective, "weights": weights, "conversion": conversion}
+        made = reuse(out, "checkpoint", task_of(recipe, self.dataset, **given).key)
+        return made or train(recipe, self.dataset, out, label=label, **given)

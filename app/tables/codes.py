@@ -1,0 +1,157 @@
+"""Rows as product codes: each run of columns is the nearest of a few codewords. numpy and faiss alone.
+
+A row of D floats is cut into M runs of columns, and of each run the number of one of W codewords is kept
+(Jégou et al. 2011, "Product quantization for nearest neighbor search"): M bytes a row, and M x W codewords
+for all rows together. Inner products with a vector need no row: each is a sum of M numbers of a table
+(M, W) of the codewords' products with the vector.
+
+Shapes: N rows, D columns, M codes a row, W codewords a code, w columns of the widest run.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from app.errors import RecipeError
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+WORD = np.dtype("<f2")
+MOST_WORDS = 256  # a code is a byte
+ITERATIONS = 25  # of k-means
+SAMPLED = 256  # rows a codeword that k-means looks at, at most
+
+
+def runs(width: int, codes: int) -> list[slice]:
+    """The columns of each code: runs of about one length, the longer ones first."""
+    edges = np.cumsum([0, *(len(part) for part in np.array_split(np.arange(width), codes))])
+    return [slice(int(low), int(high)) for low, high in itertools.pairwise(edges)]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """N rows as codes.
+
+    Attributes:
+        width: D.
+        codes: (N, M) uint8.
+        words: (M, W, w) float32; a run of fewer than w columns is followed by zeros.
+    """
+
+    width: int
+    codes: Array
+    words: Floats
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the codes and the codewords as they are stored."""
+        return int(self.codes.nbytes + self.words.size * WORD.itemsize)
+
+    def gather(self, ids: Array) -> Floats:
+        """Rows (…, D) float32 of ids (…)."""
+        return self.decode(self.codes.take(ids, 0))
+
+    def decode(self, codes: Array) -> Floats:
+        """Rows (…, D) float32 of codes (…, M)."""
+        flat = self.words.reshape(-1, self.words.shape[2])
+        rows: Floats = flat.take(codes + self._first, 0).reshape(*codes.shape[:-1], -1)
+        return rows if self._columns is None else rows.take(self._columns, -1)
+
+    def products(self, vectors: Floats) -> Floats:
+        """(B, M, W): inner products of vectors (B, D) with each codeword, each by its run of columns."""
+        parts = [
+            vectors[:, run] @ self.words[m, :, : run.stop - run.start].T for m, run in enumerate(self._runs)
+        ]
+        return np.stack(parts, 1)
+
+    def scores(self, ids: Array, vector: Floats) -> Floats:
+        """Inner products (C,) of the rows of ids (C,) with a vector (D,)."""
+        return self.sums(self.products(vector[None])[0], ids)
+
+    def sums(self, table: Floats, ids: Array | slice) -> Floats:
+        """Inner products (C,) of rows, from the table (M, W) of `products` of a vector."""
+        codes = self.codes[ids] if isinstance(ids, slice) else self.codes.take(ids, 0)
+        total: Floats = table.ravel().take(codes + self._first).sum(-1)
+        return total
+
+    @cached_property
+    def _runs(self) -> list[slice]:
+        return runs(self.width, self.codes.shape[1])
+
+    @cached_property
+    def _first(self) -> Array:
+        """(M,) int32: the first codeword of each code among all of them."""
+        return np.arange(self.words.shape[0], dtype=np.int32) * np.int32(self.words.shape[1])
+
+    @cached_property
+    def _columns(self) -> Array | None:
+        """(D,) places of the columns in rows of M * w floats; None where no run is padded."""
+        widest = self.words.shape[2]
+        if self.width == self.codes.shape[1] * widest:
+            return None
+        return np.concatenate(
+            [m * widest + np.arange(run.stop - run.start) for m, run in enumerate(self._runs)]
+        )
+
+
+def learn_codes(rows: Array, codes: int, words: int, seed: int, weight: Array | None = None) -> Codes:
+    """Codes of rows (N, D), with the codewords that k-means finds for each run of columns.
+
+    Args:
+        codes: M, at most D.
+        words: W, at most 256 and N.
+        seed: of the first codewords.
+        weight: (N,) above 0, how much the error of each row counts; None: all alike.
+
+    Raises:
+        RecipeError: more codes than columns, or fewer rows than codewords.
+    """
+    count, width = rows.shape
+    _refuse(count, width, codes, words)
+    parts = runs(width, codes)
+    found = np.zeros((codes, words, parts[0].stop), np.float32)
+    nearest = np.empty((count, codes), np.uint8)
+    for m, run in enumerate(parts):
+        part = np.ascontiguousarray(rows[:, run], np.float32)
+        found[m, :, : part.shape[1]], nearest[:, m] = _k_means(part, words, seed, weight)
+    return Codes(width, nearest, found.astype(WORD).astype(np.float32))
+
+
+def _k_means(part: Floats, words: int, seed: int, weight: Array | None) -> tuple[Floats, Array]:
+    import faiss
+
+    means = faiss.Kmeans(
+        part.shape[1],
+        words,
+        niter=ITERATIONS,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=SAMPLED,
+    )
+    means.train(part, weights=None if weight is None else np.ascontiguousarray(weight, np.float32))
+    found, nearest = np.asarray(means.centroids, np.float32), means.index.search(part, 1)[1]
+    return found, np.asarray(nearest).ravel()
+
+
+def _refuse(count: int, width: int, codes: int, words: int) -> None:
+    if codes > width:
+        raise RecipeError(
+            f"{codes} codes for rows of {width} columns",
+            where="compress.product.codes",
+            remedy=f"set at most {width}",
+        )
+    if words > count:
+        raise RecipeError(
+            f"{words} codewords for {count} rows",
+            where="compress.product.words",
+            remedy=f"set at most {count}, or leave the step 'product' out of compress.steps",
+        )
