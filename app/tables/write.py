@@ -38,7 +38,7 @@ def write_rows(folder: Path, name: str, rows: Array, precision: Precision, group
         for start in range(0, count, BLOCK):
             block = np.ascontiguousarray(rows[start : start + BLOCK], np.float32)
             stored, scale = _encode(block, form)
-            _refuse(block, stored, name, start)
+            refuse_not_finite(block, name, start, stored)
             data.write(stored.tobytes())
             scales.write(scale.tobytes())
     if not form.scales:
@@ -90,19 +90,27 @@ def _encode(block: Floats, form: Form) -> tuple[Array, Array]:
         return quantise(block, cast(Integers, form.precision), form.group, form.unit)
 
 
-def _refuse(block: Floats, stored: Array, name: str, start: int) -> None:
+def refuse_not_finite(block: Array, name: str, start: int = 0, stored: Array | None = None) -> None:
+    """Raise where a row holds what is no number, before or after it is stored.
+
+    Args:
+        block: (n, D) rows of the store `name`, from its row `start` on.
+        stored: the same as they are stored, where that are floats.
+
+    Raises:
+        DataError: the first such row, by its number.
+    """
     good = np.isfinite(block).all(1)
-    if stored.dtype.kind == "f":
+    if stored is not None and stored.dtype.kind == "f":
         good &= np.isfinite(stored).all(1)
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
-        what = (
-            "NaN or an infinity"
-            if not np.isfinite(block[row]).all()
-            else f"{np.abs(block[row]).max():.6g}, too large for float16"
-        )
-        raise DataError(
-            f"row {start + row} holds {what}",
-            where=f"rows of {name}",
-            remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
-        )
+    if good.all():
+        return
+    row = int(np.flatnonzero(~good)[0])
+    what = "NaN or an infinity"
+    if np.isfinite(block[row]).all():
+        what = f"{np.abs(block[row]).max():.6g}, too large for float16"
+    raise DataError(
+        f"row {start + row} holds {what}",
+        where=f"rows of {name}",
+        remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
+    )

@@ -12,6 +12,7 @@ from app.data.dataset import Array
 from app.errors import RecipeError
 from app.tables.codes import learn_codes
 from app.tables.form import row_bytes
+from app.tables.write import refuse_not_finite
 
 
 def apply(work: Work) -> dict[str, Any]:
@@ -21,6 +22,7 @@ def apply(work: Work) -> dict[str, Any]:
         product: {kind: root mean square error over that of the values} of what was encoded.
 
     Raises:
+        DataError: a row holds NaN or an infinity.
         RecipeError: the model's rows hold ids or values that codes would spoil, or codes would make none of
             them smaller.
     """
@@ -39,6 +41,7 @@ def apply(work: Work) -> dict[str, Any]:
             parts = min(settings.codes, values.shape[1])
             if len(values) < settings.words:
                 continue
+            refuse_not_finite(values, kind)
             codes = learn_codes(values, parts, settings.words, work.recipe.seed, _weight(work, kind))
             if codes.bytes >= len(values) * row_bytes(values.shape[1], compress.rows, compress.group):
                 continue
