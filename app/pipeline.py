@@ -30,6 +30,7 @@ from app.data.stage import prepare as prepare_data
 from app.data.stage import source_digests
 from app.errors import RecipeError
 from app.evaluation.evaluate import evaluate as evaluate_model
+from app.evaluation.evaluate import quality_kept
 from app.evaluation.report import STAGE_VERSION as REPORT_VERSION
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
@@ -125,7 +126,11 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     def make() -> Artifact:
         dataset = Dataset.open(out / "dataset")
         checkpoint = load_checkpoint(out / "compressed", dataset)
-        report = evaluate_model(recipe, dataset, ModelScorer(checkpoint.model, checkpoint.rows))
+        scorer = ModelScorer(checkpoint.model, checkpoint.rows)
+        report = evaluate_model(recipe, dataset, scorer)
+        if report.figures:
+            before = ModelScorer(load_checkpoint(out / "checkpoint", dataset).model)
+            report.kept.update(quality_kept(recipe, dataset, scorer, before, "test"))
         if recipe.train.refit:
             report.notes.append(REFIT_NOTE)
         if chosen is not None:

@@ -16,11 +16,13 @@ import numpy as np
 
 from app.artifact import Artifact, open_artifact, publish
 from app.bundle.export.static_rows import static_rows
-from app.compression.packed import Packed, as_stored, width_of
+from app.compression.packed import CodedRows, Packed, as_stored, pack, width_of
 from app.compression.steps import apply_step
 from app.compression.work import Work
 from app.data.dataset import Array, Dataset
 from app.errors import RecipeError
+from app.evaluation.evaluate import quality_kept
+from app.evaluation.scorer import ModelScorer
 from app.recipe import Recipe
 from app.tables.form import Precision, row_bytes
 from app.tables.rows import Rows
@@ -65,13 +67,13 @@ def write_compressed(
     Returns:
         rows (precision of those that are no codes), group (columns of a scale), bytes_before and bytes_after
         of the rows, row_error {name: root mean square error over that of the values}, and steps, a list of
-        {step, seconds, and what the step says}.
+        {step, seconds, bytes of the rows after it, kept (see `quality_kept`), and what the step says}.
     """
     _refuse_repeated(recipe)
     work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters)
     before = static_rows(work.model)
-    steps = [_step(name, work) for name in recipe.compress.steps]
     precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"
+    steps = [_step(name, work, precision) for name in recipe.compress.steps]
     with progress("compress"):
         save_checkpoint(
             folder,
@@ -88,10 +90,35 @@ def write_compressed(
     return _figures(before, work.rows, folder / "rows") | figures
 
 
-def _step(name: str, work: Work) -> dict[str, Any]:
+def _step(name: str, work: Work, precision: Precision) -> dict[str, Any]:
+    """Apply a step and measure what it leaves, as if it were the last one."""
     start = time.monotonic()
     figures = apply_step(name, work)
-    return {"step": name, "seconds": round(time.monotonic() - start, 2), **figures}
+    seconds = round(time.monotonic() - start, 2)
+    group = work.recipe.compress.group
+    size = sum(_bytes(rows, precision, group) for rows in _distinct(work.rows))
+    return {"step": name, "seconds": seconds, "bytes": size, "kept": _kept(work, precision), **figures}
+
+
+def _kept(work: Work, precision: Precision) -> dict[str, list[float]]:
+    """The share of the uncompressed model's quality on validation."""
+    before = ModelScorer(load_checkpoint(work.source.artifact.path, work.dataset).model)
+    pack(work.model, work.rows, precision, work.recipe.compress.group)
+    try:
+        return quality_kept(work.recipe, work.dataset, ModelScorer(work.model), before)
+    finally:
+        work.model.packed.clear()
+
+
+def _bytes(rows: Packed, precision: Precision, group: int) -> int:
+    if isinstance(rows, CodedRows):
+        return rows.codes.bytes
+    return len(rows) * row_bytes(width_of(rows), precision, group)
+
+
+def _distinct(rows: Mapping[str, Packed]) -> list[Packed]:
+    """Without those that are the same for another kind."""
+    return list({id(values): values for values in rows.values()}.values())
 
 
 def _refuse_repeated(recipe: Recipe) -> None:
@@ -102,11 +129,10 @@ def _refuse_repeated(recipe: Recipe) -> None:
         )
 
 
-def _figures(before: Mapping[str, Array], rows: Mapping[str, Packed], folder: Path) -> dict[str, Any]:
+def _figures(before: Mapping[str, Packed], rows: Mapping[str, Packed], folder: Path) -> dict[str, Any]:
     stored = {name: Rows.open(folder, name) for name in rows}
-    distinct = {id(values): values for values in before.values()}.values()
     return {
-        "bytes_before": sum(len(v) * row_bytes(width_of(v), "float32") for v in distinct),
+        "bytes_before": sum(_bytes(rows, "float32", 0) for rows in _distinct(before)),
         "bytes_after": sum(r.bytes for r in stored.values()),
         "row_error": {
             name: _error(values, stored[name])

@@ -18,6 +18,7 @@ from app.data.dataset import Array, Dataset
 from app.data.values.text import stable_hash
 from app.evaluation.candidates import excluded_of, listed_of
 from app.evaluation.measure import Measured, Measurement, bootstrap, interval
+from app.evaluation.metrics import Floats
 from app.evaluation.ranking import Protocol
 from app.evaluation.requests import BLOCK, Requests
 from app.tables.strings import Strings
@@ -26,7 +27,7 @@ HEADLINE_CUT = 10  # of the figure that a comparison is about
 
 
 class Difference(NamedTuple):
-    """How far the first model's figure is above the second's, with the 95 % interval of that.
+    """How far the first model's figure is above the second's, or its share of it, with the 95 % interval.
 
     The bounds are NaN where nothing was resampled, or where a figure cannot be computed.
     """
@@ -46,20 +47,32 @@ def paired(first: Measurement, second: Measurement, figure: str, resamples: int,
     Raises:
         ValueError: the evaluations have different numbers of requests.
     """
-    (over, under), (other_over, other_under) = first.ratios[figure], second.ratios[figure]
-    if len(over) != len(other_over):
-        raise ValueError(f"{len(over)} and {len(other_over)} requests cannot be paired")
     value = first.figures[figure] - second.figures[figure]
     if not resamples:
         return Difference(value, np.nan, np.nan)
-    drawn = bootstrap(
-        np.stack([over, other_over], 1),
-        np.stack([under, other_under], 1),
-        resamples,
-        np.random.default_rng(seed),
-    )
+    drawn = _drawn(first, second, figure, resamples, seed)
     low, high = interval(drawn[:, 0] - drawn[:, 1])
     return Difference(value, low, high)
+
+
+def kept(after: Measurement, before: Measurement, figure: str, resamples: int, seed: int) -> Difference:
+    """The share of a figure that is left of what it was, and its interval; arguments as of `paired`."""
+    value = after.figures[figure] / before.figures[figure]
+    if not resamples:
+        return Difference(value, np.nan, np.nan)
+    drawn = _drawn(after, before, figure, resamples, seed)
+    drawn = drawn[drawn[:, 1] > 0]
+    low, high = interval(drawn[:, 0] / drawn[:, 1])
+    return Difference(value, low, high)
+
+
+def _drawn(first: Measurement, second: Measurement, figure: str, resamples: int, seed: int) -> Floats:
+    """(resamples, 2): the figure of both evaluations, of the same requests."""
+    (over, under), (other_over, other_under) = first.ratios[figure], second.ratios[figure]
+    if len(over) != len(other_over):
+        raise ValueError(f"{len(over)} and {len(other_over)} requests cannot be paired")
+    pairs = np.stack([over, other_over], 1), np.stack([under, other_under], 1)
+    return bootstrap(*pairs, resamples, np.random.default_rng(seed))
 
 
 def headline(figures: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError
 from app.evaluation import metrics
 from app.evaluation.candidates import seen_of
-from app.evaluation.compare import headline, paired, ranks_of
+from app.evaluation.compare import headline, kept, paired, ranks_of
 from app.evaluation.logged.evaluate import LOGGED, evaluate_logged, validated_logged
 from app.evaluation.measure import Measured, Measurement, measure
 from app.evaluation.ranking import Protocol, rank
@@ -30,6 +30,7 @@ from app.recipe.section import length_of_time_us
 from app.terminal.console import Progress, progress
 
 DELAYED_USERS = 2000  # asked again at serving moments
+KEPT_USERS = 5000  # ranked by a model and once more by the one before it was compressed
 TEST_MOMENT = "test moment"
 LOST = 0.8  # share of a figure below which a serving moment is warned of
 NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
@@ -46,8 +47,9 @@ class Report:
     NDCG is above a baseline's, [value, low, high] by baseline and figure, over the same requests; behind
     are the baselines whose NDCG is above the model's; delayed are figures at serving moments, by delay as
     evaluate.delay names it, of at most DELAYED_USERS users, and "test moment" the same users' figures there,
-    so that both can be compared. A figure that cannot be computed is NaN. All are
-    empty where nothing was held out.
+    so that both can be compared; kept is the share of a figure that the compressed model has of that before,
+    [value, low, high], where `pipeline.evaluate` asked for it. A figure that cannot be computed is NaN. All
+    are empty where nothing was held out.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Report:
     differences: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     behind: list[str] = field(default_factory=list)
     delayed: dict[str, Figures] = field(default_factory=dict)
+    kept: dict[str, list[float]] = field(default_factory=dict)
     ranks: pa.Table | None = field(default=None, repr=False)
 
 
@@ -216,9 +219,9 @@ def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, s
 
 
 def validated(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int, part: str = "valid"
 ) -> Measurement | None:
-    """Ranking figures, or those of logged labels, on at most `max_users` users of the valid part.
+    """Ranking figures, or those of logged labels, on at most `max_users` users of a part.
 
     They are drawn with `seed`: two models that are measured with the same arguments are measured on the
     same requests, and so can be compared by `app.evaluation.compare.paired`.
@@ -228,12 +231,31 @@ def validated(
         logged labels the figures of `MeasuredLabels`.
     """
     if recipe.evaluate.candidates == LOGGED:
-        return validated_logged(recipe, dataset, scorer, max_users, seed)
-    requests = requests_of(dataset, "valid").sample(max_users, seed)
+        return validated_logged(recipe, dataset, scorer, max_users, seed, part)
+    requests = requests_of(dataset, part).sample(max_users, seed)
     if not len(requests):
         return None
-    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
+    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, part))
     return measure(dataset, ranked, cutoffs(recipe), seed)
+
+
+def quality_kept(
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, before: Scorer, part: str = "valid"
+) -> dict[str, list[float]]:
+    """What a model keeps of the quality that it had before it was compressed.
+
+    Args:
+        scorer, before: of the compressed model and of the one before; both rank at most KEPT_USERS users.
+
+    Returns:
+        {figure: [share, low, high]} of the headline, with the 95 % interval over users; empty where the part
+        has nothing to predict or the figure was 0 before.
+    """
+    pair = [validated(recipe, dataset, each, KEPT_USERS, recipe.seed, part) for each in (scorer, before)]
+    after, full = pair
+    if after is None or full is None or not full.figures[figure := headline(full.figures)] > 0:
+        return {}
+    return {figure: [*kept(after, full, figure, recipe.evaluate.bootstrap, recipe.seed)]}
 
 
 def cutoffs(recipe: Recipe) -> list[int]:

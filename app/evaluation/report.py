@@ -17,9 +17,19 @@ from app.evaluation.evaluate import Report
 from app.evaluation.page import markdown
 
 Curve = Sequence[Mapping[str, float]]
-PUBLISHED = ("figures", "intervals", "baselines", "ratios", "differences", "behind", "delayed", "notes")
+PUBLISHED = (
+    "figures",
+    "intervals",
+    "baselines",
+    "ratios",
+    "differences",
+    "behind",
+    "delayed",
+    "kept",
+    "notes",
+)
 RANKS = "ranks.parquet"  # see compare.ranks_of
-STAGE_VERSION = 6  # raise it when the same checkpoint and settings come to give another report
+STAGE_VERSION = 7  # raise it when the same checkpoint and settings come to give another report
 
 
 def write_report(

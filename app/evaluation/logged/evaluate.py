@@ -66,10 +66,10 @@ def evaluate_logged(
 
 
 def validated_logged(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int, part: str = "valid"
 ) -> MeasuredLabels | None:
-    """The figures on the valid part's events of at most `max_users` users; None where there are no events."""
-    events = logged_events(dataset, "valid").of_users(max_users, seed)
+    """The figures on a part's events of at most `max_users` users; None where there are no events."""
+    events = logged_events(dataset, part).of_users(max_users, seed)
     return measure_labels(events, *scores_of(dataset, events, scorer)) if len(events) else None
 
 
