@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-first-run bench-quality bench-faults bench-soak clean
+.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-first-run bench-quality bench-compress bench-faults bench-soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -43,6 +43,10 @@ bench-serving: setup
 
 bench-faults: setup
 	$(BIN)/python -m tests.bench.faults
+
+# An hour or two: each way to make three trained models smaller. COMPRESS="--only beauty".
+bench-compress: setup
+	$(BIN)/python -m tests.bench.compress $(COMPRESS)
 
 bench-soak: setup
 	$(BIN)/python -m tests.bench.soak

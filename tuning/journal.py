@@ -1,7 +1,8 @@
-"""The Optuna journal: every finished trial of a search, appended whole.
+"""The Optuna journal: every trial of a search that finished or failed, appended whole.
 
 It is all that a search goes on from: a trial that was cut off is not in it, so the finished ones
-are read and counted. `optuna.load_study` and Optuna's dashboard open it.
+are read and counted. One that failed is there with its reason. `optuna.load_study` and Optuna's
+dashboard open it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,18 @@ def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: st
         )
     )
     return points(study)[-1]
+
+
+def record_failure(study: optuna.Study, proposal: Proposal, reason: str) -> None:
+    """Append a trial that failed, with its reason; a search that goes on may try its settings again."""
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.FAIL,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            user_attrs={"failed": reason},
+        )
+    )
 
 
 def points(study: optuna.Study) -> list[Point]:

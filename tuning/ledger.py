@@ -13,7 +13,7 @@ from app.errors import DataError, RayRecError
 from app.recipe import Recipe
 from app.terminal.console import Progress, say
 from tuning.front import Point
-from tuning.journal import points, record
+from tuning.journal import points, record, record_failure
 from tuning.propose import Proposal, Proposer
 
 GIVE_UP = 3  # failures one after another
@@ -82,6 +82,7 @@ class Ledger:
 
     def _fail(self, proposal: Proposal, result: dict[str, Any]) -> None:
         self.proposer.drop(proposal.number)
+        record_failure(self.study, proposal, result["failed"])
         self.failed += 1
         self.failed_in_a_row += 1
         self.last_failure = result

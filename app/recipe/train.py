@@ -125,4 +125,6 @@ class Tune(Section):
     models: list[str] = Field(
         [], description="models to search over; empty: the recipe's own, or those that auto compared"
     )
-    budget: str = Field("", description='limits of the choice, e.g. "p95_ms<=8, mb<=20"; empty: none')
+    budget: str = Field(
+        "", description='limits of the choice, e.g. "p95_ms<=8, mb<=20" or "ndcg@10>=0.98*best"; empty: none'
+    )

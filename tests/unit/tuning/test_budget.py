@@ -19,7 +19,8 @@ POINTS = [point(0, 0.30, 9.0, 30.0), point(1, 0.28, 5.0, 18.0), point(2, 0.20, 1
 def test_a_budget_is_read() -> None:
     assert parse("p95_ms<=8, mb <= 20", "ndcg@10") == [Limit("p95_ms", 8.0), Limit("mb", 20.0)]
     assert parse("ndcg@10>=.25", "ndcg@10") == [Limit("ndcg@10", 0.25)]
-    assert parse("", "ndcg@10") == parse(" , ", "ndcg@10") == []
+    assert parse("", "ndcg@10") == []
+    assert parse("ndcg@10>=0.98*best", "ndcg@10") == [Limit("ndcg@10", 0.98, of_best=True)]
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,10 @@ def test_a_budget_is_read() -> None:
         ("mb<=many", "'many' is no number"),
         ("mb<=nan", "'nan' is no number"),
         ("mb<=2,mb<=3", "mb is bounded twice"),
+        (" , ", "names no figure"),
+        ("ndcg@10>=best", "'best' is no number"),
+        ("ndcg@10>=1.2*best", "no trial has 1.2 times the best quality"),
+        ("mb<=0.5*best", "'0.5*best' is no number"),
     ],
 )
 def test_a_bad_budget_says_what_to_write(text: str, message: str) -> None:
@@ -49,6 +54,9 @@ def test_a_bad_budget_says_what_to_write(text: str, message: str) -> None:
         ("mb<=4", 2, True),
         ("ndcg@10>=0.25, p95_ms<=6", 1, True),
         ("mb<=3", 2, False),
+        ("ndcg@10>=0.93*best, p95_ms<=6", 1, True),
+        ("ndcg@10>=0.9*best", 1, True),  # the smallest that keeps it
+        ("ndcg@10>=0.95*best, mb<=20", 1, False),
         ("ndcg@10>=0.25, mb<=4", 2, False),  # misses by 20 %; trial 1 misses 4 MB by 350 %
     ],
 )

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from app.errors import DataError, RayRecError
 from app.recipe import Recipe
@@ -44,10 +45,15 @@ def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.Cap
 @pytest.mark.parametrize(
     "result", [None, {}, {"failed": "train.learning_rate: the loss is nan", "by_user": True}]
 )
-def test_a_failure_leaves_no_trace_in_the_journal(ledger: Ledger, result: dict[str, Any] | None) -> None:
+def test_a_failure_is_in_the_journal_with_its_reason_and_no_point(
+    ledger: Ledger, result: dict[str, Any] | None
+) -> None:
     ledger.next("a")
     ledger.close("a", result)
     assert (ledger.failed, ledger.finished, points(ledger.study)) == (1, 0, [])
+    (failed,) = ledger.study.get_trials(states=(TrialState.FAIL,))
+    assert failed.user_attrs["failed"] == (result or {}).get("failed", "the worker died")
+    assert failed.params
     ledger.raise_if_hopeless()  # a single failure does not end the search
 
 
