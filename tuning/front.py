@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from app.files import replacing
 from tuning.space import Settings
 
@@ -26,6 +24,7 @@ class Point:
         p95_ms: latency of the serving runtime for one request of 100 candidates.
         bytes: size of the bundle.
         reused: whether it took its checkpoint from an earlier trial.
+        p95_range: the 95 % interval of the latency; (): not known, as if it were exact.
     """
 
     trial: int
@@ -35,6 +34,17 @@ class Point:
     bytes: int
     reused: bool
     metric: str
+    p95_range: tuple[float, ...] = ()
+
+    @property
+    def p95_low(self) -> float:
+        """Lower end of the interval of the latency."""
+        return self.p95_range[0] if self.p95_range else self.p95_ms
+
+    @property
+    def p95_high(self) -> float:
+        """Upper end of the interval of the latency."""
+        return self.p95_range[1] if self.p95_range else self.p95_ms
 
     @property
     def mb(self) -> float:
@@ -54,15 +64,22 @@ def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other one beats, by quality, best first.
 
     One point beats another if it is at least as good in all three and better in one; equal
-    points beat each other in none and stay both.
+    points beat each other in none and stay both. Latencies are measured: one is no worse than another where
+    their intervals overlap, and better where they are apart. So a point that is faster by chance alone does
+    not stay. Points are beaten by those that stay, because what overlaps twice may be apart.
     """
-    if not points:
-        return []
-    costs = np.array([(-p.quality, p.p95_ms, p.bytes) for p in points])
-    no_worse = (costs[:, None] <= costs[None]).all(2)
-    better = (costs[:, None] < costs[None]).any(2)
-    kept = [points[i] for i in np.flatnonzero(~(no_worse & better).any(0)).tolist()]
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (-p.quality, p.bytes, p.p95_ms, p.trial)):
+        if not any(_beats(other, point) for other in kept):
+            kept.append(point)
     return sorted(kept, key=lambda p: (-p.quality, p.p95_ms, p.bytes, p.trial))
+
+
+def _beats(point: Point, other: Point) -> bool:
+    if point.quality < other.quality or point.bytes > other.bytes or point.p95_low > other.p95_high:
+        return False
+    apart = point.p95_high < other.p95_low
+    return point.quality > other.quality or point.bytes < other.bytes or apart
 
 
 def write_csv(points: Sequence[Point], baselines: Mapping[str, float], metric: str, path: Path) -> None:

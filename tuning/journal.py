@@ -59,14 +59,20 @@ def _remove_torn_line(path: Path) -> None:
         stream.truncate(len(whole) + 1 if whole else 0)
 
 
-def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: str) -> Point:
+def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: str, seconds: float) -> Point:
     """Append a finished trial; returns the point with its number in the journal."""
     study.add_trial(
         optuna.trial.create_trial(
             params=proposal.params,
             distributions=proposal.distributions,
             values=[point.quality, point.p95_ms, point.bytes],
-            user_attrs={"reused": point.reused, "checkpoint": checkpoint, "metric": point.metric},
+            user_attrs={
+                "reused": point.reused,
+                "checkpoint": checkpoint,
+                "metric": point.metric,
+                "seconds": round(seconds, 3),
+                "p95_ms": [point.p95_low, point.p95_high],
+            },
         )
     )
     return points(study)[-1]
@@ -95,6 +101,7 @@ def points(study: optuna.Study) -> list[Point]:
             bytes=int(trial.values[2]),
             reused=bool(trial.user_attrs.get("reused")),
             metric=str(trial.user_attrs.get("metric", "quality")),
+            p95_range=tuple(trial.user_attrs.get("p95_ms") or ()),
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ]

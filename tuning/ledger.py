@@ -69,9 +69,11 @@ class Ledger:
             bytes=result["bytes"],
             reused=result["reused"],
             metric=self.recipe.train.metric,
+            p95_range=tuple(result["p95_range"]),
         )
-        point = record(self.study, proposal, point, result["checkpoint"])
-        self.proposer.tell(proposal, [point.quality, point.p95_ms, point.bytes])
+        seconds, values = result["seconds"], [point.quality, point.p95_ms, point.bytes]
+        point = record(self.study, proposal, point, result["checkpoint"], seconds)
+        self.proposer.tell(proposal, values, seconds, reused=point.reused)
         self.finished += 1
         self.failed_in_a_row = 0
         self.bar.advance(1)

@@ -2,7 +2,7 @@
 
 Training is what a trial pays for; compression and measurement cost seconds. A sampler over the
 joint space would almost never propose the same training twice, since learning rates are
-continuous. So proposals are of two kinds, kept at about one half each:
+continuous. So proposals are of two kinds, drawn by what they gained for their seconds (effort.py):
 
 * *train*: Optuna's sampler proposes everything;
 * *reuse*: the training settings are those of an earlier trial, drawn from the better half by
@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from app.errors import RecipeError
 from app.models.discovery import model_config
+from tuning.effort import Effort
 from tuning.space import Settings, Space, changed, decoded, training_part
 
 Direction = Literal["maximize", "minimize"]
@@ -66,6 +67,10 @@ class Proposer:
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(finished)
         self.quality = {_key(decoded(t.params)): t.values[0] for t in finished}
+        self.effort = Effort()
+        for trial in finished:
+            seconds, reused = trial.user_attrs.get("seconds", 0.0), trial.user_attrs.get("reused", False)
+            self.effort.add(_costs(trial.values), seconds, reused=reused)
         self.proposed = set(self.quality)
         first = [space.encoded(space.own(model)) for model in space.models]
         self.first = [
@@ -91,8 +96,9 @@ class Proposer:
             self.drop(trial.number)
         return None
 
-    def tell(self, proposal: Proposal, values: Sequence[float]) -> None:
-        """Learn what a proposal gave: quality, p95 in ms, bytes."""
+    def tell(self, proposal: Proposal, values: Sequence[float], seconds: float, *, reused: bool) -> None:
+        """Learn what a proposal gave: quality, p95 in ms, bytes; and what it took."""
+        self.effort.add(_costs(values), seconds, reused=reused)
         self.quality[_key(proposal.settings)] = values[0]
         self.study.tell(proposal.number, list(values))
 
@@ -101,8 +107,7 @@ class Proposer:
         self.study.tell(number, state=TrialState.FAIL)
 
     def _reuse_is_due(self) -> bool:
-        trained = {_training_key(json.loads(key)) for key in self.proposed}
-        return bool(self.quality) and 2 * len(trained) > len(self.proposed)
+        return bool(self.quality) and self.random.random() < self.effort.chance_of_reuse()
 
     def _fix_training(self) -> None:
         best: dict[str, float] = {}
@@ -121,6 +126,12 @@ class Proposer:
         except RecipeError:
             return False
         return True
+
+
+def _costs(values: Sequence[float]) -> list[float]:
+    """Quality, latency and bytes, of which less is better."""
+    quality, *costs = values
+    return [-quality, *costs]
 
 
 def _key(settings: Settings) -> str:

@@ -24,7 +24,7 @@ from app.data.dataset import Dataset
 from app.errors import RayRecError
 from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
-from app.files import locked
+from app.files import locked, write_atomically
 from app.recipe import Recipe
 from app.training.checkpoint import load_checkpoint
 from app.training.train import checkpoint_key, fit
@@ -32,6 +32,8 @@ from tuning.space import Settings, changed
 
 CANDIDATES = 100
 REPEATS, CALLS = 9, 100
+LOW = 1  # the second least of nine is the lower end of the 95 % interval of their median (binomial)
+REFERENCE_MS = "p95_ms"  # file of the reference: its own latency
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,11 @@ class SearchDirs:
         return self.out / "checkpoints" / key[:16]
 
     @property
+    def reference(self) -> Path:
+        """The bundle that latencies are measured beside."""
+        return self.out / "reference"
+
+    @property
     def ray(self) -> Path:
         """Ray Tune's own files, which are of no use after the search."""
         return self.out / "ray"
@@ -64,8 +71,9 @@ def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str,
     """Figures of one trial.
 
     Returns:
-        quality (float), p95_ms (float), bytes (int), reused (bool), checkpoint (its key) and
-        seconds; or failed (str), what went wrong, and by_user (bool), whether a user can mend it.
+        quality (float), p95_ms (float), p95_range (its interval), bytes (int), reused (bool), checkpoint
+        (its key) and seconds; or failed (str), what went wrong, and by_user (bool), whether a user can
+        mend it.
     """
     start = time.monotonic()
     folder = dirs.trials / uuid.uuid4().hex
@@ -101,9 +109,11 @@ def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
     bundle = export(
         recipe, dataset, checkpoint, folder / "bundle", settings, parents, figures, retrieval=False
     )
+    p95_ms, low, high = _latency(bundle.path, dirs)
     return {
         "quality": quality,
-        "p95_ms": _latency(bundle.path, dirs),
+        "p95_ms": p95_ms,
+        "p95_range": (low, high),
         "bytes": bundle.bytes,
         "reused": reused,
         "checkpoint": key,
@@ -124,13 +134,30 @@ def _trained(recipe: Recipe, dataset: Dataset, dirs: SearchDirs) -> tuple[Path, 
     return folder, key, existing is not None
 
 
-def _latency(bundle: Path, dirs: SearchDirs) -> float:
-    """p95 in ms of one request at a time on one thread: the median of several measurements.
+def _latency(bundle: Path, dirs: SearchDirs) -> tuple[float, float, float]:
+    """p95 in ms of one request at a time on one thread, and its 95 % interval.
 
-    Only one trial measures at a time; what else runs on the machine disturbs some of the
-    measurements, and the median leaves those out.
+    It is measured in turns with a reference, the bundle of the first trial, as a ratio: a machine that is
+    slow for a while is slow for both. The milliseconds are those of the reference when it was alone. Only one
+    trial measures at a time.
     """
     ranker = Ranker.open(bundle, threads=1, verify=False)
     with locked(dirs.out / "measure.lock"):
-        p95s = [measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"] for _ in range(REPEATS)]
-    return float(statistics.median(p95s))
+        if not (dirs.reference / REFERENCE_MS).is_file():
+            _keep_reference(bundle, dirs)
+        reference = Ranker.open(dirs.reference, threads=1, verify=False)
+        ratios = sorted(_p95(ranker) / _p95(reference) for _ in range(REPEATS))
+    own = float((dirs.reference / REFERENCE_MS).read_text())
+    return tuple(own * ratios[place] for place in (REPEATS // 2, LOW, REPEATS - 1 - LOW))  # type: ignore[return-value]
+
+
+def _keep_reference(bundle: Path, dirs: SearchDirs) -> None:
+    shutil.rmtree(dirs.reference, ignore_errors=True)
+    shutil.copytree(bundle, dirs.reference)
+    ranker = Ranker.open(dirs.reference, threads=1, verify=False)
+    own = statistics.median(_p95(ranker) for _ in range(REPEATS))
+    write_atomically(dirs.reference / REFERENCE_MS, str(own).encode())
+
+
+def _p95(ranker: Ranker) -> float:
+    return measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"]

@@ -34,6 +34,22 @@ def test_the_front_is_what_nothing_beats(values: list[tuple[int, int, int]]) -> 
     assert {p.trial for p in front(points)} == wanted
 
 
+def measured(trial: int, quality: float, p95: float, noise: float, size: int = 1) -> Point:
+    return Point(trial, {}, quality, p95, size, False, "ndcg@10", (p95 - noise, p95 + noise))
+
+
+def test_a_point_that_is_faster_by_chance_alone_does_not_stay() -> None:
+    best, chance, faster = measured(0, 0.3, 10, 1), measured(1, 0.29, 9, 1), measured(2, 0.28, 7, 1)
+    assert front([chance, best]) == [best]
+    assert front([faster, chance, best]) == [best, faster], "apart from what stays"
+    exact = [measured(n, p.quality, p.p95_ms, 0) for n, p in enumerate((best, chance, faster))]
+    assert front(exact) == exact
+
+
+def test_of_two_alike_the_smaller_stays() -> None:
+    assert [p.trial for p in front([measured(0, 0.3, 5.0, 1, 10), measured(1, 0.3, 5.2, 1, 9)])] == [1]
+
+
 @given(clouds)
 def test_the_front_of_a_front_is_itself(values: list[tuple[int, int, int]]) -> None:
     kept = front(cloud(values))

@@ -17,7 +17,8 @@ from tuning.search import study_name
 from tuning.space import Space
 from tuning.trial import trial_recipe
 
-GOOD = {"quality": 0.3, "p95_ms": 1.5, "bytes": 10**6, "reused": False, "checkpoint": "k", "seconds": 2.0}
+GOOD = {"quality": 0.3, "p95_ms": 1.5, "p95_range": (1.4, 1.7), "bytes": 10**6, "reused": False}
+GOOD |= {"checkpoint": "k", "seconds": 2.0}
 
 RECIPE = Recipe().override({"model.name": "mlp", "train.batch_size": 1024})
 
@@ -38,6 +39,7 @@ def test_a_result_goes_to_the_journal_at_once(ledger: Ledger, capsys: pytest.Cap
     ledger.close("a", GOOD)
     (point,) = points(ledger.study)
     assert (point.settings, point.quality, point.reused) == (settings, 0.3, False)
+    assert (point.p95_low, point.p95_ms, point.p95_high) == (1.4, 1.5, 1.7)
     assert ledger.missing == 3
     assert "trial 0 (1 of 4): ndcg@10 0.3000, p95 1.50 ms, 1.00 MB, trained (2 s)" in capsys.readouterr().err
 
