@@ -39,6 +39,7 @@ ROWS = ["float32", "float16", "int8", "int4", "int2"]
 DENSE = ["float32", "int8"]
 SHARES = [0.25, 0.5, 0.75]  # of dense weights that are pruned
 CODES = [8, 16, 32]  # of a row
+ENOUGH_ROWS = 2048  # of the largest table, from which on codes and their codewords are smaller than int8
 # Sequences of steps, of those that a model can take and that train nothing; beside them the recipe's own.
 STEPS = [[], ["prune"], ["product"], ["prune", "product"]]
 SMALLEST_BATCH = 32
@@ -54,11 +55,13 @@ class Space:
         recipe: what is searched around; it names a model.
         models: names of the models to search over, the first one first tried.
         dense: those of them that have dense layers.
+        codes: whether a table is so large that product codes make it smaller.
     """
 
     recipe: Recipe
     models: tuple[str, ...]
     dense: frozenset[str]
+    codes: bool = True
 
     @classmethod
     def around(cls, recipe: Recipe, dataset: Dataset, models: Collection[str] = ()) -> Space:
@@ -71,7 +74,8 @@ class Space:
             dict.fromkeys(models or [recipe.model.name]), key=lambda name: name != recipe.model.name
         )
         dense = (name for name in names if has_dense_layers(of_model(recipe, name), dataset))
-        return cls(recipe, tuple(names), frozenset(dense))
+        codes = max(dataset.schema.users, dataset.schema.items) >= ENOUGH_ROWS
+        return cls(recipe, tuple(names), frozenset(dense), codes)
 
     def suggest(self, trial: BaseTrial) -> Settings:
         """Settings of a trial: overrides of the recipe."""
@@ -85,7 +89,8 @@ class Space:
             settings |= _loss(trial, self.recipe, model, kind, config)
             loss = settings.get("model.loss", config.loss)
             settings |= _training(trial, of_model(self.recipe, model), kind, draws=_draws(loss, kind))
-        return settings | _compression(trial, of_model(self.recipe, model), kind, dense=model in self.dense)
+        recipe, dense = of_model(self.recipe, model), model in self.dense
+        return settings | _compression(trial, recipe, kind, dense=dense, codes=self.codes)
 
     def own(self, model: str) -> Settings:
         """The settings of the recipe with a model, under every name that `suggest` may ask for."""
@@ -213,14 +218,17 @@ def batch_sizes(own: int) -> list[int]:
     )
 
 
-def _compression(trial: BaseTrial, recipe: Recipe, kind: type[Model], *, dense: bool) -> Settings:
+def _compression(
+    trial: BaseTrial, recipe: Recipe, kind: type[Model], *, dense: bool, codes: bool
+) -> Settings:
     settings: Settings = {}
     own = recipe.compress
     if kind.quantisable:
         settings["compress.rows"] = _choice(trial, "compress.rows", ROWS, own.rows)
     if dense:
         settings["compress.dense"] = _choice(trial, "compress.dense", DENSE, own.dense)
-    left_out = {name for name, takes in (("prune", dense), ("product", kind.quantisable)) if not takes}
+    takes = {"prune": dense, "product": codes and kind.quantisable}
+    left_out = {name for name, can in takes.items() if not can}
     possible = [steps for steps in STEPS if not left_out & set(steps)]
     if len(possible) > 1 or own.steps:
         name = _parameter("compress.steps", recipe.model.name)

@@ -40,7 +40,7 @@ class Product(Section):
     """[compress.product]: rows as product codes, a byte for each run of columns."""
 
     codes: Positive = Field(
-        16, description="codes of a row, each a byte that stands for a run of its columns"
+        16, description="codes of a row, each a byte that stands for a run of columns; at most one for two"
     )
     words: Annotated[int, Field(ge=2, le=256)] = Field(
         256, description="codewords that each code chooses from; a table with fewer rows keeps its numbers"

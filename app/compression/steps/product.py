@@ -16,7 +16,7 @@ from app.tables.write import refuse_not_finite
 
 
 def apply(work: Work) -> dict[str, Any]:
-    """Encode the rows of users, items and histories, where codes and codewords take less room than numbers.
+    """Encode the rows of users, items and histories, where codes and codewords take less room than int8.
 
     Returns:
         product: {kind: root mean square error over that of the values} of what was encoded.
@@ -26,7 +26,7 @@ def apply(work: Work) -> dict[str, Any]:
         RecipeError: the model's rows hold ids or values that codes would spoil, or codes would make none of
             them smaller.
     """
-    settings, compress = work.recipe.compress.product, work.recipe.compress
+    settings = work.recipe.compress.product
     if not work.model.quantisable:
         raise RecipeError(
             f"the rows of {work.source.name} hold ids, which are no sums of codewords",
@@ -38,20 +38,19 @@ def apply(work: Work) -> dict[str, Any]:
         if not isinstance(values, np.ndarray) or not values.shape[1]:
             continue
         if id(values) not in made:
-            parts = min(settings.codes, values.shape[1])
+            parts = min(settings.codes, max(1, values.shape[1] // 2))  # a column of its own is an int8
             if len(values) < settings.words:
                 continue
             refuse_not_finite(values, kind)
             codes = learn_codes(values, parts, settings.words, work.recipe.seed, _weight(work, kind))
-            if codes.bytes >= len(values) * row_bytes(values.shape[1], compress.rows, compress.group):
+            if codes.bytes >= len(values) * row_bytes(values.shape[1], "int8"):
                 continue
             made[id(values)] = CodedRows(codes, values)
             errors[kind] = _error(values, codes.gather(np.arange(len(values))))
         rows[kind] = made[id(values)]
     if not made:
         raise RecipeError(
-            f"{settings.codes} codes of {settings.words} codewords make no table smaller than"
-            f" {compress.rows} does",
+            f"{settings.codes} codes of {settings.words} codewords make no table smaller than int8 does",
             where="compress.product",
             remedy="lower compress.product.codes or words, or leave 'product' out of compress.steps",
         )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -127,7 +129,7 @@ def test_dense_layers_are_asked_about_where_there_are_some(name: str, dense: boo
 
 
 def steps_of(recipe: Recipe, dataset: Dataset) -> list[dict[str, object]]:
-    space_around = Space.around(recipe, dataset)
+    space_around = replace(Space.around(recipe, dataset), codes=True)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     return [space_around.suggest(study.ask()) for _ in range(60)]
 
@@ -149,6 +151,12 @@ def test_steps_are_those_that_a_model_can_take_and_the_recipes_own(
         steps = settings["compress.steps"]
         assert ("compress.prune.share" in settings) == ("prune" in steps)  # type: ignore[operator]
         assert ("compress.product.codes" in settings) == ("product" in steps)  # type: ignore[operator]
+
+
+def test_codes_are_asked_about_where_a_table_is_large(dataset: Dataset, tmp_path: Path) -> None:
+    assert not Space.around(of("bilinear"), dataset).codes
+    larger = tiny_dataset(tmp_path / "dataset", users=2100, items=40, events=10_600)
+    assert Space.around(of("bilinear"), larger).codes
 
 
 def test_a_model_whose_rows_hold_ids_has_no_steps(dataset: Dataset) -> None:
