@@ -1,4 +1,4 @@
-"""What a search leaves to read: front.csv, front.png and best.toml."""
+"""What a search leaves to read: front.csv, front.png, front.html, report.md and best.toml."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import optuna
+
 from app.files import replacing, write_atomically
 from app.recipe import Recipe
 from app.recipe_toml import to_toml
 from tuning.budget import Limit
 from tuning.front import Point, front, write_csv
+from tuning.page import write_page
 from tuning.space import changed
+from tuning.summary import write_summary
 
 LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
 FRONT, OTHER, BEST, BASELINE = "#1f6feb", "#b8c0cc", "#d1242f", "#9a6700"
@@ -21,16 +25,18 @@ STYLES = (":", "-.")
 
 def write_results(
     recipe: Recipe,
+    study: optuna.Study,
     out: Path,
     points: Sequence[Point],
     best: Point,
     limits: Sequence[Limit],
     baselines: Mapping[str, float],
 ) -> dict[str, Path]:
-    """Write the three files; returns their paths as front_csv, front_png and best_toml.
+    """Write the files; returns their paths as front_csv, front_png, front_html, report_md and best_toml.
 
     Args:
         recipe: that was searched around.
+        study: the journal.
         out: folder of the files.
         points: all finished trials.
         best: the one chosen.
@@ -40,10 +46,14 @@ def write_results(
     files = {
         "front_csv": out / "front.csv",
         "front_png": out / "front.png",
+        "front_html": out / "front.html",
+        "report_md": out / "report.md",
         "best_toml": out / "best.toml",
     }
     write_csv(front(points), baselines, best.metric, files["front_csv"])
     plot(points, best, limits, baselines, files["front_png"])
+    write_page(points, best, limits, baselines, files["front_html"])
+    write_summary(study, points, best, baselines, files["report_md"])
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
     head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
     write_atomically(files["best_toml"], (head + to_toml(changed(recipe, best.settings))).encode())

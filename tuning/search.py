@@ -80,7 +80,7 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
     finished = points(study)
     best, within = budgets.choose(finished, limits)
     limits = [limit.among(finished) for limit in limits]
-    files = write_results(space.recipe, out, finished, best, limits, baselines)
+    files = write_results(space.recipe, study, out, finished, best, limits, baselines)
     behind = [name for name, quality in baselines.items() if quality > best.quality]
     _conclude(best, within, budget, space.models, behind)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import optuna
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -75,6 +76,7 @@ def test_the_results_of_a_search(tmp_path: Path) -> None:
     points = [Point(n, settings, 0.1 * n, 1.0 + n, 10**6 * n, False, "ndcg@10") for n in range(1, 4)]
     files = write_results(
         Recipe(name="shop"),
+        study_of(points),
         tmp_path,
         points,
         points[1],
@@ -86,9 +88,40 @@ def test_the_results_of_a_search(tmp_path: Path) -> None:
     assert chosen.model.hyperparameters == {"hidden": [32]}
     assert (chosen.train.learning_rate, chosen.compress.rows) == (0.002, "int4")
     assert "trial 2" in files["best_toml"].read_text().splitlines()[0]
+    page = files["front_html"].read_text()
+    assert page.count("<circle") == 2 * 3, "three trials in two panels"
+    assert page.count('class="front chosen"') == 2 and "compress.rows = int4" in page
+    assert "http" not in page and "<script" not in page
+    report = files["report_md"].read_text()
+    assert "| 2 (chosen) | 0.2000 |" in report and "* item_knn: ndcg@10 0.2500" in report
+    assert "fewer than 8 trials" in report and "* 1 x no columns" in report
+
+
+def study_of(points: list[Point]) -> optuna.Study:
+    """A study whose trials have these figures, a setting that says the quality, and one that says nothing."""
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    ranges = {name: optuna.distributions.FloatDistribution(0, 99) for name in ("train.rate@mlp", "idle")}
+    for point in points:
+        params = {"train.rate@mlp": 200 * point.quality, "idle": float(point.trial % 2)}
+        values = [point.quality, point.p95_ms, float(point.bytes)]
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=ranges, values=values))
+    failed = optuna.trial.create_trial(
+        state=optuna.trial.TrialState.FAIL, user_attrs={"failed": "no columns"}
+    )
+    study.add_trial(failed)
+    return study
+
+
+def test_the_report_says_which_settings_mattered(tmp_path: Path) -> None:
+    points = [measured(n, 0.1 + n / 100, 2.0, 0.1, 10**6) for n in range(12)]
+    files = write_results(Recipe(), study_of(points), tmp_path, points, points[-1], [], {})
+    lines = files["report_md"].read_text().splitlines()
+    (ranked,) = [line for line in lines if line.startswith("* ndcg@10: ")]
+    assert ranked.startswith("* ndcg@10: train.rate ")
+    assert "* bytes is the same in all trials." in lines
 
 
 def test_one_trial_is_a_result_too(tmp_path: Path) -> None:
     point = Point(0, {}, 0.1, 1.0, 10**6, False, "ndcg@10")
-    files = write_results(Recipe(), tmp_path, [point], point, [], {})
+    files = write_results(Recipe(), study_of([point]), tmp_path, [point], point, [], {})
     assert all(path.stat().st_size for path in files.values())
