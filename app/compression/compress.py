@@ -20,7 +20,6 @@ from app.compression.packed import CodedRows, Packed, as_stored, pack, width_of
 from app.compression.steps import apply_step
 from app.compression.work import Work
 from app.data.dataset import Array, Dataset
-from app.errors import RecipeError
 from app.evaluation.evaluate import quality_kept
 from app.evaluation.scorer import ModelScorer
 from app.recipe import Recipe
@@ -69,7 +68,6 @@ def write_compressed(
         of the rows, row_error {name: root mean square error over that of the values}, and steps, a list of
         {step, seconds, bytes of the rows after it, kept (see `quality_kept`), and what the step says}.
     """
-    _refuse_repeated(recipe)
     work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters)
     before = static_rows(work.model)
     precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"
@@ -119,14 +117,6 @@ def _bytes(rows: Packed, precision: Precision, group: int) -> int:
 def _distinct(rows: Mapping[str, Packed]) -> list[Packed]:
     """Without those that are the same for another kind."""
     return list({id(values): values for values in rows.values()}.values())
-
-
-def _refuse_repeated(recipe: Recipe) -> None:
-    steps = recipe.compress.steps
-    if twice := next((name for name in steps if steps.count(name) > 1), None):
-        raise RecipeError(
-            f"{twice!r} is listed twice", where="compress.steps", remedy="name each step at most once"
-        )
 
 
 def _figures(before: Mapping[str, Packed], rows: Mapping[str, Packed], folder: Path) -> dict[str, Any]:

@@ -161,3 +161,49 @@ def test_patterns_filters_moments_and_pauses_that_cannot_be() -> None:
         check_recipe(parse({"data": {"events": ["log.csv"], **wrong, "session_gap": "30m"}}, "test"))
     for key in ("time_format", "where", "latest", "session_gap"):
         assert f"data.{key}: " in caught.value.what
+
+
+def compressing(model: str, **compress: object) -> Recipe:
+    return parse(
+        {"model": {"name": model, "width": 8} if model == "sasrec" else {"name": model}}
+        | {"compress": compress},
+        "test",
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "compress", "message"),
+    [
+        ("mlp", {"steps": ["prune", "prune"]}, "compress.steps: 'prune' is listed twice"),
+        ("ease", {"steps": ["finetune"]}, "'finetune' trains, and ease is fitted in closed form"),
+        ("mlp", {"steps": ["distill"]}, "compress.distill.student: the student is as large as its teacher"),
+        (
+            "mlp",
+            {"steps": ["prune", "distill"], "distill": {"student": {"width": 4}}},
+            "'distill' begins a new model, and what was done before it is lost - name it first",
+        ),
+        (
+            "mlp",
+            {"steps": ["distill"], "distill": {"student": {"width": 4}, "teachers": ["nowhere"]}},
+            "compress.distill.teachers: 'nowhere' is no checkpoint",
+        ),
+        (
+            "sasrec",
+            {"steps": ["distill"], "distill": {"student": {"heads": 3}}},
+            "compress.distill.student: heads = 3: Value error, width is 8, which is not a multiple of it",
+        ),
+        ("sasrec", {"steps": ["distill"], "distill": {"student": {"depth": 3}}}, "depth"),
+    ],
+)
+def test_steps_of_compression_are_checked_before_the_training(
+    model: str, compress: dict[str, object], message: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_recipe(compressing(model, **compress))
+    assert message in str(caught.value)
+    assert "mistakes" not in str(caught.value), "there is one"
+
+
+def test_steps_that_a_model_can_take_are_no_mistakes() -> None:
+    check_recipe(compressing("ease", steps=["product"]))
+    check_recipe(compressing("sasrec", steps=["distill", "product"], distill={"student": {"width": 4}}))

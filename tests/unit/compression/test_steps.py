@@ -157,7 +157,6 @@ def test_distillation_is_the_cross_entropy_with_the_teachers_softmax(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": ["product", "product"]}, r"compress\.steps: 'product' is listed twice"),
         ({"steps": ["product"], "product": {"words": 200}}, r"make no table smaller"),
         ({"steps": ["distill"]}, r"the student has [\d,]+ weights, the teacher [\d,]+.*width"),
         ({"steps": ["distill"], "distill": {"student": {"width": 9}}}, r"not a multiple"),
