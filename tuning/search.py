@@ -40,7 +40,7 @@ from tuning.space import Space
 from tuning.trial import SearchDirs
 
 
-def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[str, Any]:
+def tune(recipe: Recipe, out: Path, *, trials: int, add_trials: int = 0, budget: str = "") -> dict[str, Any]:
     """Search until the journal of `out` holds `trials` finished trials, and choose by budget.
 
     Finished trials of an earlier, interrupted search with the same data and settings count
@@ -51,6 +51,7 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
             those of the model that was chosen.
         out: folder of the search, with data set and checkpoints; on a cluster, shared storage.
         trials: finished trials in all.
+        add_trials: where it is not 0, so many beside those that have finished, instead of `trials` in all.
         budget: e.g. "p95_ms<=8, mb<=20"; empty: the best quality.
 
     Returns:
@@ -76,7 +77,8 @@ def tune(recipe: Recipe, out: Path, *, trials: int, budget: str = "") -> dict[st
         space = Space.around(recipe, Dataset.open(out / "dataset"), models)
         baselines = _baselines(space.recipe, Dataset.open(out / "dataset"))
         study = open_journal(out / "journal.log", study_name(space, dataset.digest))
-        failed = _search(space, SearchDirs(out), study, trials)
+        wanted = len(points(study)) + add_trials if add_trials else trials
+        failed = _search(space, SearchDirs(out), study, wanted)
     finished = points(study)
     best, within = budgets.choose(finished, limits)
     limits = [limit.among(finished) for limit in limits]

@@ -186,6 +186,9 @@ def tune(
     budget: Annotated[
         str, typer.Option(help='Limits that the chosen model keeps, e.g. "p95_ms<=8, mb<=20".')
     ] = "",
+    add_trials: Annotated[
+        int | None, typer.Option(help="Number of trials beside those that have finished.", min=1)
+    ] = None,
     out: Out = RUNS / "tune",
     set: Sets = None,
     json: AsJson = False,
@@ -200,8 +203,9 @@ def tune(
     end_by_sigterm()
     from tuning.search import tune as search
 
-    wanted = trials or loaded.tune.trials
-    result = search(loaded, out.absolute(), trials=wanted, budget=budget or loaded.tune.budget)
+    wanted, further = trials or loaded.tune.trials, add_trials or 0
+    limits = budget or loaded.tune.budget
+    result = search(loaded, out.absolute(), trials=wanted, add_trials=further, budget=limits)
     print_result(result, json, summary.of_tune)
     if not json:
         say(f"Next: {result['next']}")

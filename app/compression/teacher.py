@@ -8,7 +8,7 @@ enough, else over a batch's candidates and items that are drawn for it, which no
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -17,14 +17,13 @@ from torch import Tensor
 
 from app.artifact import open_artifact
 from app.data.dataset import Dataset
-from app.models.base import Batch, Model, Sequences
+from app.models.base import Batch, Model
 from app.training.batches import AnyBatch
 from app.training.checkpoint import load_checkpoint
 
-WHOLE = 1 << 15  # items up to which a whole catalogue is compared
-DRAWN = 1 << 12  # of a larger one, for all states of a batch together
+LOGITS = 1 << 23  # of a batch: of all items, or of as many as keep to that
+FEWEST = 256  # items, however many states a batch has
 UNLABELLED = 32  # for each row of candidates, where scores are no inner products
-LOGITS = 1 << 23  # of a block of states
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,12 @@ class Distillation:
         model.train(self.weight < 1)
         device = model.log_popularity.device
         teachers = [teacher.to(device) for teacher in self._models]
-        if isinstance(batch, Batch):
-            loss = self.weight * _of_events(model, teachers, batch)
+        by_states = model.retrieves and all(teacher.retrieves for teacher in teachers)
+        if by_states:
+            loss = self.weight * _of_states(model, teachers, batch)
         else:
-            loss = self.weight * _of_targets(model, teachers, batch)
+            assert isinstance(batch, Batch), "sequences and sets are learned by inner products"
+            loss = self.weight * _of_lists(model, teachers, batch)
         return loss if self.weight == 1 else loss + (1 - self.weight) * model.loss(batch)
 
     @cached_property
@@ -72,38 +73,44 @@ class Distillation:
         vars(self).update(state)
 
 
-def _of_targets(model: Model, teachers: list[Model], batch: Sequences) -> Tensor:
-    """The mean cross entropy over the states that own a target."""
-    states, owner = model.states_of(batch)
-    owners = torch.unique(owner)
-    items = _items(model)
-    rows, states = model.rows("item", items), states[owners]
+def _of_states(model: Model, teachers: list[Model], batch: AnyBatch) -> Tensor:
+    """The mean cross entropy over states, where scores are inner products: of items that all states share."""
+    states, chosen = _states(model, batch)
+    items = _items(model, len(states))
     with torch.no_grad():
-        taught = [(t.states_of(batch)[0][owners], t.rows("item", items)) for t in teachers]
-    total = states.new_zeros(())
-    step = max(1, LOGITS // len(items))
-    for start in range(0, len(owners), step):
-        part = slice(start, start + step)
-        with torch.no_grad():
-            target = sum((s[part] @ r.T).softmax(1) for s, r in taught) / len(taught)
-        total = total - (target * (states[part] @ rows.T).log_softmax(1)).sum()
-    return total / len(owners)
+        scores = [_states(t, batch, chosen)[0] @ t.rows("item", items).T for t in teachers]
+    return _cross_entropy(states @ model.rows("item", items).T, scores)
 
 
-def _items(model: Model) -> Tensor:
-    """Items with a training event: all, or a sample of them."""
+def _states(model: Model, batch: AnyBatch, chosen: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """States (S, Q): of each row, or of those that own a target, which are given or found."""
+    if isinstance(batch, Batch):
+        return model.state(batch), None
+    states, owner = model.states_of(batch)
+    chosen = torch.unique(owner) if chosen is None else chosen
+    return states[chosen], chosen
+
+
+def _items(model: Model, states: int) -> Tensor:
+    """Items with a training event: all, or a sample where they would make more than LOGITS logits."""
     known = model.known[1:]
-    if len(known) <= WHOLE:
+    count = max(FEWEST, LOGITS // max(1, states))
+    if len(known) <= count:
         return known
-    return known[torch.randint(len(known), (DRAWN,), device=known.device)]
+    return known[torch.randint(len(known), (count,), device=known.device)]
 
 
-def _of_events(model: Model, teachers: list[Model], batch: Batch) -> Tensor:
+def _of_lists(model: Model, teachers: list[Model], batch: Batch) -> Tensor:
     """The mean cross entropy over each row's candidates and items that are drawn for it."""
     known, rows = model.known[1:], len(batch.item)
     drawn = known[torch.randint(len(known), (rows, UNLABELLED), device=known.device)]
-    listed = Batch(batch.user, torch.cat([batch.item, drawn], 1), batch.history, batch.context, batch.label)
+    listed = replace(batch, item=torch.cat([batch.item, drawn], 1))
     with torch.no_grad():
-        target = torch.stack([teacher(listed).softmax(1) for teacher in teachers]).mean(0)
-    logits: Tensor = model(listed)
+        scores = [teacher(listed) for teacher in teachers]
+    return _cross_entropy(model(listed), scores)
+
+
+def _cross_entropy(logits: Tensor, taught: list[Tensor]) -> Tensor:
+    """Of logits (S, N) with the mean of the softmax of each teacher's."""
+    target = torch.stack([scores.softmax(1) for scores in taught]).mean(0)
     return -(target * logits.log_softmax(1)).sum(1).mean()

@@ -192,3 +192,11 @@ def test_a_trial_that_fails_says_why_and_leaves_nothing(searched: Searched) -> N
     assert "hidden" in result["failed"]
     assert result["by_user"] is True
     assert list((searched.out / "trials").iterdir()) == []
+
+
+def test_trials_are_added_to_those_that_have_finished(searched: Searched, ray_local: None) -> None:
+    more = tune(load(searched.recipe, CHANGES), searched.out, trials=3, add_trials=1)
+    assert more["trials"] == TRIALS + 1 == len(finished(searched.out))
+    assert (searched.out / "front.html").stat().st_size and "chosen" in (
+        searched.out / "report.md"
+    ).read_text()

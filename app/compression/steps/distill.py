@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from app.compression.teacher import Distillation
@@ -18,7 +19,7 @@ def apply(work: Work) -> dict[str, Any]:
         distill: the student's best figure on validation, and the teacher's.
 
     Raises:
-        RecipeError: a teacher in closed form, or a student that is not smaller than its teacher.
+        RecipeError: a teacher in closed form or of another kind, or a student that is not smaller.
     """
     settings, metric = work.recipe.compress.distill, work.recipe.train.metric
     if not work.model.learns:
@@ -32,11 +33,27 @@ def apply(work: Work) -> dict[str, Any]:
     objective = Distillation(teachers, str(work.dataset.path), settings.weight)
     changes = {f"model.{name}": value for name, value in hyperparameters.items()}
     _refuse_larger(work, hyperparameters)
+    for folder in settings.teachers:
+        _refuse_unlike(work, Path(folder))
     trained = work.train(changes, "student", objective)
     student = load_checkpoint(trained.path, work.dataset)
     work.change_model(student.model, hyperparameters)
     best = {"student": trained, "teacher": work.source.artifact}
     return {"distill": {"metric": metric} | {k: a.figures.get(f"best_{metric}") for k, a in best.items()}}
+
+
+def _refuse_unlike(work: Work, folder: Path) -> None:
+    teacher, student = load_checkpoint(folder, work.dataset), work.model
+    for what, own, other in (
+        ("trains on", student.trains_on, teacher.model.trains_on),
+        ("reads", student.reads, teacher.model.reads),
+    ):
+        if own != other:
+            raise RecipeError(
+                f"{teacher.name} {what} {other}, and the student {what} {own}: they cannot share batches",
+                where=f"compress.distill.teachers: {folder}",
+                remedy="give checkpoints of models that learn as the student does",
+            )
 
 
 def _refuse_larger(work: Work, hyperparameters: dict[str, Any]) -> None:

@@ -171,6 +171,15 @@ def test_what_cannot_be_done_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_that_learns_from_other_batches_is_refused(
+    dataset: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    other = fit(recipe("mlp", train={"epochs": 1, "workers": 0}), dataset, tmp_path / "other").path
+    settings = {"student": {"width": 8}, "teachers": [str(other)]}
+    with pytest.raises(RecipeError, match="mlp trains on events, and the student trains on sequences"):
+        compressed(dataset, trained, tmp_path / "out", steps=["distill"], distill=settings)
+
+
 @pytest.mark.parametrize("step", ["product", "finetune", "distill"])
 def test_a_model_in_closed_form_names_the_step_that_it_cannot_take(
     dataset: Dataset, tmp_path: Path, step: str
