@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.data.input.files import find
-from app.data.input.form import Form
+from app.data.input.form.files import find
+from app.data.input.form.form import Form
 from app.data.input.source import describe
 from app.data.prepare.attribute_file import first_rejected_attributes
 from app.data.prepare.ingest import Ingested, ingest

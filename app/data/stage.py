@@ -24,7 +24,7 @@ import polars as pl
 from app.artifact import Artifact, open_artifact, publish
 from app.data.check import check
 from app.data.dataset import Part, Schema
-from app.data.input.files import digests, find
+from app.data.input.form.files import digests, find
 from app.data.input.stored_log import digest_of_log, is_log
 from app.data.prepare.attribute_file import put_attributes_aside
 from app.data.prepare.buckets import positive_types

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.artifact import cache_key, open_artifact
-from app.data.input.files import digests, find
+from app.data.input.form.files import digests, find
 from app.data.ray_map import map_in_actors
 from app.errors import MachineError, RequestError, disk_errors
 from app.lists.parts import Parts, open_parts

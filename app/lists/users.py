@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from app.bundle.request.json_lines import Lines
-from app.data.input.files import filesystem, suffix_format
+from app.data.input.form.files import filesystem, suffix_format
 from app.data.input.reading import pieces
 from app.data.input.source import Source, Split, describe
 from app.data.values.text import lists_of, normal_ids, text_of

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
 
-from app.data.input.encoding import transcoder
-from app.data.input.json_array import elements
+from app.data.input.form.encoding import transcoder
 from app.data.input.source import SPLIT_BYTES, Split
+from app.data.input.text.json_array import elements
 
 _JSON_BYTES = 4 << 20
 

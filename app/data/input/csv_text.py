@@ -10,9 +10,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv as pacsv
 
-from app.data.input.fields import fields_of
-from app.data.input.form import Form
-from app.data.input.quotes import QUOTE, judge, mend
+from app.data.input.form.form import Form
+from app.data.input.text.fields import fields_of
+from app.data.input.text.quotes import QUOTE, judge, mend
 from app.errors import DataError
 
 _CONTROLS = [bytes([code]) for code in (31, 30, 29, 28, 1, 2, 3, 4, 5, 6)]

@@ -15,9 +15,9 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.data.input.files import filesystem
-from app.data.input.form import Form, find_form
-from app.data.input.lists import find_parallel
+from app.data.input.form.files import filesystem
+from app.data.input.form.form import Form, find_form
+from app.data.input.text.lists import find_parallel
 from app.recipe import AttributeFile, Data, EventSource
 
 SPLIT_BYTES = 32 << 20

@@ -14,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.data.input.form import Form
+from app.data.input.form.form import Form
 from app.data.input.source import Source
 from app.data.values.text import normal_ids
 from app.events import Event, Value

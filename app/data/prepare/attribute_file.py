@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 
-from app.data.input.files import find
+from app.data.input.form.files import find
 from app.data.input.reading import Piece, Torn, pieces
 from app.data.input.source import Source, cut, describe
 from app.data.prepare.clean import Note, holds_objects, refuse_id, refuse_nested

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from app.data.input.files import find
+from app.data.input.form.files import find
 from app.data.input.source import Source, Split, cut, describe
 from app.data.input.stored_log import copy_log, is_log
 from app.data.prepare.clean import Note

@@ -9,8 +9,8 @@ from pathlib import PurePosixPath
 
 import polars as pl
 
-from app.data.input.files import find
-from app.data.input.form import Form, find_form
+from app.data.input.form.files import find
+from app.data.input.form.form import Form, find_form
 from app.data.input.reading import Torn, pieces
 from app.data.input.source import Source, cut, describe
 from app.data.values.text import text_of

@@ -11,8 +11,8 @@ from typing import Any
 import polars as pl
 import pytest
 
-from app.data.input.files import find
-from app.data.input.form import find_form
+from app.data.input.form.files import find
+from app.data.input.form.form import find_form
 from app.data.input.reading import pieces
 from app.data.input.source import cut, describe
 from app.recipe import AttributeFile, Data

@@ -11,14 +11,14 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from app.data.input.encoding import find_encoding
-from app.data.input.files import Format, filesystem
-from app.data.input.format import find_format, read_head
-from app.data.input.json_array import elements
-from app.data.input.json_lines import frame_of, parse_lines
-from app.data.input.lists import find_lists
-from app.data.input.nested import flatten, paths
-from app.data.input.table import Known, Table, find_table
+from app.data.input.form.encoding import find_encoding
+from app.data.input.form.files import Format, filesystem
+from app.data.input.form.format import find_format, read_head
+from app.data.input.form.table import Known, Table, find_table
+from app.data.input.text.json_array import elements
+from app.data.input.text.json_lines import frame_of, parse_lines
+from app.data.input.text.lists import find_lists
+from app.data.input.text.nested import flatten, paths
 from app.data.values.text import frame_of_arrow, text_of
 from app.errors import DataError
 from app.recipe import AttributeFile, Data, EventSource

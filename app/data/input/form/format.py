@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import fs
 
-from app.data.input.files import ENDINGS, Format, filesystem, suffix_format
+from app.data.input.form.files import ENDINGS, Format, filesystem, suffix_format
 from app.errors import DataError
 
 HEAD_BYTES = 1 << 20

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import polars as pl
 
-from app.data.input.nested import Row, top_level, value_at
+from app.data.input.text.nested import Row, top_level, value_at
 
 _LARGEST = 1 << 63
 _decoder = msgspec.json.Decoder(dict[str, Any])

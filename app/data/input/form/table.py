@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from app.data.input.fields import SEPARATOR, fields_of, find_delimiter, has_header, kind
-from app.data.input.quotes import judge, mend
+from app.data.input.text.fields import SEPARATOR, fields_of, find_delimiter, has_header, kind
+from app.data.input.text.quotes import judge, mend
 from app.errors import DataError, RecipeError
 
 SAMPLE_ROWS, _LINES = 1000, 200

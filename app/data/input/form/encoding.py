@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from app.data.input.files import filesystem
-from app.data.input.format import MARKS
+from app.data.input.form.files import filesystem
+from app.data.input.form.format import MARKS
 from app.errors import DataError, RecipeError
 
 _READ = 1 << 20

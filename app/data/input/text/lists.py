@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import polars as pl
 
-from app.data.input.piece import Piece
+from app.data.input.text.piece import Piece
 
 if TYPE_CHECKING:
-    from app.data.input.form import Form
+    from app.data.input.form.form import Form
 
 CLICK, IMPRESSION = "click", "impression"
 

@@ -1,0 +1,1 @@
+"""How text is cut into rows: fields and quotes, JSON, nested columns, rows that list items."""
