@@ -77,8 +77,12 @@ class Work:
         weights: InitialWeights = None,
         conversion: Conversion | None = None,
     ) -> Artifact:
-        """Train the recipe with some of its keys changed; what was trained before is taken from there."""
-        recipe, out = self.recipe.override(changes), self.folder / label
+        """Train the model as it is now, with some keys of the recipe changed.
+
+        What was trained before is taken from there.
+        """
+        own = {f"model.{name}": value for name, value in self.hyperparameters.items()}
+        recipe, out = self.recipe.override({**own, **changes}), self.folder / label
         given: Given = {"objective": objective, "weights": weights, "conversion": conversion}
         made = reuse(out, "checkpoint", task_of(recipe, self.dataset, **given).key)
         return made or train(recipe, self.dataset, out, label=label, **given)

@@ -2,8 +2,8 @@
 
 A row of D floats is cut into M runs of columns, and of each run the number of one of W codewords is kept
 (Jégou et al. 2011, "Product quantization for nearest neighbor search"): M bytes a row, and M x W codewords
-for all rows together. Inner products with a vector need no row: each is a sum of M numbers of a table
-(M, W) of the codewords' products with the vector.
+for all rows together. Rows are put together where they are needed, for a moment: in numpy that and a product
+take less time than the sum of M numbers of a table of the codewords' products (docs/log.md).
 
 Shapes: N rows, D columns, M codes a row, W codewords a code, w columns of the widest run.
 """
@@ -66,27 +66,6 @@ class Codes:
         rows: Floats = flat.take(codes + self._first, 0).reshape(*codes.shape[:-1], -1)
         return rows if self._columns is None else rows.take(self._columns, -1)
 
-    def products(self, vectors: Floats) -> Floats:
-        """(B, M, W): inner products of vectors (B, D) with each codeword, each by its run of columns."""
-        parts = [
-            vectors[:, run] @ self.words[m, :, : run.stop - run.start].T for m, run in enumerate(self._runs)
-        ]
-        return np.stack(parts, 1)
-
-    def scores(self, ids: Array, vector: Floats) -> Floats:
-        """Inner products (C,) of the rows of ids (C,) with a vector (D,)."""
-        return self.sums(self.products(vector[None])[0], ids)
-
-    def sums(self, table: Floats, ids: Array | slice) -> Floats:
-        """Inner products (C,) of rows, from the table (M, W) of `products` of a vector."""
-        codes = self.codes[ids] if isinstance(ids, slice) else self.codes.take(ids, 0)
-        total: Floats = table.ravel().take(codes + self._first).sum(-1)
-        return total
-
-    @cached_property
-    def _runs(self) -> list[slice]:
-        return runs(self.width, self.codes.shape[1])
-
     @cached_property
     def _first(self) -> Array:
         """(M,) int32: the first codeword of each code among all of them."""
@@ -99,7 +78,10 @@ class Codes:
         if self.width == self.codes.shape[1] * widest:
             return None
         return np.concatenate(
-            [m * widest + np.arange(run.stop - run.start) for m, run in enumerate(self._runs)]
+            [
+                m * widest + np.arange(run.stop - run.start)
+                for m, run in enumerate(runs(self.width, self.codes.shape[1]))
+            ]
         )
 
 

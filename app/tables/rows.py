@@ -104,13 +104,6 @@ class Rows:
             if source.exists():
                 shutil.copyfile(source, folder / f"{name}.{ending}")
 
-    def scores(self, ids: Array, vector: Floats) -> Floats:
-        """Inner products (C,) of the rows of ids (C,) with a vector (D,); of product codes from a table."""
-        if self.codes is not None:
-            return self.codes.scores(ids, vector)
-        products: Floats = self.gather(ids) @ vector
-        return products
-
     def _decode(self, stored: Array, scales: Array | None) -> Floats:
         if self.codes is not None:
             return self.codes.decode(stored)

@@ -32,25 +32,18 @@ def test_rows_are_worked_out_by_hand() -> None:
     words = np.float32([[[1, 2], [3, 4]], [[5, 9], [6, 9]]])
     codes = Codes(3, np.uint8([[0, 1], [1, 0]]), words)
     np.testing.assert_array_equal(codes.gather(np.array([0, 1])), [[1, 2, 6], [3, 4, 5]])
-    np.testing.assert_array_equal(codes.products(np.float32([[1, 10, 100]])), [[[21, 43], [500, 600]]])
-    np.testing.assert_array_equal(codes.scores(np.array([1, 0]), np.float32([1, 10, 100])), [543, 621])
 
 
 @given(st.integers(1, 9), st.data(), st.integers(2, 9))
 @settings(max_examples=60, deadline=None)
-def test_products_are_those_of_the_rows(width: int, data: st.DataObject, words: int) -> None:
+def test_a_row_is_its_codewords_side_by_side(width: int, data: st.DataObject, words: int) -> None:
     parts = data.draw(st.integers(1, width))
     codes = some_codes(20, width, parts, words)
     ids = np.array([[3, 3, 0], [19, 1, 2]])
-    vectors = np.random.default_rng(1).normal(size=(2, width)).astype(np.float32)
     assert codes.gather(ids).shape == (2, 3, width)
-    for row, vector in zip(ids, vectors, strict=True):
-        expected = codes.gather(row) @ vector
-        np.testing.assert_allclose(codes.scores(row, vector), expected, rtol=1e-4, atol=1e-5)
-        table = codes.products(vector[None])[0]
-        np.testing.assert_allclose(
-            codes.sums(table, slice(0, 5)), codes.gather(np.arange(5)) @ vector, atol=1e-4
-        )
+    for m, run in enumerate(runs(width, parts)):
+        expected = codes.words[m][codes.codes[ids, m]][..., : run.stop - run.start]
+        np.testing.assert_array_equal(codes.gather(ids)[..., run], expected)
 
 
 def test_planted_codewords_are_found() -> None:
@@ -85,8 +78,6 @@ def test_a_store_gives_back_what_was_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(stored.gather(ids), codes.gather(ids))
     np.testing.assert_array_equal(stored.block(3, 9), codes.gather(np.arange(3, 9)))
     np.testing.assert_array_equal(stored.all(), codes.gather(np.arange(30)))
-    vector = np.arange(7, dtype=np.float32)
-    np.testing.assert_array_equal(stored.scores(ids[0], vector), codes.scores(ids[0], vector))
     on_disk = sum(p.stat().st_size for p in tmp_path.iterdir() if p.suffix != ".json")
     assert stored.bytes == codes.bytes == on_disk == 30 * 3 + 3 * 16 * 3 * 2
     stored.copy_to(tmp_path / "copy", "other")

@@ -15,7 +15,10 @@ MATRIX_BYTES = 128 << 20  # item rows up to this size are kept as floats: decodi
 
 
 class Blocks:
-    """The rows of all items as floats, a block at a time; kept where they are few and no product codes."""
+    """The rows of all items as floats, a block at a time; kept where they are few and no product codes.
+
+    A block of codes is put together for the moment in which it is scored.
+    """
 
     def __init__(self, rows: Rows) -> None:
         self.rows = rows
@@ -25,20 +28,6 @@ class Blocks:
         for start in range(0, len(self.rows), BLOCK):
             stop = start + BLOCK
             yield start, self.rows.block(start, stop) if matrix is None else matrix[start:stop]
-
-    def scores(self, states: Array) -> Iterator[tuple[int, Array]]:
-        """Inner products (B, n) of states (B, Q) with a block of rows, and the first row of the block.
-
-        Those of product codes come from a table; no row is unpacked.
-        """
-        if self.rows.codes is None:
-            for start, block in self:
-                yield start, states @ block.T
-            return
-        tables = self.rows.codes.products(states)
-        for start in range(0, len(self.rows), BLOCK):
-            part = slice(start, start + BLOCK)
-            yield start, np.stack([self.rows.codes.sums(table, part) for table in tables])
 
     @cached_property
     def norms(self) -> Array:
@@ -66,12 +55,3 @@ class ExtendedRows:
         rows = self.base.gather(np.where(new, 0, ids))
         rows[new] = self.added[positions[new]]
         return rows
-
-    def scores(self, ids: Array, vector: Array) -> Array:
-        """Inner products (C,) of the rows of ids (C,) with a vector (D,)."""
-        positions = np.asarray(ids) - len(self.base)
-        new = positions >= 0
-        scores: Array = self.base.scores(np.where(new, 0, ids), vector)
-        if new.any():
-            scores[new] = self.added[positions[new]] @ vector
-        return scores

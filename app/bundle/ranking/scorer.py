@@ -35,8 +35,7 @@ class BatchScorer:
         user_vectors: a cache; None: user vectors are computed each time.
 
     Attributes:
-        retrieves: whether a score is the inner product of a user vector and an item row. Scores are then
-            products with the rows as they are stored, of which product codes are not unpacked.
+        retrieves: whether a score is the inner product of a user vector and an item row.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class BatchScorer:
         if self.retrieves:
             vectors = self._graph.run(feeds)
             pairs = zip(requests, vectors, strict=True)
-            return [self.rows["item"].scores(request.rows, vector) for request, vector in pairs]
+            return [self.rows["item"].gather(request.rows) @ vector for request, vector in pairs]
         rows = np.zeros((len(requests), max(len(request.rows) for request in requests)), np.int64)
         for i, request in enumerate(requests):
             rows[i, : len(request.rows)] = request.rows
@@ -131,8 +130,7 @@ class BatchScorer:
         """Logits (B, items) of every item, a block of items at a time."""
         if self.retrieves:
             vectors = self._compute_user_vectors(requests)
-            parts = [scores for _, scores in self.blocks.scores(vectors)]
-            return np.concatenate([*parts, vectors @ self.added.T], 1)
+            return np.concatenate([vectors @ block.T for _, block in self._all_blocks()], 1)
         scores = np.empty((len(requests), self.items), np.float32)
         feeds = [self._feeds([request]) for request in requests]
         for start, block in self._all_blocks():

@@ -59,9 +59,9 @@ class Exact:
     ) -> list[ScoredCandidates]:
         """The nearest items by this index; see Index.search."""
         collectors = [_Best(count, eligible) for eligible in allowed]
-        for start, scores in self._blocks.scores(states):
-            for collector, own in zip(collectors, scores, strict=True):
-                collector.add(start, own)
+        for start, block in self._blocks:
+            for collector, scores in zip(collectors, states @ block.T, strict=True):
+                collector.add(start, scores)
         return [collector.pool() for collector in collectors]
 
 

@@ -31,7 +31,7 @@ def apply(work: Work) -> dict[str, Any]:
     hyperparameters = {**work.hyperparameters, **settings.student}
     teachers = (str(work.source.artifact.path), *settings.teachers)
     objective = Distillation(teachers, str(work.dataset.path), settings.weight)
-    changes = {f"model.{name}": value for name, value in hyperparameters.items()}
+    changes = {f"model.{name}": value for name, value in settings.student.items()}
     _refuse_larger(work, hyperparameters)
     for folder in settings.teachers:
         _refuse_unlike(work, Path(folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,8 +70,7 @@ def built(
 )
 def test_exact_is_a_full_sort(values: list[float], count: int, left_out: set[int], filtered: bool) -> None:
     scores = np.float32(values)
-    parts = [(start, scores[None, start : start + 7]) for start in range(0, len(values), 7)]
-    blocks = SimpleNamespace(scores=lambda states: parts)
+    blocks = [(start, scores[start : start + 7, None]) for start in range(0, len(values), 7)]
     mask = np.arange(len(values)) % 3 > 0
     gone = np.array(sorted({0, *(row for row in left_out if row < len(values))}))
     allowed = EligibleItems(len(values), gone, Match(mask) if filtered else None)

@@ -133,6 +133,17 @@ def test_a_student_learns_from_its_teacher(dataset: Dataset, trained: Path, tmp_
     assert artifact.figures["bytes_after"] * 8 == artifact.figures["bytes_before"], "64 floats became 8"
 
 
+def test_a_student_is_coded_and_trained_as_it_is(dataset: Dataset, trained: Path, tmp_path: Path) -> None:
+    student = {"steps": ["distill", "product", "finetune"], "distill": {"student": {"width": 8}}}
+    artifact, quality = compressed(dataset, trained, tmp_path / "out", **(TUNED | student))
+    checkpoint = load_checkpoint(artifact.path, dataset)
+    assert checkpoint.rows is not None and checkpoint.rows["item"].codes is not None
+    assert checkpoint.rows["item"].width == checkpoint.hyperparameters["width"] == 8
+    assert artifact.figures["steps"][2]["finetune"]["best"] == pytest.approx(quality, abs=0.01)
+    sizes = [step["bytes"] for step in artifact.figures["steps"]]
+    assert sizes[0] > sizes[1] == sizes[2] == artifact.figures["bytes_after"]
+
+
 def test_distillation_is_the_cross_entropy_with_the_teachers_softmax(
     dataset: Dataset, trained: Path, tmp_path: Path
 ) -> None:
