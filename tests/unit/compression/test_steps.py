@@ -31,7 +31,8 @@ TUNED = CODED | {"steps": ["product", "finetune"], "finetune": {"epochs": 4}}
 
 
 def recipe(model: str = "sasrec", **changes: Any) -> Recipe:
-    train = {"epochs": 8, "workers": 0, "batch_size": 256, "patience": 0}
+    # A large share: the figures of training are those of all users.
+    train = {"epochs": 8, "workers": 0, "batch_size": 256, "patience": 0, "valid_share": 50.0}
     return parse({"model": {"name": model}, "train": train} | changes, "test")
 
 
