@@ -52,7 +52,8 @@ def compressed(dataset: Dataset, trained: Path, out: Path, **settings: Any) -> t
     artifact = compress(settled, dataset, trained, out)
     checkpoint = load_checkpoint(artifact.path, dataset)
     scorer = ModelScorer(checkpoint.model, checkpoint.rows)
-    return artifact, validate(settled, dataset, scorer, 10_000, 0)["ndcg@10"]
+    # With the seed of training, by which ties are broken: so few codes make many.
+    return artifact, validate(settled, dataset, scorer, 10_000, settled.seed)["ndcg@10"]
 
 
 def test_training_what_will_be_stored_wins_back_what_codes_lose(
@@ -67,8 +68,8 @@ def test_training_what_will_be_stored_wins_back_what_codes_lose(
     product, finetune = tuned.figures["steps"]
     assert product["step"] == "product" and 0 < product["product"]["item"] < 1
     # The figures of training are those of what is stored.
-    assert finetune["finetune"]["initial"] == pytest.approx(plain, abs=0.01)
-    assert finetune["finetune"]["best"] == pytest.approx(better, abs=0.01)
+    assert finetune["finetune"]["initial"] == pytest.approx(plain, abs=1e-6)
+    assert finetune["finetune"]["best"] == pytest.approx(better, abs=1e-6)
     assert not (tmp_path / ".tuned.run").exists()
 
 
@@ -140,7 +141,7 @@ def test_a_student_is_coded_and_trained_as_it_is(dataset: Dataset, trained: Path
     checkpoint = load_checkpoint(artifact.path, dataset)
     assert checkpoint.rows is not None and checkpoint.rows["item"].codes is not None
     assert checkpoint.rows["item"].width == checkpoint.hyperparameters["width"] == 8
-    assert artifact.figures["steps"][2]["finetune"]["best"] == pytest.approx(quality, abs=0.01)
+    assert artifact.figures["steps"][2]["finetune"]["best"] == pytest.approx(quality, abs=1e-6)
     sizes = [step["bytes"] for step in artifact.figures["steps"]]
     assert sizes[0] > sizes[1] == sizes[2] == artifact.figures["bytes_after"]
 
