@@ -59,7 +59,6 @@ class CodeRows(nn.Module):
         )
         self.register_buffer("columns", columns, persistent=False)
         self.register_buffer("first", torch.arange(parts) * words, persistent=False)
-        self._last: Tensor | None = None
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (…, D) of ids (…)."""
@@ -69,21 +68,23 @@ class CodeRows(nn.Module):
             rows = rows[..., self.get_buffer("columns")]
         if self.rows is None or not torch.is_grad_enabled():
             return rows
-        self._last = ids
         behind = F.embedding(ids, self.rows)
         return rows + (behind - behind.detach())
 
     @torch.no_grad()
-    def choose(self) -> None:
-        """Give the rows of the last look-up the codewords that are nearest to them now."""
-        if self.rows is None or self._last is None:
+    def choose(self, turn: int) -> None:
+        """Give a block of rows the codewords that are nearest to them now; with each turn it is the next one.
+
+        All rows have their turn, whether a step has moved them or not: so all workers choose alike.
+        """
+        if self.rows is None:
             return
-        for ids in torch.split(torch.unique(self._last), BLOCK):
-            rows = self.rows[ids]
-            for m, run in enumerate(self.runs):
-                words = self.words[m, :, : run.stop - run.start]
-                distance = words.square().sum(1) - 2 * rows[:, run] @ words.T
-                self.codes[ids, m] = distance.argmin(1).to(torch.uint8)
+        start = turn % -(-len(self.rows) // BLOCK) * BLOCK
+        block = slice(start, start + BLOCK)
+        for m, run in enumerate(self.runs):
+            words = self.words[m, :, : run.stop - run.start]
+            distance = words.square().sum(1) - 2 * self.rows[block, run] @ words.T
+            self.codes[block, m] = distance.argmin(1).to(torch.uint8)
 
     def stored(self) -> Packed:
         """The codes and the codewords as they are now."""

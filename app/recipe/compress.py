@@ -57,7 +57,9 @@ class Compress(Section):
     """How the trained model shrinks before export."""
 
     steps: list[Step] = Field(
-        [], description="what is done, in this order: prune, product, finetune or distill; each at most once"
+        [],
+        description="what makes the model smaller, in the order listed, each at most once: distill (a smaller"
+        " student), prune (dense weights), product (rows as codes), finetune (train what will be stored)",
     )
     rows: Literal["float32", "float16", "int8", "int4", "int2"] = Field(
         "int8",

@@ -145,9 +145,10 @@ class Loop:
             loss = self.model.loss(batch) if objective is None else objective(self.model, batch)
         loss.backward()  # type: ignore[no-untyped-call]
         average(self.optimizers.parameters, self.host.world)
-        self.optimizers.step(progress.epoch * self.batches.steps + progress.step)
+        number = progress.epoch * self.batches.steps + progress.step
+        self.optimizers.step(number)
         if self.task.conversion:
-            self.task.conversion.after_step(self.model)
+            self.task.conversion.after_step(self.model, number + 1)
         return loss.detach()
 
     def _read_losses(self, at_least: int = 1) -> None:

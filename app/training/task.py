@@ -54,8 +54,8 @@ class Conversion(Protocol):
         """Change a model on the CPU, in place; it has the weights that training begins with."""
         ...
 
-    def after_step(self, model: Model) -> None:
-        """Restore what has to hold after each update of the weights."""
+    def after_step(self, model: Model, step: int) -> None:
+        """Restore what has to hold after each update of the weights; steps count from 1 over all epochs."""
         ...
 
 

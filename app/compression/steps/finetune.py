@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,6 @@ class AsStored:
     precision: Precision
     group: int
     zeros: tuple[str, ...] = ()
-    _steps: list[int] = field(default_factory=lambda: [0])
 
     @property
     def key(self) -> str:
@@ -95,13 +94,12 @@ class AsStored:
             model.get_submodule(layer).register_buffer("kept", kept, persistent=False)
 
     @torch.no_grad()
-    def after_step(self, model: Model) -> None:
+    def after_step(self, model: Model, step: int) -> None:
         """Make the pruned weights 0 again, and every CHOOSE_EVERY steps choose codewords anew."""
-        self._steps[0] += 1
-        if self._steps[0] % CHOOSE_EVERY == 0:
+        if step % CHOOSE_EVERY == 0:
             for rows in model.packed.values():
                 if isinstance(rows, CodeRows):
-                    rows.choose()
+                    rows.choose(step // CHOOSE_EVERY)
         for name in self.zeros:
             layer, _, _ = name.rpartition(".")
             model.get_parameter(name).mul_(model.get_submodule(layer).get_buffer("kept"))

@@ -62,17 +62,19 @@ def test_codewords_and_the_rows_behind_the_codes_are_learned() -> None:
     assert not module.rows.grad[2].any()
 
 
-def test_a_row_that_has_moved_gets_the_nearest_codewords() -> None:
+def test_a_row_that_has_moved_gets_the_nearest_codewords(monkeypatch: pytest.MonkeyPatch) -> None:
     module = CodeRows(coded(rows()))
     assert module.rows is not None
     before = module.codes.clone()
     with torch.no_grad():
         module.rows[3] = module(torch.tensor([5]))[0]
-        module.rows[4] = module(torch.tensor([6]))[0]
-    module(torch.tensor([3, 5]))
-    module.choose()
+        module.rows[25] = module(torch.tensor([6]))[0]
+    monkeypatch.setattr("app.compression.packed.BLOCK", 20)
+    module.choose(2)
     assert module.codes[3].tolist() == before[5].tolist()
-    assert module.codes[4].tolist() == before[4].tolist(), "it was not looked up"
+    assert module.codes[25].tolist() == before[25].tolist(), "its block comes next"
+    module.choose(3)
+    assert module.codes[25].tolist() == before[6].tolist()
 
 
 def test_of_a_large_table_the_codewords_alone_are_learned(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,7 +83,7 @@ def test_of_a_large_table_the_codewords_alone_are_learned(monkeypatch: pytest.Mo
     assert [name for name, _ in module.named_parameters()] == ["words"]
     before = module.codes.clone()
     module(IDS).sum().backward()
-    module.choose()
+    module.choose(0)
     assert torch.equal(module.codes, before)
 
 

@@ -221,3 +221,16 @@ def test_every_model_that_learns_can_be_coded_and_trained_further(
     figures = evaluate(settled, data, ModelScorer(checkpoint.model, checkpoint.rows), baselines=False).figures
     assert 0 < figures["ndcg@10"] <= 1
     assert artifact.figures["bytes_after"] < artifact.figures["bytes_before"]
+
+
+def test_two_workers_train_one_model(
+    dataset: Dataset, trained: Path, tmp_path: Path, ray_local: None
+) -> None:
+    """Codes are chosen by each worker for itself: they have to choose alike."""
+    together = recipe(compress=TUNED | {"finetune": {"epochs": 1}}).override({"train.workers": 2})
+    artifact = compress(together, dataset, trained, tmp_path / "out")
+    figures = artifact.figures["steps"][1]["finetune"]
+    checkpoint = load_checkpoint(artifact.path, dataset)
+    scorer = ModelScorer(checkpoint.model, checkpoint.rows)
+    quality = validate(together, dataset, scorer, 10_000, together.seed)["ndcg@10"]
+    assert quality == pytest.approx(figures["best"], abs=1e-6)
