@@ -45,10 +45,15 @@ from app.training.task import STAGE_VERSION as TRAIN_VERSION
 from app.training.task import checkpoint_settings
 from app.training.train import checkpoint_key, forget_run
 from app.training.train import train as train_model
+from app.training.valid_too import train_valid_too
 
 REFIT_NOTE = (
     "the bundle has weights that were trained once more on all parts (train.refit); these figures are of the"
     " model before, which had seen the training part alone"
+)
+VALID_TOO_NOTE = (
+    "the weights were trained on the training and the validation part together, for the epochs that"
+    " validation had chosen (train.valid_too)"
 )
 
 
@@ -85,18 +90,32 @@ def resolved(recipe: Recipe, out: Path) -> Recipe:
 def train(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/dataset` -> `out/checkpoint`; goes on where an interrupted run stopped.
 
-    What the choice of a model has trained in one process is taken from there.
+    What the choice of a model has trained in one process is taken from there. With `train.valid_too` the
+    checkpoint that validation chose is `out/chosen`, and `out/checkpoint` is trained on both parts.
     """
+    if not recipe.train.valid_too:
+        return _trained(recipe, out, "checkpoint", force=force)
+    chosen = _trained(recipe, out, "chosen", force=force)
+    recipe, dataset, target = resolved(recipe, out), Dataset.open(out / "dataset"), out / "checkpoint"
+    if force:
+        forget_run(target)
+    parents = _digests(out, "dataset") | {"checkpoint": chosen.digest}
+    key = cache_key("checkpoint", {"valid_too": True}, parents, TRAIN_VERSION)
+    return _once(target, "checkpoint", key, force, lambda: train_valid_too(recipe, dataset, chosen, target))
+
+
+def _trained(recipe: Recipe, out: Path, name: str, *, force: bool) -> Artifact:
+    """The checkpoint `out/NAME` of the training part alone."""
+    target = out / name
     if _is_auto(recipe) and recipe.train.workers < 2:
         source, parents = out / "candidates" / resolved(recipe, out).model.name, _digests(out, "choice")
         key = cache_key("checkpoint", {}, parents, choice.STAGE_VERSION)
 
         def copy() -> Artifact:
-            return copy_checkpoint(source, out / "checkpoint", parents, choice.STAGE_VERSION)
+            return copy_checkpoint(source, target, parents, choice.STAGE_VERSION)
 
-        return _once(out / "checkpoint", "checkpoint", key, force, copy)
-    recipe = resolved(recipe, out)
-    dataset, target = Dataset.open(out / "dataset"), out / "checkpoint"
+        return _once(target, "checkpoint", key, force, copy)
+    recipe, dataset = resolved(recipe, out), Dataset.open(out / "dataset")
     if force:
         forget_run(target)
     key = checkpoint_key(recipe, dataset)
@@ -119,7 +138,7 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     """`out/compressed` on the test part -> `out/report`, with baselines beside it."""
     chosen = open_artifact(out / "choice", "choice").figures if _is_auto(recipe) else None
     recipe = resolved(recipe, out)
-    settings = {**recipe.part("evaluate"), "refit": recipe.train.refit}
+    settings = {**recipe.part("evaluate"), "refit": recipe.train.refit, "valid_too": recipe.train.valid_too}
     parents = {"checkpoint": _digests(out, "compressed")["compressed"]}
     key = cache_key("report", settings, parents, REPORT_VERSION)
 
@@ -131,6 +150,8 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
         if report.figures:
             before = ModelScorer(load_checkpoint(out / "checkpoint", dataset).model)
             report.kept.update(quality_kept(recipe, dataset, scorer, before, "test"))
+        if recipe.train.valid_too:
+            report.notes.append(VALID_TOO_NOTE)
         if recipe.train.refit:
             report.notes.append(REFIT_NOTE)
         if chosen is not None:
@@ -183,6 +204,8 @@ def export(recipe: Recipe, out: Path, *, force: bool = False, format: str = DEFA
         checkpoint = load_checkpoint(source, dataset)
         refitted = {name: checkpoint.artifact.figures.get(name) for name in ("epochs", "events", "chosen_by")}
         figures = report.figures | ({"refit": refitted} if source.name == "refit" else {})
+        if recipe.train.valid_too:
+            figures |= {"valid_too": open_artifact(out / "checkpoint", verify=False).figures["events"]}
         return export_checkpoint(
             recipe, dataset, checkpoint, target, settings, parents, figures, format=format
         )

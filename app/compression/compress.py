@@ -20,6 +20,7 @@ from app.compression.packed import CodedRows, Packed, as_stored, pack, width_of
 from app.compression.steps import apply_step
 from app.compression.work import Work
 from app.data.dataset import Array, Dataset
+from app.data.merged import merge_parts
 from app.evaluation.evaluate import quality_kept
 from app.evaluation.scorer import ModelScorer
 from app.recipe import Recipe
@@ -68,6 +69,9 @@ def write_compressed(
         of the rows, row_error {name: root mean square error over that of the values}, and steps, a list of
         {step, seconds, bytes of the rows after it, kept (see `quality_kept`), and what the step says}.
     """
+    if recipe.train.valid_too and recipe.compress.steps and len(dataset.valid):
+        # The weights have learned the validation part, which can no longer choose an epoch of a step.
+        dataset = merge_parts(dataset, scratch / "dataset", test=False)
     work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters)
     before = static_rows(work.model)
     precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"

@@ -108,6 +108,11 @@ class Train(Section):
         10.0, gt=0, description="time between checkpoints within an epoch, in minutes"
     )
     max_failures: Count = Field(3, description="how often workers that died are replaced")
+    valid_too: bool = Field(
+        False,
+        description="once validation has chosen the epochs, train anew on the training and validation parts"
+        " together, for as many: that model is compressed, evaluated on the test part and exported",
+    )
     refit: bool = Field(
         False,
         description="after the evaluation, train once more on all parts, for as many epochs as were best;"

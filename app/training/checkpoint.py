@@ -22,7 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from app.artifact import Artifact, open_artifact, publish
+from app.artifact import Artifact, Draft, open_artifact, publish
 from app.data.dataset import Array, Dataset
 from app.errors import ArtifactError
 from app.models.base import Model
@@ -127,11 +127,16 @@ def copy_checkpoint(source: Path, out: Path, parents: Mapping[str, str], version
     """Publish a copy of the checkpoint `source`, with its figures, at `out`."""
     original = open_artifact(source, "checkpoint")
     with publish(out, "checkpoint", {}, parents, version) as draft:
-        for name in original.files:
-            (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / name, draft.path / name)
+        copy_files(original, draft)
         draft.figures.update(original.figures)
     return open_artifact(out, "checkpoint", verify=False)
+
+
+def copy_files(source: Artifact, draft: Draft) -> None:
+    """Copy the files of an artefact into the folder of a draft."""
+    for name in source.files:
+        (draft.path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source.path / name, draft.path / name)
 
 
 def _read_trained(path: Path) -> dict[str, torch.Tensor]:

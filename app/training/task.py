@@ -152,11 +152,11 @@ class Task:
 def checkpoint_settings(recipe: Recipe) -> dict[str, Any]:
     """The parts of a recipe that a checkpoint depends on.
 
-    Validation follows the protocol of evaluation. `train.refit` is left out, because it makes another
-    checkpoint of its own.
+    Validation follows the protocol of evaluation. `train.refit` and `train.valid_too` are left out, because
+    they make another checkpoint of its own.
     """
     settings = settled(recipe).part("model", "train")
-    del settings["train"]["refit"]
+    del settings["train"]["refit"], settings["train"]["valid_too"]
     protocol = recipe.part("evaluate")["evaluate"]
     return {**settings, "evaluate": {key: protocol[key] for key in ("candidates", "exclude_seen")}}
 

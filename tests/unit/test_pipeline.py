@@ -384,3 +384,48 @@ def _asks(user: str) -> Any:
     from app.bundle.request.requests import RecommendRequest
 
     return RecommendRequest(user=user, k=3, exclude_seen=False)
+
+
+# --- the validation part, too ---------------------------------------------------------------
+
+
+def test_validation_is_learned_too_for_the_epochs_that_it_chose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = tiny_dataset(tmp_path / "dataset")
+    best_epoch(monkeypatch, 2)
+    names = ("train", "compress", "evaluate", "export")
+    done = stages(recipe(train={"refit": False, "valid_too": True}), tmp_path, *names)
+    both = merge_parts(dataset, tmp_path / "both", test=False)
+    assert len(both.train) == len(dataset.train) + len(dataset.valid) == done["train"].figures["events"]
+    assert (len(both.valid), len(both.test)) == (0, len(dataset.test))
+    np.testing.assert_array_equal(both.test.item, dataset.test.item)
+    alone = fit(recipe(train={"epochs": 2}), both, tmp_path / "alone")
+    assert_same_weights(done["train"].path, alone.path)
+    assert (done["train"].figures["best_epoch"], done["train"].figures["epochs"]) == (2, 3)
+    assert not list(tmp_path.glob(".*.run")), "the copy of the events is gone"
+    card, report = (tmp_path / "bundle/card.md").read_text(), (tmp_path / "report/report.md").read_text()
+    assert f"have seen the {len(both.train):,} events of the training and the validation part." in card
+    assert "train.valid_too" in report
+    again = stages(recipe(train={"refit": False, "valid_too": True}), tmp_path, *names)
+    assert {name: a.digest for name, a in again.items()} == {name: a.digest for name, a in done.items()}
+
+
+def test_steps_that_train_learn_both_parts_too(tmp_path: Path) -> None:
+    """Validation, which the weights have learned, chooses no epoch of a step."""
+    tiny_dataset(tmp_path / "dataset")
+    compress = {"rows": "int4", "steps": ["finetune"], "finetune": {"epochs": 2}}
+    settings = recipe(train={"refit": False, "valid_too": True}, compress=compress)
+    done = stages(settings, tmp_path, "train", "compress", "evaluate")
+    (step,) = done["compress"].figures["steps"]
+    assert (step["kept"], step["finetune"]["best"], step["finetune"]["epochs"]) == ({}, None, 2)
+    assert 0 < done["evaluate"].figures["figures"]["ndcg@10"] < 1
+
+
+def test_a_model_in_closed_form_is_fitted_to_both_parts(tmp_path: Path) -> None:
+    dataset = tiny_dataset(tmp_path / "dataset")
+    settings = recipe(model={"name": "item_knn"}, train={"refit": False, "valid_too": True})
+    done = stages(settings, tmp_path, "train")
+    assert done["train"].figures["events"] == len(dataset.train) + len(dataset.valid)
+    one, other = weights(tmp_path / "chosen"), weights(tmp_path / "checkpoint")
+    assert any((one[name] != other[name]).any() for name in one)

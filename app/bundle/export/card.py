@@ -62,7 +62,7 @@ def _data(info: Info, dataset: Dataset, figures: Mapping[str, Any], end: str) ->
         f"{len(dataset.train):,} train, {len(dataset.valid):,} validate, {len(dataset.test):,} test.",
         f"Event types: {', '.join(info.events[1:])}. {_histories(info)}",
         "",
-        _weights(dataset, figures.get("refit")),
+        _weights(dataset, figures),
         f"Histories, seen items, popularity and candidates hold all {_events(dataset):,} events, "
         f"up to {end}.",
     ]
@@ -101,8 +101,11 @@ def _events(dataset: Dataset) -> int:
     return sum(int(np.count_nonzero(part.item)) for part in dataset.parts)
 
 
-def _weights(dataset: Dataset, refit: Mapping[str, Any] | None) -> str:
+def _weights(dataset: Dataset, figures: Mapping[str, Any]) -> str:
     """What the weights have seen."""
+    refit, both = figures.get("refit"), figures.get("valid_too")
+    if refit is None and both is not None:
+        return f"The weights have seen the {both:,} events of the training and the validation part."
     if refit is None:
         held_out = " and none of the parts held out" if len(dataset.parts) > 1 else ""
         return f"The weights have seen the {len(dataset.train):,} events of the training part{held_out}."
