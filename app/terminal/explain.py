@@ -39,6 +39,7 @@ TOGETHER: dict[str, tuple[str, ...]] = {
     "what is held out": (
         "split.method", "split.valid", "split.test", "split.valid_days", "split.test_days", "split.folds",
         "split.fold", "split.test_events", "split.negatives", "evaluate.candidates", "train.refit",
+        "train.valid_too",
     ),
     "how long training takes": (
         "train.epochs", "train.batch_size", "train.negatives", "train.patience", "train.valid_users",
