@@ -22,7 +22,7 @@ def test_a_key_is_explained() -> None:
     assert said["key"] == "epochs, of [train]"
     assert said["takes"] == "a whole number, at least 1"
     assert "train.patience" in said["see also, for how long training takes"]
-    assert set(explain("epochs")) == {"train.epochs", "tune.epochs"}
+    assert set(explain("epochs")) == {"train.epochs", "tune.epochs", "compress.finetune.epochs"}
     assert "split.method" in explain("split")
 
 
