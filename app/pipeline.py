@@ -147,7 +147,8 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
         checkpoint = load_checkpoint(out / "compressed", dataset)
         scorer = ModelScorer(checkpoint.model, checkpoint.rows)
         report = evaluate_model(recipe, dataset, scorer)
-        if report.figures:
+        figures = checkpoint.artifact.figures
+        if report.figures and (figures["steps"] or figures["rows"] != "float32"):
             before = ModelScorer(load_checkpoint(out / "checkpoint", dataset).model)
             report.kept.update(quality_kept(recipe, dataset, scorer, before, "test"))
         if recipe.train.valid_too:

@@ -72,8 +72,8 @@ def write_compressed(
     if recipe.train.valid_too and recipe.compress.steps and len(dataset.valid):
         # The weights have learned the validation part, which can no longer choose an epoch of a step.
         dataset = merge_parts(dataset, scratch / "dataset", test=False)
-    work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters)
-    before = static_rows(work.model)
+    before = static_rows(source.model)
+    work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters, dict(before))
     precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"
     steps = [_step(name, work, precision) for name in recipe.compress.steps]
     with progress("compress"):

@@ -95,7 +95,7 @@ class CodeRows(nn.Module):
 
 
 class IntegerRows(nn.Module):
-    """Rows of integers: learned as floats and felt as integers.
+    """Rows of integers: learned as floats and felt as integers. A step takes the gradient of the whole table.
 
     The gradient passes as if nothing had been rounded (Bengio et al. 2013, "Estimating or propagating
     gradients through stochastic neurons", the straight-through estimator).

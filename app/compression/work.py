@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -37,6 +37,7 @@ class Work:
         folder: of what steps train, kept until the last step is done, so that an interrupted one goes on.
         model: in evaluation mode, on the CPU.
         hyperparameters: what the model was made from.
+        evaluated: the rows of the model as it is now, as far as that has been evaluated.
     """
 
     recipe: Recipe
@@ -44,30 +45,30 @@ class Work:
     source: Checkpoint
     folder: Path
     model: Model
-    hyperparameters: dict[str, Any] = field(default_factory=dict)
-    _rows: dict[str, Packed] | None = None
+    hyperparameters: dict[str, Any]
+    evaluated: dict[str, Packed] | None = None
     _put: bool = False
 
     @property
     def rows(self) -> dict[str, Packed]:
         """Of each kind its rows, evaluated, or as a step has packed them; equal ones are the same object."""
-        if self._rows is None:
-            self._rows = dict(static_rows(self.model))
-        return self._rows
+        if self.evaluated is None:
+            self.evaluated = dict(static_rows(self.model))
+        return self.evaluated
 
     def put_rows(self, rows: Mapping[str, Packed]) -> None:
         """Go on with rows that are no longer what the model's pieces say."""
-        self._rows, self._put = dict(rows), True
+        self.evaluated, self._put = dict(rows), True
 
     def weights_changed(self) -> None:
         """Evaluate the rows anew, unless a step has put others in their place."""
         if not self._put:
-            self._rows = None
+            self.evaluated = None
 
     def change_model(self, model: Model, hyperparameters: Mapping[str, Any]) -> None:
         """Go on with another model, whose rows are evaluated anew."""
         self.model, self.hyperparameters = model, dict(hyperparameters)
-        self._rows, self._put = None, False
+        self.evaluated, self._put = None, False
 
     def train(
         self,

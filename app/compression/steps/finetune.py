@@ -40,7 +40,8 @@ def apply(work: Work) -> dict[str, Any]:
             remedy="leave out 'finetune'",
         )
     precision: Precision = compress.rows if work.model.quantisable else "float32"
-    conversion = AsStored(work.rows, precision, compress.group, _zeros(work.model))
+    zeros = _zeros(work.model) if "prune" in compress.steps else ()
+    conversion = AsStored(work.rows, precision, compress.group, zeros)
     teacher = Distillation((str(work.source.artifact.path),), str(work.dataset.path), settings.weight)
     weights = work.model.state_dict()
     changes = {
