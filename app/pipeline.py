@@ -30,7 +30,6 @@ from app.data.stage import prepare as prepare_data
 from app.data.stage import source_digests
 from app.errors import RecipeError
 from app.evaluation.evaluate import evaluate as evaluate_model
-from app.evaluation.evaluate import quality_kept
 from app.evaluation.report import STAGE_VERSION as REPORT_VERSION
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
@@ -145,12 +144,11 @@ def evaluate(recipe: Recipe, out: Path, *, force: bool = False) -> Artifact:
     def make() -> Artifact:
         dataset = Dataset.open(out / "dataset")
         checkpoint = load_checkpoint(out / "compressed", dataset)
-        scorer = ModelScorer(checkpoint.model, checkpoint.rows)
-        report = evaluate_model(recipe, dataset, scorer)
-        figures = checkpoint.artifact.figures
-        if report.figures and (figures["steps"] or figures["rows"] != "float32"):
+        figures, before = checkpoint.artifact.figures, None
+        if figures["steps"] or figures["rows"] != "float32":
             before = ModelScorer(load_checkpoint(out / "checkpoint", dataset).model)
-            report.kept.update(quality_kept(recipe, dataset, scorer, before, "test"))
+        scorer = ModelScorer(checkpoint.model, checkpoint.rows)
+        report = evaluate_model(recipe, dataset, scorer, uncompressed=before)
         if recipe.train.valid_too:
             report.notes.append(VALID_TOO_NOTE)
         if recipe.train.refit:

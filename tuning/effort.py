@@ -55,9 +55,9 @@ class Effort:
 
     def chance_of_reuse(self) -> float:
         """The chance with which the next trial takes a checkpoint that is there already."""
-        if not self.trained.trials and not self.reused.trials:
+        if not self.trained.trials:
             return 0.0
-        if not self.reused.trials or not self.trained.trials:
-            return 1.0 if not self.reused.trials else 0.0
+        if not self.reused.trials:
+            return 1.0
         share = self.reused.rate / (self.reused.rate + self.trained.rate)
         return min(1 - LEAST, max(LEAST, share))

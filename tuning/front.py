@@ -12,7 +12,8 @@ from typing import Any
 from app.files import replacing
 from tuning.space import Settings
 
-COSTS = ("p95_ms", "mb")
+LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
+COSTS = tuple(LABELS)
 
 
 @dataclass(frozen=True)

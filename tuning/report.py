@@ -1,113 +1,98 @@
-"""What a search leaves to read: front.csv, front.png, front.html, report.md and best.toml."""
+"""report.md: what a search found, which settings mattered for which figure, and what failed, for people."""
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import optuna
+from optuna.trial import FrozenTrial, TrialState
 
-from app.files import replacing, write_atomically
-from app.recipe import Recipe
-from app.recipe_toml import to_toml
-from tuning.budget import Limit
-from tuning.front import Point, front, write_csv
-from tuning.page import write_page
-from tuning.space import changed
-from tuning.summary import write_summary
+from app.files import write_atomically
+from tuning.front import Point, front
 
-LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
-FRONT, OTHER, BEST, BASELINE = "#1f6feb", "#b8c0cc", "#d1242f", "#9a6700"
-STYLES = (":", "-.")
+FEWEST = 8  # trials from which on settings can be told apart
+SHOWN = 10  # settings of a figure, the most important ones
 
 
-def write_results(
-    recipe: Recipe,
-    study: optuna.Study,
-    out: Path,
-    points: Sequence[Point],
-    best: Point,
-    limits: Sequence[Limit],
-    baselines: Mapping[str, float],
-) -> dict[str, Path]:
-    """Write the files; returns their paths as front_csv, front_png, front_html, report_md and best_toml.
+def write_report(
+    study: optuna.Study, points: Sequence[Point], best: Point, baselines: Mapping[str, float], path: Path
+) -> None:
+    """Write the page.
 
     Args:
-        recipe: that was searched around.
         study: the journal.
-        out: folder of the files.
-        points: all finished trials.
+        points: its finished trials.
         best: the one chosen.
-        limits: of the budget.
         baselines: the quality of models in closed form, on the same users.
     """
-    files = {
-        "front_csv": out / "front.csv",
-        "front_png": out / "front.png",
-        "front_html": out / "front.html",
-        "report_md": out / "report.md",
-        "best_toml": out / "best.toml",
-    }
-    write_csv(front(points), baselines, best.metric, files["front_csv"])
-    plot(points, best, limits, baselines, files["front_png"])
-    write_page(points, best, limits, baselines, files["front_html"])
-    write_summary(study, points, best, baselines, files["report_md"])
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
-    head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
-    write_atomically(files["best_toml"], (head + to_toml(changed(recipe, best.settings))).encode())
-    return files
+    lines = [
+        f"# {study.study_name}",
+        "",
+        f"{len(points)} trials, {sum(p.reused for p in points)} on checkpoints that were there already.",
+        "",
+        "## Front",
+        "",
+        *_front(points, best),
+        "",
+        *(f"* {name}: {best.metric} {quality:.4f}" for name, quality in baselines.items()),
+        "",
+        "## What mattered",
+        "",
+        *_importances(study, best.metric),
+        *_failures(study),
+    ]
+    write_atomically(path, ("\n".join(lines).rstrip() + "\n").encode())
 
 
-def plot(
-    points: Sequence[Point], best: Point, limits: Sequence[Limit], baselines: Mapping[str, float], path: Path
-) -> None:
-    """Quality against latency and against bytes; front coloured, choice ringed, baselines as lines."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
-    for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
-        _panel(axis, points, best, name)
-        axis.set_xlabel(label)
-        for bound in (limit.bound for limit in limits if limit.name == name):
-            axis.axvline(bound, color=BEST, linewidth=1, linestyle="--", label="budget")
-        for (baseline, quality), style in zip(baselines.items(), cycle(STYLES), strict=False):
-            axis.axhline(quality, color=BASELINE, linewidth=1.2, linestyle=style, label=baseline, zorder=1)
-    axes[0].set_ylabel(f"{best.metric}, validation")
-    named = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
-    figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=140, format="png")
-    pyplot.close(figure)
+def _front(points: Sequence[Point], best: Point) -> list[str]:
+    rows = [
+        f"| {p.trial}{' (chosen)' if p.trial == best.trial else ''} | {p.quality:.4f} |"
+        f" {p.p95_ms:.3f} ({p.p95_low:.3f} to {p.p95_high:.3f}) | {p.mb:.3f} | {_settings(p)} |"
+        for p in front(points)
+    ]
+    return [f"| trial | {best.metric} | p95, ms | MB | settings |", "|---|---|---|---|---|", *rows]
 
 
-def _panel(axis: Any, points: Sequence[Point], best: Point, name: str) -> None:
-    kept = front(points)
-    rest = [p for p in points if p not in kept]
-    for group, colour, size, label in ((rest, OTHER, 26, "other trials"), (kept, FRONT, 38, "front")):
-        if group:
-            values = [p.figure(name) for p in group], [p.quality for p in group]
-            axis.scatter(*values, s=size, color=colour, label=label, zorder=3 if group is kept else 2)
-    stairs = zip(*_stairs(kept, name), strict=True)
-    axis.plot(*stairs, drawstyle="steps-post", color=FRONT, linewidth=1, alpha=0.5, zorder=1)
-    ring: dict[str, Any] = {"s": 130, "facecolors": "none", "edgecolors": BEST, "linewidths": 1.6}
-    axis.scatter(best.figure(name), best.quality, label="chosen", zorder=4, **ring)
-    if max(p.figure(name) for p in points) > 8 * min(p.figure(name) for p in points):
-        axis.set_xscale("log")
-        axis.xaxis.set_major_formatter("{x:g}")
-    axis.grid(color="#e6e9ee", linewidth=0.8)
-    axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
+def _settings(point: Point) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in sorted(point.settings.items()))
 
 
-def _stairs(kept: Sequence[Point], name: str) -> list[tuple[float, float]]:
-    """The best quality to be had at each cost: the front as this panel's one cost shows it."""
-    steps: list[tuple[float, float]] = []
-    for point in sorted(kept, key=lambda p: (p.figure(name), -p.quality)):
-        if not steps or point.quality > steps[-1][1]:
-            steps.append((point.figure(name), point.quality))
-    return steps
+def _importances(study: optuna.Study, metric: str) -> list[str]:
+    """For each figure how much each setting says of whether a trial is among the best.
+
+    Shares by PED-ANOVA (Watanabe et al. 2023), which compares where the best trials lie with where all do.
+    """
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(trials) < FEWEST:
+        return [f"With fewer than {FEWEST} trials settings cannot be told apart.", ""]
+    lines = []
+    for number, name in enumerate((metric, "p95_ms", "bytes")):
+        values = [trial.values[number] for trial in trials]
+        if len(set(values)) < 2:
+            lines += [f"* {name} is the same in all trials."]
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # settings that only some trials have are left out
+            shares = optuna.importance.get_param_importances(study, target=partial(_value, number))
+        known = [(setting.partition("@")[0], share) for setting, share in shares.items() if share >= 0.01]
+        shown = ", ".join(f"{setting} {share:.0%}" for setting, share in known[:SHOWN])
+        lines += [f"* {name}: {shown or 'no setting that all trials have'}"]
+    return [*lines, ""]
+
+
+def _value(number: int, trial: FrozenTrial) -> float:
+    """A figure of which less is better."""
+    sign = -1.0 if number == 0 else 1.0
+    return sign * float(trial.values[number])
+
+
+def _failures(study: optuna.Study) -> list[str]:
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    reasons = Counter(str(trial.user_attrs.get("failed", "unknown")) for trial in failed)
+    if not reasons:
+        return []
+    return ["## Failed", "", *(f"* {count} x {reason}" for reason, count in reasons.most_common())]

@@ -34,7 +34,7 @@ from tuning import budget as budgets
 from tuning.front import Point, front
 from tuning.journal import DIRECTIONS, open_journal, points
 from tuning.propose import Proposer
-from tuning.report import write_results
+from tuning.results import write_results
 from tuning.runner import run_trials
 from tuning.space import Space
 from tuning.trial import SearchDirs

@@ -13,12 +13,13 @@ have its own around which other values are tried.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, get_args
 
 from optuna.trial import BaseTrial
+from pydantic import BaseModel
 from torch import nn
 
 from app.data.dataset import Dataset
@@ -95,20 +96,13 @@ class Space:
     def own(self, model: str) -> Settings:
         """The settings of the recipe with a model, under every name that `suggest` may ask for."""
         _, config = self._kinds[model]
-        sections: dict[str, Any] = {
+        sections = {
             "model": config,
             "train": of_model(self.recipe, model).train,
             "compress": self.recipe.compress,
         }
-        steps = {
-            f"compress.{key}": value for key, value in self.recipe.compress if isinstance(value, Section)
-        }
-        return {MODEL: model} | {
-            f"{name}.{key}": getattr(section, key)
-            for name, section in {**sections, **steps}.items()
-            for key in type(section).model_fields
-            if f"{name}.{key}" not in steps
-        }
+        leaves = (leaf for name, section in sections.items() for leaf in _leaves(name, section))
+        return {MODEL: model, **dict(leaves)}
 
     def encoded(self, settings: Settings) -> dict[str, Any]:
         """A study's parameters of settings."""
@@ -123,6 +117,15 @@ class Space:
             section = of_model(self.recipe, name).model
             kinds[name] = model_class(section.source), model_config(section.source, section.hyperparameters)
         return kinds
+
+
+def _leaves(name: str, section: BaseModel) -> Iterator[tuple[str, Any]]:
+    """The keys of a table and of the tables within it, dotted, with their values."""
+    for key, value in section:
+        if isinstance(value, Section):
+            yield from _leaves(f"{name}.{key}", value)
+        else:
+            yield f"{name}.{key}", value
 
 
 def of_model(recipe: Recipe, name: str) -> Recipe:

@@ -97,7 +97,7 @@ def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
 def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
     dataset = Dataset.open(dirs.dataset, verify=False)
     source, key, reused = _trained(recipe, dataset, dirs)
-    compress(recipe, dataset, source, folder / "compressed")
+    compress(recipe, dataset, source, folder / "compressed", judge=False)
     checkpoint = load_checkpoint(folder / "compressed", dataset)
     scorer = ModelScorer(checkpoint.model, checkpoint.rows)
     figures = validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)
@@ -148,7 +148,7 @@ def _latency(bundle: Path, dirs: SearchDirs) -> tuple[float, float, float]:
         reference = Ranker.open(dirs.reference, threads=1, verify=False)
         ratios = sorted(_p95(ranker) / _p95(reference) for _ in range(REPEATS))
     own = float((dirs.reference / REFERENCE_MS).read_text())
-    return tuple(own * ratios[place] for place in (REPEATS // 2, LOW, REPEATS - 1 - LOW))  # type: ignore[return-value]
+    return own * statistics.median(ratios), own * ratios[LOW], own * ratios[-1 - LOW]
 
 
 def _keep_reference(bundle: Path, dirs: SearchDirs) -> None:

@@ -16,27 +16,35 @@ import numpy as np
 
 from app.artifact import Artifact, open_artifact, publish
 from app.bundle.export.static_rows import static_rows
-from app.compression.packed import CodedRows, Packed, as_stored, pack, width_of
+from app.compression.packed import as_stored, values_of
 from app.compression.steps import apply_step
 from app.compression.work import Work
 from app.data.dataset import Array, Dataset
 from app.data.merged import merge_parts
-from app.evaluation.evaluate import quality_kept
+from app.evaluation.compare import kept
+from app.evaluation.evaluate import validated
+from app.evaluation.measure import Measurement
 from app.evaluation.scorer import ModelScorer
 from app.recipe import Recipe
-from app.tables.form import Precision, row_bytes
 from app.tables.rows import Rows
+from app.tables.write import write_stores
 from app.terminal.console import progress
 from app.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from app.training.train import run_folder_of
 
 STAGE_VERSION = 4  # raise it when the same checkpoint and settings come to give other files
+JUDGED_USERS = 5000  # validation users that are ranked after each step
 
 
-def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> Artifact:
+def compress(
+    recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path, *, judge: bool = True
+) -> Artifact:
     """Compress the checkpoint at `checkpoint` as [compress] says, into another at `out`.
 
     What an interrupted call has trained lies in `.NAME.run/` beside `out`; the next one goes on from there.
+
+    Args:
+        judge: whether validation users are ranked after each step; False in a search, which ranks its own.
 
     Returns:
         An artefact of kind "checkpoint"; its figures are those of `write_compressed`.
@@ -48,13 +56,19 @@ def compress(recipe: Recipe, dataset: Dataset, checkpoint: Path, out: Path) -> A
     source = load_checkpoint(checkpoint, dataset)
     parents, scratch = {"checkpoint": source.artifact.digest}, run_folder_of(out)
     with publish(out, "checkpoint", recipe.part("compress"), parents, STAGE_VERSION) as draft:
-        draft.figures |= write_compressed(recipe, dataset, source, draft.path, scratch)
+        draft.figures |= write_compressed(recipe, dataset, source, draft.path, scratch, judge=judge)
     shutil.rmtree(scratch, ignore_errors=True)
     return open_artifact(out, "checkpoint", verify=False)
 
 
 def write_compressed(
-    recipe: Recipe, dataset: Dataset, source: Checkpoint, folder: Path, scratch: Path
+    recipe: Recipe,
+    dataset: Dataset,
+    source: Checkpoint,
+    folder: Path,
+    scratch: Path,
+    *,
+    judge: bool = True,
 ) -> dict[str, Any]:
     """Write a checkpoint, compressed as [compress] says, into the folder of a Draft.
 
@@ -62,20 +76,22 @@ def write_compressed(
 
     Args:
         source: its model is changed in place.
-        scratch: where steps that train leave their files.
+        scratch: where steps leave their files.
 
     Returns:
         rows (precision of those that are no codes), group (columns of a scale), bytes_before and bytes_after
         of the rows, row_error {name: root mean square error over that of the values}, and steps, a list of
-        {step, seconds, bytes of the rows after it, kept (see `quality_kept`), and what the step says}.
+        {step, seconds, bytes of the rows after it, row_error, kept on validation (see `compare.kept`), and
+        what the step says}.
     """
     if recipe.train.valid_too and recipe.compress.steps and len(dataset.valid):
         # The weights have learned the validation part, which can no longer choose an epoch of a step.
         dataset = merge_parts(dataset, scratch / "dataset", test=False)
     before = static_rows(source.model)
     work = Work(recipe, dataset, source, scratch, source.model, source.hyperparameters, dict(before))
-    precision: Precision = recipe.compress.rows if work.model.quantisable else "float32"
-    steps = [_step(name, work, precision) for name in recipe.compress.steps]
+    judged = judge and bool(recipe.compress.steps)
+    full = _judged(work, ModelScorer(work.model)) if judged else None
+    steps = [_step(name, work, full) for name in recipe.compress.steps]
     with progress("compress"):
         save_checkpoint(
             folder,
@@ -83,57 +99,48 @@ def write_compressed(
             source.name,
             work.hyperparameters,
             source.trained,
-            {name: as_stored(values) for name, values in work.rows.items()},
-            precision,
+            {name: as_stored(rows) for name, rows in work.rows.items()},
+            work.precision,
             recipe.compress.group,
             source.curve,
         )
-    figures = {"rows": precision, "group": recipe.compress.group, "steps": steps}
-    return _figures(before, work.rows, folder / "rows") | figures
+    stored = _stored_figures(work, {name: Rows.open(folder / "rows", name) for name in work.rows})
+    return {
+        "rows": work.precision,
+        "group": recipe.compress.group,
+        "bytes_before": sum({id(rows): rows.nbytes for rows in before.values()}.values()),
+        "bytes_after": stored["bytes"],
+        "row_error": stored["row_error"],
+        "steps": steps,
+    }
 
 
-def _step(name: str, work: Work, precision: Precision) -> dict[str, Any]:
-    """Apply a step and measure what it leaves, as if it were the last one."""
+def _step(name: str, work: Work, full: Measurement | None) -> dict[str, Any]:
+    """Apply a step and measure what it leaves, stored as if it were the last one."""
     start = time.monotonic()
     figures = apply_step(name, work)
     seconds = round(time.monotonic() - start, 2)
-    group = work.recipe.compress.group
-    size = sum(_bytes(rows, precision, group) for rows in _distinct(work.rows))
-    return {"step": name, "seconds": seconds, "bytes": size, "kept": _kept(work, precision), **figures}
+    folder = work.folder / f"rows after {name}"
+    rows = {kind: as_stored(values) for kind, values in work.rows.items()}
+    write_stores(folder, rows, work.precision, work.recipe.compress.group)
+    stored = {kind: Rows.open(folder, kind) for kind in rows}
+    shares = {}
+    if full is not None and (left := _judged(work, ModelScorer(work.model, stored))):
+        shares = kept(left, full, work.recipe.evaluate.bootstrap, work.recipe.seed)
+    return {"step": name, "seconds": seconds, "kept": shares, **_stored_figures(work, stored), **figures}
 
 
-def _kept(work: Work, precision: Precision) -> dict[str, list[float]]:
-    """The share of the uncompressed model's quality on validation."""
-    before = ModelScorer(load_checkpoint(work.source.artifact.path, work.dataset).model)
-    pack(work.model, work.rows, precision, work.recipe.compress.group)
-    try:
-        return quality_kept(work.recipe, work.dataset, ModelScorer(work.model), before)
-    finally:
-        work.model.packed.clear()
+def _judged(work: Work, scorer: ModelScorer) -> Measurement | None:
+    return validated(work.recipe, work.dataset, scorer, JUDGED_USERS, work.recipe.seed)
 
 
-def _bytes(rows: Packed, precision: Precision, group: int) -> int:
-    if isinstance(rows, CodedRows):
-        return rows.codes.bytes
-    return len(rows) * row_bytes(width_of(rows), precision, group)
-
-
-def _distinct(rows: Mapping[str, Packed]) -> list[Packed]:
-    """Without those that are the same for another kind."""
-    return list({id(values): values for values in rows.values()}.values())
-
-
-def _figures(before: Mapping[str, Packed], rows: Mapping[str, Packed], folder: Path) -> dict[str, Any]:
-    stored = {name: Rows.open(folder, name) for name in rows}
-    return {
-        "bytes_before": sum(_bytes(rows, "float32", 0) for rows in _distinct(before)),
-        "bytes_after": sum(r.bytes for r in stored.values()),
-        "row_error": {
-            name: _error(values, stored[name])
-            for name, values in rows.items()
-            if isinstance(values, np.ndarray) and values.size
-        },
+def _stored_figures(work: Work, stored: Mapping[str, Rows]) -> dict[str, Any]:
+    errors = {
+        kind: _error(values, stored[kind])
+        for kind, rows in work.rows.items()
+        if (values := values_of(rows)).size
     }
+    return {"bytes": sum(rows.bytes for rows in stored.values()), "row_error": errors}
 
 
 def _error(values: Array, stored: Rows) -> float:

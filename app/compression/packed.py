@@ -1,7 +1,7 @@
-"""Rows that training learns in the form they are stored in: product codes, or integers.
+"""Rows that training learns in the form they are stored in: product codes, or numbers.
 
-They stand in `Model.packed` in the place of a piece. What a batch sees is what will be served, to the last
-bit but for a scale that half precision rounds.
+They stand in `Model.packed`, instead of what a piece of the model says. What a batch sees is what will be
+served, to the last bit but for a scale that half precision rounds.
 """
 
 from __future__ import annotations
@@ -48,23 +48,21 @@ class CodeRows(nn.Module):
 
     def __init__(self, coded: CodedRows) -> None:
         super().__init__()
-        parts, words, widest = coded.codes.words.shape
-        self.width, self.runs = coded.codes.width, runs(coded.codes.width, parts)
-        self.register_buffer("codes", torch.from_numpy(np.array(coded.codes.codes)))
-        self.words = nn.Parameter(torch.from_numpy(coded.codes.words.copy()))
+        codes = coded.codes
+        self.width, self.values = codes.width, coded.values
+        self.runs = runs(codes.width, codes.codes.shape[1])
+        self.register_buffer("codes", torch.from_numpy(np.array(codes.codes)))
+        self.words = nn.Parameter(torch.from_numpy(codes.words.copy()))
         moves = len(coded.values) <= MOVED_ROWS
-        self.rows = nn.Parameter(torch.from_numpy(np.array(coded.values, np.float32))) if moves else None
-        columns = torch.cat(
-            [m * widest + torch.arange(run.stop - run.start) for m, run in enumerate(self.runs)]
-        )
-        self.register_buffer("columns", columns, persistent=False)
-        self.register_buffer("first", torch.arange(parts) * words, persistent=False)
+        self.rows = nn.Parameter(torch.from_numpy(np.array(coded.values))) if moves else None
+        self.register_buffer("first", torch.from_numpy(codes.first), persistent=False)
+        self.register_buffer("columns", torch.from_numpy(codes.columns), persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (…, D) of ids (…)."""
         chosen = self.codes[ids].to(torch.int64) + self.get_buffer("first")
         rows = F.embedding(chosen, self.words.flatten(0, 1)).flatten(-2)
-        if rows.shape[-1] != self.width:
+        if rows.shape[-1] != self.width:  # short runs are padded
             rows = rows[..., self.get_buffer("columns")]
         if self.rows is None or not torch.is_grad_enabled():
             return rows
@@ -89,50 +87,35 @@ class CodeRows(nn.Module):
     def stored(self) -> Packed:
         """The codes and the codewords as they are now."""
         codes = Codes(self.width, self.codes.cpu().numpy(), self.words.detach().cpu().numpy().copy())
-        return CodedRows(
-            codes, codes.gather(np.arange(len(codes))) if self.rows is None else _array(self.rows)
-        )
+        return CodedRows(codes, self.values if self.rows is None else _array(self.rows))
 
 
-class IntegerRows(nn.Module):
-    """Rows of integers: learned as floats and felt as integers. A step takes the gradient of the whole table.
+class NumberRows(nn.Module):
+    """Rows of numbers: learned as floats, and felt as integers where they will be stored as such.
 
     The gradient passes as if nothing had been rounded (Bengio et al. 2013, "Estimating or propagating
-    gradients through stochastic neurons", the straight-through estimator).
+    gradients through stochastic neurons", the straight-through estimator). A step takes that of the whole
+    table.
     """
 
-    def __init__(self, rows: Array, precision: Integers, group: int) -> None:
+    def __init__(self, rows: Array, precision: Precision, group: int) -> None:
         super().__init__()
-        self.precision, self.group = precision, group
-        self.unit = unit_of(rows, precision, BLOCK)
+        self.group, self.integers = group, cast(Integers, precision) if precision in LEVELS else None
+        self.unit = unit_of(rows, self.integers, BLOCK) if self.integers else 1.0
         self.rows = nn.Parameter(torch.from_numpy(np.array(rows, np.float32)))
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (…, D) of ids (…)."""
-        rows = F.embedding(ids, self.rows)
-        plain = rows.detach().float().cpu().numpy().reshape(-1, rows.shape[-1])
-        codes, scales = quantise(plain, self.precision, self.group, self.unit)
-        felt = restore(codes, scales, self.precision, rows.shape[-1], self.group, self.unit)
-        return rows + (torch.from_numpy(felt).to(rows.device).view_as(rows) - rows).detach()
+        rows, width = F.embedding(ids, self.rows), self.rows.shape[1]
+        if self.integers is None:
+            return rows
+        plain = rows.detach().float().cpu().numpy().reshape(-1, width)
+        codes, scales = quantise(plain, self.integers, self.group, self.unit)
+        felt = torch.from_numpy(restore(codes, scales, self.integers, width, self.group, self.unit))
+        return rows + (felt.to(rows.device).view_as(rows) - rows).detach()
 
     def stored(self) -> Packed:
-        """The rows as floats, which are stored as integers afterwards."""
-        return _array(self.rows)
-
-
-class FloatRows(nn.Module):
-    """Rows of floats that are learned."""
-
-    def __init__(self, rows: Array) -> None:
-        super().__init__()
-        self.rows = nn.Parameter(torch.from_numpy(np.array(rows, np.float32)))
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Rows (…, D) of ids (…)."""
-        return F.embedding(ids, self.rows)
-
-    def stored(self) -> Packed:
-        """The rows."""
+        """The rows as floats, which are rounded when they are stored."""
         return _array(self.rows)
 
 
@@ -156,16 +139,18 @@ def pack(model: Model, rows: Mapping[str, Packed], precision: Precision, group: 
         rows: of each kind; those of width 0 are left out.
         precision, group: in which those will be stored that are no codes.
     """
-    made: list[tuple[Packed, nn.Module]] = []
+    made: dict[int, nn.Module] = {}
     for kind, values in rows.items():
-        if not width_of(values):
+        if not values_of(values).size:
             continue
-        same = next((module for other, module in made if other is values), None)
-        if same is None:
-            made.append((values, module := _module(values, precision, group)))
+        if id(values) in made:
+            model.packed[kind] = SameRows(made[id(values)])
+            continue
+        if isinstance(values, CodedRows):
+            made[id(values)] = CodeRows(values)
         else:
-            module = SameRows(same)
-        model.packed[kind] = module
+            made[id(values)] = NumberRows(values, precision, group)
+        model.packed[kind] = made[id(values)]
 
 
 def unpack(model: Model, rows: Mapping[str, Packed]) -> dict[str, Packed]:
@@ -173,7 +158,7 @@ def unpack(model: Model, rows: Mapping[str, Packed]) -> dict[str, Packed]:
     result, stored = dict(rows), {}
     for kind in rows:
         if kind in model.packed and not isinstance(module := model.packed[kind], SameRows):
-            stored[id(rows[kind])] = cast(CodeRows | IntegerRows | FloatRows, module).stored()
+            stored[id(rows[kind])] = cast(CodeRows | NumberRows, module).stored()
     for kind, values in rows.items():
         result[kind] = stored.get(id(values), values)
     model.packed.clear()
@@ -190,19 +175,11 @@ def as_stored(rows: Packed) -> Array | Codes:
     return rows.codes if isinstance(rows, CodedRows) else rows
 
 
-def width_of(rows: Packed) -> int:
-    """D, the columns of rows."""
-    return int((rows.values if isinstance(rows, CodedRows) else rows).shape[1])
+def values_of(rows: Packed) -> Array:
+    """The rows (N, D) as floats, of codes those that they stand for."""
+    return rows.values if isinstance(rows, CodedRows) else rows
 
 
 def _array(rows: Tensor) -> Array:
     array: Array = rows.detach().cpu().numpy().copy()
     return array
-
-
-def _module(rows: Packed, precision: Precision, group: int) -> nn.Module:
-    if isinstance(rows, CodedRows):
-        return CodeRows(rows)
-    if precision in LEVELS:
-        return IntegerRows(rows, cast(Integers, precision), group)
-    return FloatRows(rows)

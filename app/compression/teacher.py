@@ -53,11 +53,11 @@ class Distillation:
         device = model.log_popularity.device
         teachers = [teacher.to(device) for teacher in self._models]
         by_states = model.retrieves and all(teacher.retrieves for teacher in teachers)
-        if by_states:
-            loss = self.weight * _of_states(model, teachers, batch)
-        else:
-            assert isinstance(batch, Batch), "sequences and sets are learned by inner products"
-            loss = self.weight * _of_lists(model, teachers, batch)
+        if isinstance(batch, Batch) and not by_states:
+            taught = _of_lists(model, teachers, batch)
+        else:  # sequences and sets are always learned by inner products
+            taught = _of_states(model, teachers, batch)
+        loss = self.weight * taught
         return loss if self.weight == 1 else loss + (1 - self.weight) * model.loss(batch)
 
     @cached_property
@@ -65,12 +65,6 @@ class Distillation:
         dataset = Dataset.open(Path(self.dataset), verify=False)
         models = [load_checkpoint(Path(path), dataset).model.requires_grad_(False) for path in self.teachers]
         return [model.eval() for model in models]
-
-    def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in vars(self).items() if name != "_models"}
-
-    def __setstate__(self, state: dict[str, object]) -> None:
-        vars(self).update(state)
 
 
 def _of_states(model: Model, teachers: list[Model], batch: AnyBatch) -> Tensor:

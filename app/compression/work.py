@@ -13,6 +13,7 @@ from app.compression.packed import Packed
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
+from app.tables.form import Precision
 from app.training.checkpoint import Checkpoint
 from app.training.task import Conversion, Objective
 from app.training.train import InitialWeights, task_of, train
@@ -55,6 +56,11 @@ class Work:
         if self.evaluated is None:
             self.evaluated = dict(static_rows(self.model))
         return self.evaluated
+
+    @property
+    def precision(self) -> Precision:
+        """That of the rows which are no codes; a model whose rows hold ids keeps them as they are."""
+        return self.recipe.compress.rows if self.model.quantisable else "float32"
 
     def put_rows(self, rows: Mapping[str, Packed]) -> None:
         """Go on with rows that are no longer what the model's pieces say."""

@@ -7,7 +7,7 @@ suggest (Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ HEADLINE_CUT = 10  # of the figure that a comparison is about
 
 
 class Difference(NamedTuple):
-    """How far the first model's figure is above the second's, or its share of it, with the 95 % interval.
+    """How far the first model's figure is above the second's, with the 95 % interval of that.
 
     The bounds are NaN where nothing was resampled, or where a figure cannot be computed.
     """
@@ -55,15 +55,29 @@ def paired(first: Measurement, second: Measurement, figure: str, resamples: int,
     return Difference(value, low, high)
 
 
-def kept(after: Measurement, before: Measurement, figure: str, resamples: int, seed: int) -> Difference:
-    """The share of a figure that is left of what it was, and its interval; arguments as of `paired`."""
+def kept(after: Measurement, before: Measurement, resamples: int, seed: int) -> dict[str, list[float]]:
+    """The share of the headline that is left of what it was, {name: [share, low, high]}; {} where it was 0.
+
+    The other arguments, and the interval, are those of `paired`.
+    """
+    figure = headline(after.figures)
+    if not before.figures[figure] > 0:
+        return {}
     value = after.figures[figure] / before.figures[figure]
     if not resamples:
-        return Difference(value, np.nan, np.nan)
+        return {figure: [value, np.nan, np.nan]}
     drawn = _drawn(after, before, figure, resamples, seed)
     drawn = drawn[drawn[:, 1] > 0]
-    low, high = interval(drawn[:, 0] / drawn[:, 1])
-    return Difference(value, low, high)
+    return {figure: [value, *interval(drawn[:, 0] / drawn[:, 1])]}
+
+
+def kept_notes(shares: Mapping[str, Sequence[float]]) -> list[str]:
+    """What `kept` gave, in words."""
+    return [
+        f"compressed, the model keeps {share:.1%} of its {figure}"
+        + (f" (95 % interval {low:.1%} to {high:.1%})" if np.isfinite(low) else "")
+        for figure, (share, low, high) in shares.items()
+    ]
 
 
 def _drawn(first: Measurement, second: Measurement, figure: str, resamples: int, seed: int) -> Floats:

@@ -16,7 +16,7 @@ from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError
 from app.evaluation import metrics
 from app.evaluation.candidates import seen_of
-from app.evaluation.compare import headline, kept, paired, ranks_of
+from app.evaluation.compare import headline, kept, kept_notes, paired, ranks_of
 from app.evaluation.logged.evaluate import LOGGED, evaluate_logged, validated_logged
 from app.evaluation.measure import Measured, Measurement, measure
 from app.evaluation.ranking import Protocol, rank
@@ -30,7 +30,6 @@ from app.recipe.section import length_of_time_us
 from app.terminal.console import Progress, progress
 
 DELAYED_USERS = 2000  # asked again at serving moments
-KEPT_USERS = 5000  # ranked by a model and once more by the one before it was compressed
 TEST_MOMENT = "test moment"
 LOST = 0.8  # share of a figure below which a serving moment is warned of
 NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
@@ -48,7 +47,7 @@ class Report:
     are the baselines whose NDCG is above the model's; delayed are figures at serving moments, by delay as
     evaluate.delay names it, of at most DELAYED_USERS users, and "test moment" the same users' figures there,
     so that both can be compared; kept is the share of a figure that the compressed model has of that before,
-    [value, low, high], where `pipeline.evaluate` asked for it. A figure that cannot be computed is NaN. All
+    where both were evaluated. A figure that cannot be computed is NaN. All
     are empty where nothing was held out.
     """
 
@@ -71,11 +70,20 @@ class Report:
 
 
 def evaluate(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, *, part: str = "test", baselines: bool = True
+    recipe: Recipe,
+    dataset: Dataset,
+    scorer: Scorer,
+    *,
+    part: str = "test",
+    baselines: bool = True,
+    uncompressed: Scorer | None = None,
 ) -> Report:
     """Evaluate on "test" or "valid", with the recipe's baselines on the same requests.
 
     Where the part is empty, because the split holds nothing out, the report says so and has no figures.
+
+    Args:
+        uncompressed: the model before it was compressed, by which the report says what is kept.
 
     Raises:
         DataError: the part has events and none of them is to be predicted, or, by logged labels, all are.
@@ -87,14 +95,15 @@ def evaluate(
     if recipe.evaluate.candidates == LOGGED:
         for name in names:
             check_baseline(name)
-        content = evaluate_logged(recipe, dataset, scorer, part, names)
+        content = evaluate_logged(recipe, dataset, scorer, part, names, uncompressed)
         return Report(recipe.name, recipe.model.name, part, **content)
     protocol = protocol_of(recipe, dataset, part)
     everyone = requests_of(dataset, part)
     requests = everyone.sample(recipe.evaluate.max_users, recipe.seed)
     if not len(requests):
         raise _nothing_to_predict(dataset, part)
-    measured, others = _measure_all(recipe, dataset, requests, scorer, protocol, names)
+    measured, others, before = _measure_all(recipe, dataset, requests, scorer, protocol, names, uncompressed)
+    shares = kept(measured, before, recipe.evaluate.bootstrap, recipe.seed) if before else {}
     compared = {name: _comparable(other.figures) for name, other in others.items()}
     figure = headline(measured.figures)
     delayed = _delayed(recipe, dataset, requests, scorer, protocol)
@@ -113,6 +122,7 @@ def evaluate(
             *dataset.artifact.figures.get("notes", []),
             *_notes(requests, everyone, protocol, measured.nan),
             *_moment_notes(dataset, delayed, figure),
+            *kept_notes(shares),
         ],
         differences={
             name: {figure: [*paired(measured, other, figure, recipe.evaluate.bootstrap, recipe.seed)]}
@@ -120,6 +130,7 @@ def evaluate(
         },
         behind=[name for name, figures in compared.items() if figures[figure] > measured.figures[figure]],
         delayed=delayed,
+        kept=shares,
         ranks=ranks_of(dataset, requests, measured, protocol),
     )
 
@@ -165,18 +176,23 @@ def _measure_all(
     scorer: Scorer,
     protocol: Protocol,
     baselines: Sequence[str],
-) -> tuple[Measured, dict[str, Measured]]:
-    """The model and each baseline; one that is the model is not fitted again."""
+    uncompressed: Scorer | None,
+) -> tuple[Measured, dict[str, Measured], Measured | None]:
+    """The model, each baseline, and the uncompressed model; a baseline that is the model is not fitted."""
     for name in baselines:
         check_baseline(name)
     others = [name for name in baselines if not _is_the_model(name, recipe)]
-    with progress("evaluate", len(requests) * (1 + len(others))) as bar:
+    scorers = 1 + len(others) + (uncompressed is not None)
+    with progress("evaluate", len(requests) * scorers) as bar:
         measured = _measure(recipe, dataset, requests, scorer, protocol, bar)
         compared = dict.fromkeys(baselines, measured)
         for name in others:
             baseline = ModelScorer(build_model(name, {}, dataset))
             compared[name] = _measure(recipe, dataset, requests, baseline, protocol, bar)
-    return measured, compared
+        before = None
+        if uncompressed is not None:
+            before = _measure(recipe, dataset, requests, uncompressed, protocol, bar)
+    return measured, compared, before
 
 
 def check_baseline(name: str) -> None:
@@ -219,9 +235,9 @@ def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, s
 
 
 def validated(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int, part: str = "valid"
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
 ) -> Measurement | None:
-    """Ranking figures, or those of logged labels, on at most `max_users` users of a part.
+    """Ranking figures, or those of logged labels, on at most `max_users` users of the valid part.
 
     They are drawn with `seed`: two models that are measured with the same arguments are measured on the
     same requests, and so can be compared by `app.evaluation.compare.paired`.
@@ -231,31 +247,12 @@ def validated(
         logged labels the figures of `MeasuredLabels`.
     """
     if recipe.evaluate.candidates == LOGGED:
-        return validated_logged(recipe, dataset, scorer, max_users, seed, part)
-    requests = requests_of(dataset, part).sample(max_users, seed)
+        return validated_logged(recipe, dataset, scorer, max_users, seed)
+    requests = requests_of(dataset, "valid").sample(max_users, seed)
     if not len(requests):
         return None
-    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, part))
+    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
     return measure(dataset, ranked, cutoffs(recipe), seed)
-
-
-def quality_kept(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, before: Scorer, part: str = "valid"
-) -> dict[str, list[float]]:
-    """What a model keeps of the quality that it had before it was compressed.
-
-    Args:
-        scorer, before: of the compressed model and of the one before; both rank at most KEPT_USERS users.
-
-    Returns:
-        {figure: [share, low, high]} of the headline, with the 95 % interval over users; empty where the part
-        has nothing to predict or the figure was 0 before.
-    """
-    pair = [validated(recipe, dataset, each, KEPT_USERS, recipe.seed, part) for each in (scorer, before)]
-    after, full = pair
-    if after is None or full is None or not full.figures[figure := headline(full.figures)] > 0:
-        return {}
-    return {figure: [*kept(after, full, figure, recipe.evaluate.bootstrap, recipe.seed)]}
 
 
 def cutoffs(recipe: Recipe) -> list[int]:

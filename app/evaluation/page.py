@@ -18,15 +18,7 @@ def markdown(report: Report, plots: Sequence[str] = ()) -> str:
     lines += [_protocol(report), ""] if report.figures else []
     lines += [f"* {note}" for note in report.notes] + [""] * bool(report.notes)
     if report.figures:
-        lines += [
-            *_figures(report),
-            "",
-            *_comparison(report),
-            "",
-            *_kept(report),
-            *_moments(report),
-            *_segments(report),
-        ]
+        lines += [*_figures(report), "", *_comparison(report), "", *_moments(report), *_segments(report)]
         lines += ["", "How to read the figures:", "", *(LABELS if _logged(report) else RANKINGS), *GROUPS]
     lines += ["", *(f"![{name.removesuffix('.png')}]({name})\n" for name in plots)]
     return "\n".join(lines).rstrip() + "\n"
@@ -114,21 +106,6 @@ def _comparison(report: Report) -> list[str]:
             advice = f" **{name} ranks better than this model.** {BETTER_MODEL}" if better else ""
             sentences.append(f"* {label_of(figure)} is {how}.{advice}")
     return ["Over the same users:", "", *sentences] if sentences else []
-
-
-def _kept(report: Report) -> list[str]:
-    """A sentence for each figure that was measured before the compression, too."""
-    return [
-        line
-        for figure, (share, low, high) in report.kept.items()
-        for line in (f"Compressed, the model keeps {kept_line(label_of(figure), share, low, high)}.", "")
-    ]
-
-
-def kept_line(figure: str, share: float, low: float, high: float) -> str:
-    """A share of a figure and its interval in words."""
-    text = f"{share:.1%} of its {figure}"
-    return f"{text} (95 % interval {low:.1%} to {high:.1%})" if math.isfinite(low) else text
 
 
 def _moments(report: Report) -> list[str]:

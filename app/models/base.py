@@ -221,7 +221,7 @@ class Model(nn.Module):
         position = torch.zeros_like(content.item_trained, dtype=torch.int64)
         position[known] = torch.arange(len(known))
         self.register_buffer("position", position, persistent=False)
-        self.packed = nn.ModuleDict()  # by RowKind: what gives rows in the place of a piece; see `rows`
+        self.packed = nn.ModuleDict()  # by RowKind: what gives rows instead of a piece; see `rows`
 
     # --- static rows, computed in advance for export --------------------------------------
     def user_rows(self, users: Tensor) -> Tensor:

@@ -63,26 +63,19 @@ class Codes:
     def decode(self, codes: Array) -> Floats:
         """Rows (…, D) float32 of codes (…, M)."""
         flat = self.words.reshape(-1, self.words.shape[2])
-        rows: Floats = flat.take(codes + self._first, 0).reshape(*codes.shape[:-1], -1)
-        return rows if self._columns is None else rows.take(self._columns, -1)
+        rows: Floats = flat.take(codes + self.first, 0).reshape(*codes.shape[:-1], -1)
+        return rows if rows.shape[-1] == self.width else rows.take(self.columns, -1)
 
     @cached_property
-    def _first(self) -> Array:
+    def first(self) -> Array:
         """(M,) int32: the first codeword of each code among all of them."""
         return np.arange(self.words.shape[0], dtype=np.int32) * np.int32(self.words.shape[1])
 
     @cached_property
-    def _columns(self) -> Array | None:
-        """(D,) places of the columns in rows of M * w floats; None where no run is padded."""
-        widest = self.words.shape[2]
-        if self.width == self.codes.shape[1] * widest:
-            return None
-        return np.concatenate(
-            [
-                m * widest + np.arange(run.stop - run.start)
-                for m, run in enumerate(runs(self.width, self.codes.shape[1]))
-            ]
-        )
+    def columns(self) -> Array:
+        """(D,) int64: places of the columns in rows of M * w floats, where short runs are padded."""
+        widest, cut = self.words.shape[2], runs(self.width, self.codes.shape[1])
+        return np.concatenate([m * widest + np.arange(run.stop - run.start) for m, run in enumerate(cut)])
 
 
 def learn_codes(rows: Array, codes: int, words: int, seed: int, weight: Array | None = None) -> Codes:

@@ -27,7 +27,7 @@ from app.bundle.runtime import Ranker
 from app.compression.compress import compress
 from app.data.dataset import Dataset
 from app.data.demo_shop.generate import generate
-from app.evaluation.evaluate import quality_kept
+from app.evaluation.evaluate import evaluate
 from app.evaluation.scorer import ModelScorer
 from app.ray.session import ray_session
 from app.recipe import Recipe
@@ -114,14 +114,15 @@ def measured(recipe: Recipe, dataset: Dataset, folder: Path, change: Figures) ->
     if kept.is_file():
         return dict(json.loads(kept.read_text()))
     source, small, bundle = folder / "checkpoint", folder / "small", folder / "small-bundle"
-    artifact = compress(recipe, dataset, source, small)
+    artifact = compress(recipe, dataset, source, small, judge=False)
     checkpoint = load_checkpoint(small, dataset)
     before = ModelScorer(load_checkpoint(source, dataset).model)
-    share = quality_kept(recipe, dataset, ModelScorer(checkpoint.model, checkpoint.rows), before, "test")
+    scorer = ModelScorer(checkpoint.model, checkpoint.rows)
+    report = evaluate(recipe, dataset, scorer, baselines=False, uncompressed=before)
     export(recipe, dataset, checkpoint, bundle, {}, {}, {}, retrieval=False)
     graph = sum(path.stat().st_size for path in bundle.glob("*.onnx") if path.name != "item.onnx")
     result = {
-        "kept": next(iter(share.values())),
+        "kept": next(iter(report.kept.values())),
         "rows": artifact.figures["bytes_after"],
         "model": artifact.figures["bytes_after"] + graph,
         "seconds": sum(step["seconds"] for step in artifact.figures["steps"]),

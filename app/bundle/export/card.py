@@ -48,7 +48,7 @@ def card(
         "## Limits": [LIMITS.format(end=end)],
         "## How it was made": [
             f"Hyperparameters: {settings}.",
-            f"Rows {sizes['rows']}, dense part {sizes['dense']}; ONNX opset {info.opset}.{_kept(figures)}",
+            f"Rows {sizes['rows']}, dense part {sizes['dense']}; ONNX opset {info.opset}.",
             f"Data set `{dataset.artifact.digest[:12]}`; the manifest has all digests and settings.",
         ],
     }
@@ -86,14 +86,6 @@ def _notes(figures: Mapping[str, Any]) -> list[str]:
     ]
     notes = [*figures.get("notes", []), *delayed]
     return ["", *(f"- {note}" for note in notes)] if notes else []
-
-
-def _kept(figures: Mapping[str, Any]) -> str:
-    """What compression left of the quality."""
-    return "".join(
-        f" Compressed, it keeps {share:.1%} of its {name}" + (f" ({low:.1%} to {high:.1%})." if low else ".")
-        for name, (share, low, high) in figures.get("kept", {}).items()
-    )
 
 
 def _events(dataset: Dataset) -> int:

@@ -39,9 +39,8 @@ def apply(work: Work) -> dict[str, Any]:
             where="compress.steps",
             remedy="leave out 'finetune'",
         )
-    precision: Precision = compress.rows if work.model.quantisable else "float32"
     zeros = _zeros(work.model) if "prune" in compress.steps else ()
-    conversion = AsStored(work.rows, precision, compress.group, zeros)
+    conversion = AsStored(work.rows, work.precision, compress.group, zeros)
     teacher = Distillation((str(work.source.artifact.path),), str(work.dataset.path), settings.weight)
     weights = work.model.state_dict()
     changes = {
@@ -63,7 +62,7 @@ def apply(work: Work) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class AsStored:
-    """Rows as they will be stored in the place of a model's pieces, and dense weights that stay 0.
+    """Rows as they will be stored instead of what a model's pieces say, and dense weights that stay 0.
 
     Attributes:
         rows: of each kind.

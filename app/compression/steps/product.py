@@ -18,9 +18,6 @@ from app.tables.write import refuse_not_finite
 def apply(work: Work) -> dict[str, Any]:
     """Encode the rows of users, items and histories, where codes and codewords take less room than int8.
 
-    Returns:
-        product: {kind: root mean square error over that of the values} of what was encoded.
-
     Raises:
         DataError: a row holds NaN or an infinity.
         RecipeError: the model's rows hold ids or values that codes would spoil, or codes would make none of
@@ -33,29 +30,30 @@ def apply(work: Work) -> dict[str, Any]:
             where="compress.steps",
             remedy="leave out 'product'",
         )
-    rows, errors, made = dict(work.rows), {}, {}
+    rows, made = dict(work.rows), {}
     for kind, values in work.rows.items():
-        if not isinstance(values, np.ndarray) or not values.shape[1]:
-            continue
-        if id(values) not in made:
-            parts = min(settings.codes, max(1, values.shape[1] // 2))  # a column of its own is an int8
-            if len(values) < settings.words:
-                continue
-            refuse_not_finite(values, kind)
-            codes = learn_codes(values, parts, settings.words, work.recipe.seed, _weight(work, kind))
-            if codes.bytes >= len(values) * row_bytes(values.shape[1], "int8"):
-                continue
-            made[id(values)] = CodedRows(codes, values)
-            errors[kind] = _error(values, codes.gather(np.arange(len(values))))
-        rows[kind] = made[id(values)]
-    if not made:
+        if isinstance(values, np.ndarray) and id(values) not in made:
+            made[id(values)] = _coded(work, kind, values)
+        rows[kind] = made.get(id(values)) or values
+    if not any(made.values()):
         raise RecipeError(
             f"{settings.codes} codes of {settings.words} codewords make no table smaller than int8 does",
             where="compress.product",
             remedy="lower compress.product.codes or words, or leave 'product' out of compress.steps",
         )
     work.put_rows(rows)
-    return {"product": errors}
+    return {}
+
+
+def _coded(work: Work, kind: str, values: Array) -> CodedRows | None:
+    """The rows as codes; None where they are too few for that to make them smaller than int8 does."""
+    settings, (count, width) = work.recipe.compress.product, values.shape
+    if not width or count < settings.words:
+        return None
+    refuse_not_finite(values, kind)
+    parts = min(settings.codes, max(1, width // 2))  # a column of its own is an int8
+    codes = learn_codes(values, parts, settings.words, work.recipe.seed, _weight(work, kind))
+    return CodedRows(codes, values) if codes.bytes < count * row_bytes(width, "int8") else None
 
 
 def _weight(work: Work, kind: str) -> Array | None:
@@ -65,9 +63,3 @@ def _weight(work: Work, kind: str) -> Array | None:
     counts = work.dataset.popularity
     weight: Array = np.sqrt(counts + 1.0)
     return weight
-
-
-def _error(values: Array, restored: Array) -> float:
-    total = float(np.square(values, dtype=np.float64).sum())
-    error = float(np.square(values - restored, dtype=np.float64).sum())
-    return (error / total) ** 0.5 if total else 0.0

@@ -15,9 +15,9 @@ from app.data.input.csv_text import Bad, Torn
 from app.data.input.form.encoding import wrong_encoding
 from app.data.input.source import GROUP_ROWS, Source, Split
 from app.data.input.text.json_lines import frame_of, parse_lines
-from app.data.input.text.lists import unfold
 from app.data.input.text.nested import flatten
 from app.data.input.text.piece import Piece, numbered
+from app.data.input.unfold import unfold
 from app.data.values.text import frame_of_arrow
 from app.errors import DataError
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from app.data.dataset import Dataset
 from app.errors import DataError
-from app.evaluation.compare import paired
+from app.evaluation.compare import kept, kept_notes, paired
 from app.evaluation.logged.events import LoggedEvents, logged_events, scores_of
 from app.evaluation.logged.label_means import NAME, LabelMeans
 from app.evaluation.logged.measure import RANKING, MeasuredLabels, measure_labels
@@ -20,10 +20,16 @@ from app.terminal.console import progress
 
 LOGGED = "logged"  # evaluate.candidates
 HEADLINE = "auc"
+BEFORE = "uncompressed"  # among the scorers: the model before it was compressed
 
 
 def evaluate_logged(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, part: str, baselines: Sequence[str]
+    recipe: Recipe,
+    dataset: Dataset,
+    scorer: Scorer,
+    part: str,
+    baselines: Sequence[str],
+    uncompressed: Scorer | None = None,
 ) -> dict[str, Any]:
     """The fields of a Report but its name, model and part.
 
@@ -38,12 +44,14 @@ def evaluate_logged(
     _refuse_one_label(dataset, events, part)
     scorers: dict[str, Scorer] = {"": scorer, NAME: LabelMeans(dataset)}
     scorers |= {name: ModelScorer(build_model(name, {}, dataset)) for name in baselines}
+    scorers |= {BEFORE: uncompressed} if uncompressed else {}
     with progress("evaluate", len(events) * len(scorers)) as bar:
         every = {
             name: measure_labels(events, *scores_of(dataset, events, each, bar))
             for name, each in scorers.items()
         }
     measured, seed, resamples = every.pop(""), recipe.seed, recipe.evaluate.bootstrap
+    shares = kept(measured, every.pop(BEFORE), resamples, seed) if uncompressed else {}
     compared = {name: _comparable(name, other) for name, other in every.items()}
     return {
         "protocol": _describe(events),
@@ -56,7 +64,12 @@ def evaluate_logged(
         },
         "segments": measured.segments(dataset, events),
         "calibration": measured.calibration,
-        "notes": [*dataset.artifact.figures.get("notes", []), *_notes(everyone, events, measured)],
+        "notes": [
+            *dataset.artifact.figures.get("notes", []),
+            *_notes(everyone, events, measured),
+            *kept_notes(shares),
+        ],
+        "kept": shares,
         "differences": {
             name: {HEADLINE: [*paired(measured, other, HEADLINE, resamples, seed)]}
             for name, other in every.items()
@@ -66,10 +79,10 @@ def evaluate_logged(
 
 
 def validated_logged(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int, part: str = "valid"
+    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
 ) -> MeasuredLabels | None:
-    """The figures on a part's events of at most `max_users` users; None where there are no events."""
-    events = logged_events(dataset, part).of_users(max_users, seed)
+    """The figures on the valid part's events of at most `max_users` users; None where there are no events."""
+    events = logged_events(dataset, "valid").of_users(max_users, seed)
     return measure_labels(events, *scores_of(dataset, events, scorer)) if len(events) else None
 
 

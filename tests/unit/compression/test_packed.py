@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from app.compression.packed import CodedRows, CodeRows, IntegerRows, pack, unpack
+from app.compression.packed import CodedRows, CodeRows, NumberRows, pack, unpack
 from app.models.build import build_model
 from app.tables.codes import learn_codes
 from app.tables.quantise import Integers
@@ -32,7 +32,7 @@ def coded(values: np.ndarray) -> CodedRows:  # type: ignore[type-arg]
 def test_integers_are_felt_as_their_store_gives_them(tmp_path: Path, precision: Integers, group: int) -> None:
     values = rows()
     write_rows(tmp_path, "item", values, precision, group)
-    module = IntegerRows(values, precision, group)
+    module = NumberRows(values, precision, group)
     felt = module(IDS)
     np.testing.assert_allclose(
         felt.detach().numpy(), Rows.open(tmp_path, "item").gather(IDS.numpy()), atol=1e-6

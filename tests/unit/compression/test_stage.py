@@ -16,12 +16,12 @@ from app.bundle.runtime import Ranker
 from app.compression.compress import compress
 from app.data.dataset import Dataset
 from app.errors import DataError
-from app.evaluation.evaluate import evaluate
 from app.evaluation.scorer import ModelScorer
 from app.recipe import Recipe, parse
 from app.training.checkpoint import load_checkpoint
 from app.training.train import fit
 from tests.bundles import NOW, requests_batch
+from tests.compressed import compressed as of_recipe
 from tests.tiny import tiny_dataset
 
 
@@ -43,11 +43,7 @@ def trained(dataset: Dataset) -> Path:
 
 def compressed(dataset: Dataset, trained: Path, out: Path, **settings: Any) -> tuple[Artifact, float]:
     """A compressed checkpoint and its NDCG@10 on the test part."""
-    settled = recipe(compress=settings)
-    artifact = compress(settled, dataset, trained, out)
-    checkpoint = load_checkpoint(artifact.path, dataset)
-    report = evaluate(settled, dataset, ModelScorer(checkpoint.model, checkpoint.rows), baselines=False)
-    return artifact, report.figures["ndcg@10"]
+    return of_recipe(recipe(compress=settings), dataset, trained, out)
 
 
 def test_int8_keeps_99_percent_of_the_quality(dataset: Dataset, trained: Path, tmp_path: Path) -> None:

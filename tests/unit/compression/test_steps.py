@@ -24,6 +24,7 @@ from app.recipe import Recipe, parse
 from app.training.checkpoint import load_checkpoint
 from app.training.train import fit
 from tests.bundles import NOW, requests_batch
+from tests.compressed import compressed as of_recipe
 from tests.tiny import Datasets, tiny_dataset
 
 CODED = {"steps": ["product"], "product": {"codes": 2, "words": 8}}
@@ -48,12 +49,7 @@ def trained(dataset: Dataset) -> Path:
 
 def compressed(dataset: Dataset, trained: Path, out: Path, **settings: Any) -> tuple[Artifact, float]:
     """A compressed checkpoint and its NDCG@10 on the validation part."""
-    settled = recipe(compress=settings)
-    artifact = compress(settled, dataset, trained, out)
-    checkpoint = load_checkpoint(artifact.path, dataset)
-    scorer = ModelScorer(checkpoint.model, checkpoint.rows)
-    # With the seed of training, by which ties are broken: so few codes make many.
-    return artifact, validate(settled, dataset, scorer, 10_000, settled.seed)["ndcg@10"]
+    return of_recipe(recipe(compress=settings), dataset, trained, out, "valid")
 
 
 def test_training_what_will_be_stored_wins_back_what_codes_lose(
@@ -66,7 +62,7 @@ def test_training_what_will_be_stored_wins_back_what_codes_lose(
     assert better > plain + 0.3 * (full - plain)
     assert tuned.figures["bytes_after"] == coded.figures["bytes_after"] < coded.figures["bytes_before"] / 4
     product, finetune = tuned.figures["steps"]
-    assert product["step"] == "product" and 0 < product["product"]["item"] < 1
+    assert product["step"] == "product" and 0 < product["row_error"]["item"] < 1
     # The figures of training are those of what is stored.
     assert finetune["finetune"]["initial"] == pytest.approx(plain, abs=1e-6)
     assert finetune["finetune"]["best"] == pytest.approx(better, abs=1e-6)

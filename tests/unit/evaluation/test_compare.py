@@ -148,3 +148,17 @@ def test_a_pool_is_the_sum_of_the_hashes_of_what_is_ranked(tmp_path: Path) -> No
             expected = ranked_items - ({target} if protocol.candidates == "listed" else set())
             assert row["pool"] == sum(hashes[item] for item in expected) % 2**64
             assert row["candidates"] == len(ranked_items)
+
+
+def test_the_share_that_compression_keeps_is_that_of_the_same_users(dataset: Dataset, tmp_path: Path) -> None:
+    full, half = (ModelScorer(build_model(name, {}, dataset)) for name in ("item_knn", "popularity"))
+    report = evaluate(recipe(), dataset, half, baselines=False, uncompressed=full)
+    whole = evaluate(recipe(), dataset, full, baselines=False, uncompressed=full)
+    share, low, high = report.kept["ndcg@10"]
+    assert share == pytest.approx(report.figures["ndcg@10"] / whole.figures["ndcg@10"])
+    assert low <= share <= high < 1
+    assert whole.kept["ndcg@10"] == [1, 1, 1], "the same model, user by user"
+    assert f"compressed, the model keeps {share:.1%} of its ndcg@10" in report.notes[-1]
+    assert evaluate(recipe(), dataset, half, baselines=False).kept == {}
+    written = write_report(report, tmp_path / "report")
+    assert written.figures["kept"]["ndcg@10"] == [share, low, high]

@@ -13,7 +13,7 @@ from app.recipe import Recipe
 from app.recipe_toml import load
 from tuning.budget import parse
 from tuning.front import Point, front, write_csv
-from tuning.report import write_results
+from tuning.results import write_results
 
 small = st.integers(0, 4)  # few values, so that ties are common
 clouds = st.lists(st.tuples(small, small, small), max_size=12)

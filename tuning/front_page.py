@@ -9,10 +9,9 @@ from pathlib import Path
 
 from app.files import write_atomically
 from tuning.budget import Limit
-from tuning.front import COSTS, Point, front
+from tuning.front import COSTS, LABELS, Point, front
 
 WIDTH, HEIGHT, MARGIN = 520, 360, 56  # of a panel, in pixels
-LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
 STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 2rem; color: #1f2328; background: #fff }
 svg { margin-right: 1rem } text { font-size: 11px; fill: #59636e }
