@@ -75,7 +75,7 @@ def write_stores(
 def _equal(before: Array | Codes, rows: Array | Codes) -> bool:
     if isinstance(before, Codes) or isinstance(rows, Codes):
         return before is rows
-    return bool(rows.size) and np.array_equal(before, rows)
+    return bool(rows.size) and (before is rows or np.array_equal(before, rows))
 
 
 def _describe(folder: Path, name: str, form: Form) -> None:

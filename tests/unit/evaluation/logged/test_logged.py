@@ -205,6 +205,18 @@ def test_the_report_is_of_the_logged_events(small: Dataset, tmp_path: Path) -> N
     assert dict(rows)["auc"].startswith(f"{report.figures['auc']:.4f}, label_means ")
 
 
+def test_the_area_that_compression_keeps_is_that_of_the_same_events(small: Dataset) -> None:
+    full, left = ByItem([0, 0, 0, 2, -1, 1, 0]), ByItem([0, 0, 0, 1, 0, -1, 2])
+    report = evaluate(recipe(bootstrap=0), small, left, uncompressed=full)
+    whole = evaluate(recipe(bootstrap=0), small, full)
+    share, *_ = report.kept["auc"]
+    assert share == pytest.approx(report.figures["auc"] / whole.figures["auc"]) and 0 < share < 1
+    assert any(
+        note.startswith(f"compressed, the model keeps {share:.1%} of its auc") for note in report.notes
+    )
+    assert "uncompressed" not in report.baselines and whole.kept == {}
+
+
 def test_scores_that_are_nan_are_counted_and_lose(small: Dataset) -> None:
     report = evaluate(recipe(), small, ByItem([0.0, 0.0, 0.0, 0.0, -1.0, float("nan"), 1.0]))
     assert any(note.startswith("2 scores were NaN") for note in report.notes)
