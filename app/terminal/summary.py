@@ -76,6 +76,9 @@ def _quality(result: Mapping[str, Any]) -> Rows:
     for name in _headline(result["figures"]):
         others = [f", {baseline} {f[name]:.4f}" for baseline, f in result["baselines"].items() if name in f]
         rows.append((name, f"{result['figures'][name]:.4f}{''.join(others)}"))
+    for name, (share, low, high) in result["kept"].items():
+        interval = "" if low is None else f" ({low:.1%} to {high:.1%})"
+        rows.append(("compressed", f"keeps {share:.1%} of {name}{interval}"))
     return rows
 
 

@@ -374,7 +374,7 @@ def test_a_split_that_holds_nothing_out_ends_in_a_bundle(
     assert len(Ranker.open(tmp_path / "out/bundle").recommend([_asks("u1")])[0].items) > 0
     shown = dict(of_run(done.summary()))
     assert ("refit" in shown) == (asks_for_refit and bool(valid or test))
-    assert ("quality" in shown) == ("ndcg@10" not in shown) == (not test)
+    assert ("quality" in shown) == ("ndcg@10" not in shown) == ("compressed" not in shown) == (not test)
     if asks_for_refit and not valid and not test:
         assert "refit: nothing was held out" in capsys.readouterr().err
         assert not (tmp_path / "out/refit").exists()
