@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from app.errors import RecipeError
-from tuning.front import COSTS, Point
+from tuning.points import COSTS, Point
 
 OF_BEST = "*best"
 _LIMIT = re.compile(r"\s*([^<>=\s]+)\s*(<=|>=)\s*(\S+)\s*")
@@ -106,4 +106,9 @@ def choose(points: Sequence[Point], limits: Sequence[Limit]) -> tuple[Point, boo
     if within:
         quality_alone = bool(limits) and all(limit.name not in COSTS for limit in limits)
         return min(within, key=smallest_first if quality_alone else best_first), True
-    return min(points, key=lambda p: (max(limit.excess(p) for limit in limits), *best_first(p))), False
+    return min(points, key=lambda p: (worst_excess(p, limits), *best_first(p))), False
+
+
+def worst_excess(point: Point, limits: Sequence[Limit]) -> float:
+    """By what share of its bound a point misses the limit that it misses most; 0: it keeps them all."""
+    return max((limit.excess(point) for limit in limits), default=0.0)

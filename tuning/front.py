@@ -1,103 +1,156 @@
-"""Points of a search and the Pareto front over quality, latency and bytes."""
+"""What a search found: its trials, those that no other one beats, and the one that a budget chooses."""
 
 from __future__ import annotations
 
-import csv
-import json
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from app.files import replacing
-from tuning.space import Settings
+from app.errors import RecipeError
+from app.recipe import Recipe
+from tuning import budget as budgets
+from tuning.budget import Limit
+from tuning.points import Point, pareto_front
+from tuning.space import changed
 
-LABELS = {"p95_ms": "p95 latency of 100 candidates, ms", "mb": "bundle, MB"}
-COSTS = tuple(LABELS)
+if TYPE_CHECKING:
+    import pandas as pd
+
+FILES = ("front.csv", "front.png", "front.html", "report.md", "best.toml")
 
 
 @dataclass(frozen=True)
-class Point:
-    """A finished trial: its settings and what they gave.
+class Front:
+    """The finished trials of a search, and what is known beside them.
 
     Args:
-        quality: `recipe.train.metric` on the validation part; more is better.
-        p95_ms: latency of the serving runtime for one request of 100 candidates.
-        bytes: size of the bundle.
-        reused: whether it took its checkpoint from an earlier trial.
-        p95_range: the 95 % interval of the latency; (): not known, as if it were exact.
+        recipe: what was searched around.
+        out: folder of the search.
+        trials: finished ones, in the order in which they finished; at least one.
+        limits: the budget.
+        baselines: the quality of models in closed form, on the same users.
+        failures: of each trial that failed, by its number, the reason.
+        models: names of those that were searched over.
+        study: name of the study in the journal.
     """
 
-    trial: int
-    settings: Settings
-    quality: float
-    p95_ms: float
-    bytes: int
-    reused: bool
-    metric: str
-    p95_range: tuple[float, ...] = ()
+    recipe: Recipe
+    out: Path
+    trials: Sequence[Point]
+    limits: Sequence[Limit] = ()
+    baselines: Mapping[str, float] = field(default_factory=dict)
+    failures: Mapping[int, str] = field(default_factory=dict)
+    models: Sequence[str] = ()
+    study: str = ""
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """The trials that no other one beats, best first."""
+        return pareto_front(self.trials)
+
+    @cached_property
+    def _choice(self) -> tuple[Point, bool]:
+        return budgets.choose(self.trials, self.limits)
 
     @property
-    def p95_low(self) -> float:
-        """Lower end of the interval of the latency."""
-        return self.p95_range[0] if self.p95_range else self.p95_ms
+    def best(self) -> Point:
+        """The trial that the budget chooses; where none keeps it, the nearest."""
+        return self._choice[0]
 
     @property
-    def p95_high(self) -> float:
-        """Upper end of the interval of the latency."""
-        return self.p95_range[1] if self.p95_range else self.p95_ms
+    def within_budget(self) -> bool:
+        """Whether the chosen trial keeps the budget."""
+        return self._choice[1]
 
     @property
-    def mb(self) -> float:
-        """Size of the bundle in 10^6 bytes."""
-        return self.bytes / 1e6
+    def bounds(self) -> list[Limit]:
+        """The budget as numbers: a share of the best quality is resolved."""
+        return [limit.among(self.trials) for limit in self.limits]
 
-    def figure(self, name: str) -> float:
-        """p95_ms, mb, or the quality under its own name."""
-        return {"p95_ms": self.p95_ms, "mb": self.mb, self.metric: self.quality}[name]
+    @property
+    def behind(self) -> list[str]:
+        """Names of the baselines that rank better than the chosen trial."""
+        return [name for name, quality in self.baselines.items() if quality > self.best.quality]
 
-    def figures(self) -> dict[str, float]:
-        """The quality, p95_ms and mb, by name."""
-        return {name: self.figure(name) for name in (self.metric, *COSTS)}
+    @property
+    def files(self) -> dict[str, Path]:
+        """What the search leaves to read: front_csv, front_png, front_html, report_md and best_toml."""
+        return {name.replace(".", "_"): self.out / name for name in FILES}
+
+    def trial(self, number: int) -> Point:
+        """The finished trial with a number.
+
+        Raises:
+            RecipeError: there is none; of one that failed it says why.
+        """
+        for point in self.trials:
+            if point.trial == number:
+                return point
+        known = ", ".join(str(point.trial) for point in self.trials)
+        what = f"trial {number} failed: {self.failures[number]}" if number in self.failures else ""
+        raise RecipeError(
+            what or f"there is no trial {number}", where=str(self.out), remedy=f"choose one of {known}"
+        )
+
+    def recipe_of(self, point: Point) -> Recipe:
+        """The recipe that `rayrec run` reproduces a trial from, with all epochs."""
+        return changed(self.recipe, point.settings)
+
+    def frame(self) -> pd.DataFrame:
+        """All finished trials as a table, best quality first.
+
+        Columns: trial, the metric, p95_ms, p95_low, p95_high, mb, reused, front (whether no other trial beats
+        it), chosen, and each setting under its key of the recipe.
+        """
+        import pandas as pd
+
+        kept = {point.trial for point in self.points}
+        rows = [
+            {
+                "trial": point.trial,
+                **point.figures(),
+                "p95_low": point.p95_low,
+                "p95_high": point.p95_high,
+                "reused": point.reused,
+                "front": point.trial in kept,
+                "chosen": point.trial == self.best.trial,
+                **point.settings,
+            }
+            for point in sorted(self.trials, key=lambda p: (-p.quality, p.trial))
+        ]
+        return pd.DataFrame(rows)
+
+    def summary(self) -> dict[str, Any]:
+        """The figures that `rayrec tune --json` prints.
+
+        Returns:
+            journal, study, trials, reused, failed, metric, models, front and best (settings and figures),
+            baselines (name to quality on the same users), behind (those that are better than the best),
+            within_budget, next (the command that trains the best), and the paths of the files written.
+        """
+        best_toml = str(self.files["best_toml"])
+        return {
+            "journal": str(self.out / "journal.log"),
+            "study": self.study,
+            "trials": len(self.trials),
+            "reused": sum(point.reused for point in self.trials),
+            "failed": len(self.failures),
+            "metric": self.best.metric,
+            "models": list(self.models),
+            "front": [described(point) for point in self.points],
+            "best": described(self.best),
+            "baselines": {name: round(quality, 6) for name, quality in self.baselines.items()},
+            "behind": self.behind,
+            "within_budget": self.within_budget,
+            "next": shlex.join(["rayrec", "run", best_toml, "--out", str(self.out)]),
+            **{name: str(path) for name, path in self.files.items()},
+        }
 
 
-def front(points: Sequence[Point]) -> list[Point]:
-    """The points that no other one beats, by quality, best first.
-
-    One point beats another if it is at least as good in all three and better in one; equal
-    points beat each other in none and stay both. Latencies are measured: one is no worse than another where
-    their intervals overlap, and better where they are apart. So a point that is faster by chance alone does
-    not stay. Points are beaten by those that stay, because what overlaps twice may be apart.
-    """
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (-p.quality, p.bytes, p.p95_ms, p.trial)):
-        if not any(_beats(other, point) for other in kept):
-            kept.append(point)
-    return sorted(kept, key=lambda p: (-p.quality, p.p95_ms, p.bytes, p.trial))
-
-
-def _beats(point: Point, other: Point) -> bool:
-    if point.quality < other.quality or point.bytes > other.bytes or point.p95_low > other.p95_high:
-        return False
-    apart = point.p95_high < other.p95_low
-    return point.quality > other.quality or point.bytes < other.bytes or apart
-
-
-def write_csv(points: Sequence[Point], baselines: Mapping[str, float], metric: str, path: Path) -> None:
-    """One row a point: trial, figures, and every setting in a column of its own; then the baselines.
-
-    A baseline has its name for a trial, and its quality alone.
-    """
-    names = sorted({name for p in points for name in p.settings})
-    with replacing(path) as temporary, temporary.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["trial", metric, *COSTS, "bytes", "reused", *names])
-        for p in points:
-            cells = [_cell(p.settings.get(name, "")) for name in names]
-            writer.writerow([p.trial, *p.figures().values(), p.bytes, int(p.reused), *cells])
-        for name, quality in baselines.items():
-            writer.writerow([name, quality, *[""] * (len(COSTS) + 2 + len(names))])
-
-
-def _cell(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | dict) else value
+def described(point: Point) -> dict[str, Any]:
+    """Number, figures and settings of a trial as plain data."""
+    figures = {name: round(value, 6) for name, value in point.figures().items()}
+    return {"trial": point.trial, **figures, "reused": point.reused, "settings": point.settings}

@@ -25,8 +25,7 @@ def measure(
     Returns:
         p50_ms and p95_ms of a call, and requests_per_s.
     """
-    rng = np.random.default_rng(seed)
-    pool = [_request(ranker, candidates, rng) for _ in range(max(batch, 64))]
+    pool = made_up_requests(ranker, candidates, max(batch, 64), seed)
     elapsed = np.empty(WARM_UP + calls)
     for call in range(WARM_UP + calls):
         requests = [pool[(call * batch + i) % len(pool)] for i in range(batch)]
@@ -39,6 +38,12 @@ def measure(
         "p95_ms": float(np.percentile(timed, 95) * 1e3),
         "requests_per_s": float(batch * calls / timed.sum()),
     }
+
+
+def made_up_requests(ranker: Ranker, candidates: int, count: int, seed: int = 0) -> list[RankRequest]:
+    """Requests of known users for known items, at most as many candidates as there are items."""
+    rng = np.random.default_rng(seed)
+    return [_request(ranker, candidates, rng) for _ in range(count)]
 
 
 def _request(ranker: Ranker, candidates: int, rng: np.random.Generator) -> RankRequest:

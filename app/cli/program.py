@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-from app.cli import comparison, offline, service, stages
+from app.cli import comparison, offline, search, service, stages
 from app.errors import RayRecError
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -28,7 +28,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "refit": stages.make_stage_verb("refit", "Train once more on all parts, where train.refit asks for it."),
     "export": stages.export,
     "run": stages.run,
-    "tune": stages.tune,
+    "tune": search.tune,
     "compare": comparison.compare,
     "serve": service.serve,
     "deploy": service.deploy,

@@ -176,36 +176,3 @@ def run(
         for line in summary.behind(result, str(recipe)):
             say(line)
         say(f"Next: rayrec serve {result['bundle']}")
-
-
-def tune(
-    recipe: RecipeFile,
-    trials: Annotated[
-        int | None, typer.Option(help="Number of finished trials, earlier ones included.", min=1)
-    ] = None,
-    budget: Annotated[
-        str, typer.Option(help='Limits that the chosen model keeps, e.g. "p95_ms<=8, mb<=20".')
-    ] = "",
-    add_trials: Annotated[
-        int | None, typer.Option(help="Number of trials beside those that have finished.", min=1)
-    ] = None,
-    out: Out = RUNS / "tune",
-    set: Sets = None,
-    json: AsJson = False,
-    verbose: Verbose = False,
-) -> None:
-    """Search hyperparameters and compression together.
-
-    Chooses the cheapest model that keeps the quality.
-    """
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_sigterm()
-    from tuning.search import tune as search
-
-    wanted, further = trials or loaded.tune.trials, add_trials or 0
-    limits = budget or loaded.tune.budget
-    result = search(loaded, out.absolute(), trials=wanted, add_trials=further, budget=limits)
-    print_result(result, json, summary.of_tune)
-    if not json:
-        say(f"Next: {result['next']}")

@@ -21,7 +21,7 @@ from app.recipe_toml import load
 from app.serving.service import running
 from app.terminal import console, summary
 from app.terminal.console import say
-from tuning.search import tune
+from tuning.tune import search
 
 TRIALS = 6
 REQUESTS = 200
@@ -42,8 +42,8 @@ def demo(out: Path, *, users: int, items: int, events: int, quiet: bool = False)
         served = _serve(out / "bundle", recipe, start)
         best = attainable(shop, Dataset.open(out / "dataset", verify=False))
         say(f"Searching: {TRIALS} trials over hyperparameters and compression together")
-        search = tune(recipe, out, trials=TRIALS, budget="p95_ms<=20")
-    result = {**done.summary(), "attainable": {"ndcg@10": best}, **served, "tune": search}
+        front = search(recipe, out, trials=TRIALS, budget="p95_ms<=20")
+    result = {**done.summary(), "attainable": {"ndcg@10": best}, **served, "tune": front.summary()}
     result["seconds"]["whole demo"] = round(time.monotonic() - start, 1)
     if not quiet:
         _show(result, out)
@@ -93,14 +93,14 @@ def _show(result: dict[str, Any], out: Path) -> None:
 def _rows(result: dict[str, Any]) -> summary.Rows:
     ndcg = result["figures"]["ndcg@10"]
     best, popular = result["attainable"]["ndcg@10"], result["baselines"]["popularity"]["ndcg@10"]
-    latency, search = result["rank_ms"], result["tune"]
+    latency, found = result["rank_ms"], result["tune"]
     seconds = result["seconds"]["whole demo"]
     return [
         *summary.of_run(result),
         ("ndcg@10 beside", f"{ndcg / popular:.1f} x popularity; {ndcg / best:.0%} of {best:.4f}, the best"),
         ("rank 100 over HTTP", f"p50 {latency['p50']:.1f} ms, p95 {latency['p95']:.1f} ms"),
         ("feedback", "changed the next answer" if result["feedback_changes_answer"] else "left the answer"),
-        ("search", f"{search['trials']} trials, {len(search['front'])} on the front"),
+        ("search", f"{found['trials']} trials, {len(found['front'])} on the front"),
         ("first recommendation", f"{result['first_recommendation_s']:.0f} s after the start"),
         ("whole demo", f"{seconds:.0f} s"),
     ]

@@ -27,7 +27,45 @@ def of_tune(result: Mapping[str, Any]) -> Rows:
         ("chosen", f"trial {best['trial']}, {kept}"),
         (metric, f"{best[metric]:.4f}{beside}"),
         *((name, _setting(value)) for name, value in sorted(best["settings"].items())),
+        *_shipped(result.get("shipped"), metric),
     ]
+
+
+def of_trial(result: Mapping[str, Any]) -> Rows:
+    """Rows for `rayrec tune --explain`: figures, what beats the trial, and where its settings differ."""
+    metric, beaten = result["metric"], result["beaten_by"]
+    low, high = result["p95_range"] or (result["p95_ms"],) * 2
+    misses = ", ".join(f"{name} by {share:.0%}" for name, share in result["misses"].items())
+    rows = [
+        ("trial", f"{result['trial']}{', the chosen one' * (result['trial'] == result['chosen'])}"),
+        (metric, f"{result[metric]:.4f}"),
+        ("p95", f"{result['p95_ms']:.2f} ms ({low:.2f} to {high:.2f})"),
+        ("bundle", f"{result['mb']:.2f} MB"),
+        ("checkpoint", "of an earlier trial" if result["reused"] else "trained by this trial"),
+        ("on the front", f"no: trial {beaten[0]} beats it" if beaten else "yes: no trial beats it"),
+        ("budget", f"misses {misses}" if misses else "kept"),
+    ]
+    for name, title in (("recipe", "the recipe"), ("chosen", f"trial {result['chosen']}, the chosen one")):
+        differences = result[f"differs_from_{name}"]
+        rows.append((f"beside {title}", "" if differences else "the same settings"))
+        rows += [
+            (f"  {key}", f"{_setting(values['here'])} (there {_setting(values['there'])})")
+            for key, values in differences.items()
+        ]
+    return rows
+
+
+def _shipped(shipped: Mapping[str, Any] | None, metric: str) -> Rows:
+    """What was shipped, as it is served, and what its report says; no row where nothing was."""
+    if shipped is None:
+        return []
+    tested = f"{metric} {shipped['figures'][metric]:.4f} on the test part, " * (metric in shipped["figures"])
+    costs = f"p95 {shipped['p95_ms']:.2f} ms over HTTP, {shipped['mb']:.2f} MB"
+    rows = [("shipped", f"trial {shipped['trial']}: {tested}{costs}")]
+    if "deployed" in shipped:
+        versions = ", ".join(f"{name} {share:.0%}" for name, share in shipped["deployed"]["versions"].items())
+        rows.append(("deployed", f"{versions} of the users ({shipped['deployed']['phase']})"))
+    return rows
 
 
 def _point(point: Mapping[str, Any], metric: str) -> str:

@@ -20,15 +20,18 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from app.artifact import open_artifact
+from app.data.dataset import Dataset
 from app.data.demo_shop.generate import generate
 from app.errors import DataError, MachineError, RecipeError
 from app.files import locked
 from app.recipe import Recipe
 from app.recipe_toml import load
 from app.training.on_ray import with_copied_model
+from app.training.train import checkpoint_key
 from tests.conftest import REPOSITORY
-from tuning.search import tune
-from tuning.trial import SearchDirs, run_trial
+from tuning.ship import ship
+from tuning.trials.trial import SearchDirs, run_trial
+from tuning.tune import opened, search
 
 TRIALS, KILLED_AFTER = 5, 2
 CHANGES = [
@@ -150,20 +153,20 @@ def test_one_line_a_trial(searched: Searched) -> None:
 
 def test_enough_trials_run_none(searched: Searched, ray_local: None) -> None:
     journal = (searched.out / "journal.log").read_bytes()
-    again = tune(load(searched.recipe, CHANGES), searched.out, trials=3, budget="p95_ms<=0.000001")
-    assert again["trials"] == TRIALS
-    assert again["within_budget"] is False
+    again = search(load(searched.recipe, CHANGES), searched.out, trials=3, budget="p95_ms<=0.000001")
+    assert len(again.trials) == TRIALS
+    assert not again.within_budget
     assert (searched.out / "journal.log").read_bytes() == journal
 
 
 def test_one_search_a_folder(searched: Searched) -> None:
     with locked(searched.out / "tune.lock"), pytest.raises(MachineError, match="another search"):
-        tune(load(searched.recipe), searched.out, trials=3)
+        search(load(searched.recipe), searched.out, trials=3)
 
 
 def test_a_bad_budget_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="unknown figure"):
-        tune(Recipe(), tmp_path / "out", trials=3, budget="seconds<=3")
+        search(Recipe(), tmp_path / "out", trials=3, budget="seconds<=3")
     assert not (tmp_path / "out").exists()
 
 
@@ -171,7 +174,7 @@ def test_trials_that_all_fail_end_the_search(searched: Searched, ray_local: None
     recipe = load(searched.recipe, [*CHANGES, "train.metric=luck@10"])
     shutil.copytree(searched.out / "dataset", tmp_path / "out" / "dataset")  # spares preparing it
     with pytest.raises((DataError, RecipeError), match="luck@10"):
-        tune(recipe, tmp_path / "out", trials=6)
+        search(recipe, tmp_path / "out", trials=6)
     assert finished(tmp_path / "out") == []
 
 
@@ -195,8 +198,49 @@ def test_a_trial_that_fails_says_why_and_leaves_nothing(searched: Searched) -> N
 
 
 def test_trials_are_added_to_those_that_have_finished(searched: Searched, ray_local: None) -> None:
-    more = tune(load(searched.recipe, CHANGES), searched.out, trials=3, add_trials=1)
-    assert more["trials"] == TRIALS + 1 == len(finished(searched.out))
+    more = search(load(searched.recipe, CHANGES), searched.out, trials=3, add_trials=1)
+    assert len(more.trials) == TRIALS + 1 == len(finished(searched.out))
     assert (searched.out / "front.html").stat().st_size and "chosen" in (
         searched.out / "report.md"
     ).read_text()
+
+
+def test_what_is_shipped_keeps_the_budget_as_it_is_served(searched: Searched, ray_local: None) -> None:
+    recipe = load(searched.recipe, [change for change in CHANGES if "refit" not in change])
+    front = opened(recipe, searched.out, BUDGET)
+    shipped = ship(front)
+    assert shipped["trial"] == front.best.trial
+    bundle = open_artifact(Path(shipped["bundle"]), "bundle")
+    assert bundle.bytes > front.best.bytes, "an index and histories go with it"
+    assert shipped["mb"] == pytest.approx(bundle.bytes / 1e6, abs=1e-6)
+    assert shipped["p95_ms"] > 0 and shipped["figures"]["ndcg@10"] > 0
+    chosen = load(searched.out / "best.toml")
+    assert chosen.train.valid_too and chosen.compress.rows == front.best.settings["compress.rows"]
+    trained = SearchDirs(searched.out).checkpoint(checkpoint_key(chosen, Dataset.open(front.out / "dataset")))
+    assert open_artifact(searched.out / "chosen").digest == open_artifact(trained).digest, "trained once"
+    assert not (searched.out / "measured").exists()
+
+
+def test_a_budget_that_serving_exceeds_is_refused_with_the_nearest_trials(
+    searched: Searched, ray_local: None
+) -> None:
+    smallest = min(point["mb"] for point in searched.printed["front"])
+    front = opened(load(searched.recipe, CHANGES), searched.out, f"mb<={1.0001 * smallest}")
+    assert front.within_budget, "as a trial measures it"
+    with pytest.raises(
+        RecipeError, match=r"once it is served; nearest: trial \d+ \(ndcg@10 0\.\d+"
+    ) as caught:
+        ship(front)
+    assert caught.value.where == "budget"
+
+
+def test_nothing_to_explain_where_no_trial_finished(searched: Searched, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no trial of this recipe has finished here"):
+        opened(load(searched.recipe, CHANGES), tmp_path)
+
+
+def test_a_deployment_needs_a_service_before_anything_runs(searched: Searched, tmp_path: Path) -> None:
+    asked = [*command(searched.recipe, tmp_path / "out"), "--deploy", "--port", "1"]
+    done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1 and "no service runs at port 1" in done.stdout
+    assert not (tmp_path / "out").exists()

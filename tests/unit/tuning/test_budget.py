@@ -6,7 +6,7 @@ import pytest
 
 from app.errors import RecipeError
 from tuning.budget import Limit, choose, parse
-from tuning.front import Point
+from tuning.points import Point
 
 
 def point(trial: int, quality: float, p95_ms: float, mb: float) -> Point:

@@ -10,12 +10,12 @@ from optuna.trial import TrialState
 
 from app.errors import DataError, RayRecError
 from app.recipe import Recipe
-from tuning.journal import DIRECTIONS, open_journal, points
-from tuning.ledger import GIVE_UP, Ledger
 from tuning.propose import Proposer
-from tuning.search import study_name
 from tuning.space import Space
-from tuning.trial import trial_recipe
+from tuning.trials.journal import DIRECTIONS, open_journal, points
+from tuning.trials.ledger import GIVE_UP, Ledger
+from tuning.trials.trial import trial_recipe
+from tuning.tune import study_name
 
 GOOD = {"quality": 0.3, "p95_ms": 1.5, "p95_range": (1.4, 1.7), "bytes": 10**6, "reused": False}
 GOOD |= {"checkpoint": "k", "seconds": 2.0}

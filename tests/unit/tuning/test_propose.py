@@ -12,10 +12,10 @@ from app.errors import ArtifactError
 from app.models.discovery import model_config, model_names
 from app.recipe import Recipe
 from tuning import space
-from tuning.front import Point
-from tuning.journal import DIRECTIONS, open_journal, points, record
+from tuning.points import Point
 from tuning.propose import Proposal, Proposer
 from tuning.space import Space
+from tuning.trials.journal import DIRECTIONS, open_journal, points, record
 
 
 def recipe_of(model: str) -> Recipe:

@@ -17,8 +17,8 @@ from app.recipe import Recipe
 from app.recipe_check import check_recipe
 from tests.tiny import tiny_dataset
 from tuning import space
-from tuning.search import compared
 from tuning.space import Space
+from tuning.tune import compared
 
 BASE = Recipe().override({"model.name": "mlp", "train.batch_size": 1024})
 

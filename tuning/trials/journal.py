@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from app.errors import ArtifactError
-from tuning.front import Point
+from tuning.points import Point
 from tuning.propose import Proposal
 from tuning.space import decoded
 
@@ -105,3 +105,9 @@ def points(study: optuna.Study) -> list[Point]:
         )
         for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     ]
+
+
+def failures(study: optuna.Study) -> dict[int, str]:
+    """Of each trial of the journal that failed, by its number, the reason."""
+    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
+    return {trial.number: str(trial.user_attrs.get("failed", "unknown")) for trial in failed}

@@ -1,67 +1,21 @@
-"""What a search leaves to read: front.csv, front.png, front.html, report.md and best.toml."""
+"""front.png: the trials of a search, quality against each cost."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import optuna
-
-from app.files import replacing, write_atomically
-from app.recipe import Recipe
-from app.recipe_toml import to_toml
-from tuning.budget import Limit
-from tuning.front import LABELS, Point, front, write_csv
-from tuning.front_page import write_page
-from tuning.report import write_report
-from tuning.space import changed
+from app.files import replacing
+from tuning.front import Front
+from tuning.points import LABELS, Point
 
 FRONT, OTHER, BEST, BASELINE = "#1f6feb", "#b8c0cc", "#d1242f", "#9a6700"
 STYLES = (":", "-.")
 
 
-def write_results(
-    recipe: Recipe,
-    study: optuna.Study,
-    out: Path,
-    points: Sequence[Point],
-    best: Point,
-    limits: Sequence[Limit],
-    baselines: Mapping[str, float],
-) -> dict[str, Path]:
-    """Write the files; returns their paths as front_csv, front_png, front_html, report_md and best_toml.
-
-    Args:
-        recipe: that was searched around.
-        study: the journal.
-        out: folder of the files.
-        points: all finished trials.
-        best: the one chosen.
-        limits: of the budget.
-        baselines: the quality of models in closed form, on the same users.
-    """
-    files = {
-        "front_csv": out / "front.csv",
-        "front_png": out / "front.png",
-        "front_html": out / "front.html",
-        "report_md": out / "report.md",
-        "best_toml": out / "best.toml",
-    }
-    write_csv(front(points), baselines, best.metric, files["front_csv"])
-    plot(points, best, limits, baselines, files["front_png"])
-    write_page(points, best, limits, baselines, files["front_html"])
-    write_report(study, points, best, baselines, files["report_md"])
-    figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
-    head = f"# Chosen by a search: trial {best.trial}, on the validation part {figures}.\n\n"
-    write_atomically(files["best_toml"], (head + to_toml(changed(recipe, best.settings))).encode())
-    return files
-
-
-def plot(
-    points: Sequence[Point], best: Point, limits: Sequence[Limit], baselines: Mapping[str, float], path: Path
-) -> None:
+def plot(front: Front, path: Path) -> None:
     """Quality against latency and against bytes; front coloured, choice ringed, baselines as lines."""
     import matplotlib
 
@@ -70,13 +24,13 @@ def plot(
 
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
     for axis, (name, label) in zip(axes, LABELS.items(), strict=True):
-        _panel(axis, points, best, name)
+        _panel(axis, front, name)
         axis.set_xlabel(label)
-        for bound in (limit.bound for limit in limits if limit.name == name):
+        for bound in (limit.bound for limit in front.bounds if limit.name == name):
             axis.axvline(bound, color=BEST, linewidth=1, linestyle="--", label="budget")
-        for (baseline, quality), style in zip(baselines.items(), cycle(STYLES), strict=False):
+        for (baseline, quality), style in zip(front.baselines.items(), cycle(STYLES), strict=False):
             axis.axhline(quality, color=BASELINE, linewidth=1.2, linestyle=style, label=baseline, zorder=1)
-    axes[0].set_ylabel(f"{best.metric}, validation")
+    axes[0].set_ylabel(f"{front.best.metric}, validation")
     named = {label: h for a in axes for h, label in zip(*a.get_legend_handles_labels(), strict=True)}
     figure.legend(named.values(), named.keys(), loc="outside upper center", ncols=len(named), frameon=False)
     with replacing(path) as temporary:
@@ -84,8 +38,8 @@ def plot(
     pyplot.close(figure)
 
 
-def _panel(axis: Any, points: Sequence[Point], best: Point, name: str) -> None:
-    kept = front(points)
+def _panel(axis: Any, front: Front, name: str) -> None:
+    points, kept, best = front.trials, front.points, front.best
     rest = [p for p in points if p not in kept]
     for group, colour, size, label in ((rest, OTHER, 26, "other trials"), (kept, FRONT, 38, "front")):
         if group:

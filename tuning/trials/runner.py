@@ -17,19 +17,18 @@ from app.ray.session import ray_session
 from app.recipe import Recipe
 from app.terminal.console import progress
 from app.training.on_ray import with_copied_model
-from tuning.ledger import Ledger
 from tuning.propose import Proposer
-from tuning.trial import SearchDirs, run_trial
+from tuning.trials.ledger import Ledger
+from tuning.trials.trial import SearchDirs, run_trial
 
 # Ctrl-C is ours to handle; the journal replaces Tune's own record of the experiment.
 ENVIRONMENT = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
 
 
-def run_trials(recipe: Recipe, dirs: SearchDirs, study: optuna.Study, proposer: Proposer, trials: int) -> int:
+def run_trials(
+    recipe: Recipe, dirs: SearchDirs, study: optuna.Study, proposer: Proposer, trials: int
+) -> None:
     """Run trials until the journal holds `trials` finished ones.
-
-    Returns:
-        How many trials failed on the way.
 
     Raises:
         RayRecError: several failed one after another; its text is the last one's.
@@ -47,14 +46,13 @@ def run_trials(recipe: Recipe, dirs: SearchDirs, study: optuna.Study, proposer: 
     shutil.rmtree(dirs.ray, ignore_errors=True)
     if not ledger.finished:
         raise RecipeError("nothing to search", where="model.name", remedy="choose a model with a SPACE")
-    return ledger.failed
 
 
 def _tuner(recipe: Recipe, dirs: SearchDirs, ledger: Ledger) -> Any:
     import ray
     from ray import tune
 
-    from tuning.searcher import LedgerSearcher  # imports Ray, which takes seconds
+    from tuning.trials.searcher import LedgerSearcher  # imports Ray, which takes seconds
 
     shutil.rmtree(dirs.ray, ignore_errors=True)
     # Without a GPU in the cluster, asking for one would wait for ever; the trial says it better.

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ray.tune.search import Searcher
 
-from tuning.ledger import Ledger
+from tuning.trials.ledger import Ledger
 
 
 class LedgerSearcher(Searcher):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,23 +11,16 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from app.files import write_atomically
-from tuning.front import Point, front
+from tuning.front import Front
+from tuning.points import Point
 
 FEWEST = 8  # trials from which on settings can be told apart
 SHOWN = 10  # settings of a figure, the most important ones
 
 
-def write_report(
-    study: optuna.Study, points: Sequence[Point], best: Point, baselines: Mapping[str, float], path: Path
-) -> None:
-    """Write the page.
-
-    Args:
-        study: the journal.
-        points: its finished trials.
-        best: the one chosen.
-        baselines: the quality of models in closed form, on the same users.
-    """
+def write_report(front: Front, study: optuna.Study, path: Path) -> None:
+    """Write the page; `study` is the journal, by which settings are told apart."""
+    points, best = front.trials, front.best
     lines = [
         f"# {study.study_name}",
         "",
@@ -36,25 +28,25 @@ def write_report(
         "",
         "## Front",
         "",
-        *_front(points, best),
+        *_front(front),
         "",
-        *(f"* {name}: {best.metric} {quality:.4f}" for name, quality in baselines.items()),
+        *(f"* {name}: {best.metric} {quality:.4f}" for name, quality in front.baselines.items()),
         "",
         "## What mattered",
         "",
         *_importances(study, best.metric),
-        *_failures(study),
+        *_failures(front),
     ]
     write_atomically(path, ("\n".join(lines).rstrip() + "\n").encode())
 
 
-def _front(points: Sequence[Point], best: Point) -> list[str]:
+def _front(front: Front) -> list[str]:
     rows = [
-        f"| {p.trial}{' (chosen)' if p.trial == best.trial else ''} | {p.quality:.4f} |"
+        f"| {p.trial}{' (chosen)' if p.trial == front.best.trial else ''} | {p.quality:.4f} |"
         f" {p.p95_ms:.3f} ({p.p95_low:.3f} to {p.p95_high:.3f}) | {p.mb:.3f} | {_settings(p)} |"
-        for p in front(points)
+        for p in front.points
     ]
-    return [f"| trial | {best.metric} | p95, ms | MB | settings |", "|---|---|---|---|---|", *rows]
+    return [f"| trial | {front.best.metric} | p95, ms | MB | settings |", "|---|---|---|---|---|", *rows]
 
 
 def _settings(point: Point) -> str:
@@ -90,9 +82,8 @@ def _value(number: int, trial: FrozenTrial) -> float:
     return sign * float(trial.values[number])
 
 
-def _failures(study: optuna.Study) -> list[str]:
-    failed = study.get_trials(deepcopy=False, states=(TrialState.FAIL,))
-    reasons = Counter(str(trial.user_attrs.get("failed", "unknown")) for trial in failed)
+def _failures(front: Front) -> list[str]:
+    reasons = Counter(front.failures.values())
     if not reasons:
         return []
     return ["## Failed", "", *(f"* {count} x {reason}" for reason, count in reasons.most_common())]

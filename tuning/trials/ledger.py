@@ -12,9 +12,9 @@ import optuna
 from app.errors import DataError, RayRecError
 from app.recipe import Recipe
 from app.terminal.console import Progress, say
-from tuning.front import Point
-from tuning.journal import points, record, record_failure
+from tuning.points import Point
 from tuning.propose import Proposal, Proposer
+from tuning.trials.journal import points, record, record_failure
 
 GIVE_UP = 3  # failures one after another
 

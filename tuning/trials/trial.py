@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from app.artifact import reuse
+from app.artifact import Artifact, reuse
 from app.bundle.benchmark import measure
 from app.bundle.export.export import export
 from app.bundle.runtime import Ranker
@@ -26,7 +26,7 @@ from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
 from app.files import locked, write_atomically
 from app.recipe import Recipe
-from app.training.checkpoint import load_checkpoint
+from app.training.checkpoint import Checkpoint, load_checkpoint
 from app.training.train import checkpoint_key, fit
 from tuning.space import Settings, changed
 
@@ -97,18 +97,13 @@ def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
 def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
     dataset = Dataset.open(dirs.dataset, verify=False)
     source, key, reused = _trained(recipe, dataset, dirs)
-    compress(recipe, dataset, source, folder / "compressed", judge=False)
-    checkpoint = load_checkpoint(folder / "compressed", dataset)
+    checkpoint = _compressed(recipe, dataset, source, folder)
     scorer = ModelScorer(checkpoint.model, checkpoint.rows)
     figures = validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)
     quality = float(figures[recipe.train.metric])
     if not math.isfinite(quality):
         raise RayRecError(f"{recipe.train.metric} is {quality}", where="trial")
-    parents = {"checkpoint": checkpoint.artifact.digest}
-    settings = recipe.part("export", "compress")
-    bundle = export(
-        recipe, dataset, checkpoint, folder / "bundle", settings, parents, figures, retrieval=False
-    )
+    bundle = _export(recipe, dataset, checkpoint, folder, figures, retrieval=False)
     p95_ms, low, high = _latency(bundle.path, dirs)
     return {
         "quality": quality,
@@ -118,6 +113,38 @@ def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
         "reused": reused,
         "checkpoint": key,
     }
+
+
+def trial_bundle(recipe: Recipe, dirs: SearchDirs, folder: Path) -> Artifact:
+    """The bundle of a trial as it would be served, below `folder`; what was trained is taken from there.
+
+    Args:
+        recipe: of the trial, by `trial_recipe`.
+    """
+    dataset = Dataset.open(dirs.dataset, verify=False)
+    source, _, _ = _trained(recipe, dataset, dirs)
+    checkpoint = _compressed(recipe, dataset, source, folder)
+    return _export(recipe, dataset, checkpoint, folder, {}, retrieval=True)
+
+
+def _compressed(recipe: Recipe, dataset: Dataset, source: Path, folder: Path) -> Checkpoint:
+    compress(recipe, dataset, source, folder / "compressed", judge=False)
+    return load_checkpoint(folder / "compressed", dataset)
+
+
+def _export(
+    recipe: Recipe,
+    dataset: Dataset,
+    checkpoint: Checkpoint,
+    folder: Path,
+    figures: dict[str, Any],
+    *,
+    retrieval: bool,
+) -> Artifact:
+    parents = {"checkpoint": checkpoint.artifact.digest}
+    settings = recipe.part("export", "compress")
+    target = folder / "bundle"
+    return export(recipe, dataset, checkpoint, target, settings, parents, figures, retrieval=retrieval)
 
 
 def _trained(recipe: Recipe, dataset: Dataset, dirs: SearchDirs) -> tuple[Path, str, bool]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from app.files import write_atomically
-from tuning.budget import Limit
-from tuning.front import COSTS, LABELS, Point, front
+from tuning.front import Front
+from tuning.points import COSTS, LABELS, Point
 
 WIDTH, HEIGHT, MARGIN = 520, 360, 56  # of a panel, in pixels
 STYLE = """
@@ -21,45 +21,27 @@ circle:hover { stroke: #1f2328; stroke-width: 2 }
 """
 
 
-def write_page(
-    points: Sequence[Point],
-    best: Point,
-    limits: Sequence[Limit],
-    baselines: Mapping[str, float],
-    path: Path,
-) -> None:
-    """Write the page: quality against each cost, every trial with its figures and settings.
-
-    Args:
-        points: all finished trials.
-        best: the one chosen.
-        limits: of the budget, as numbers.
-        baselines: the quality of models in closed form.
-    """
-    panels = "".join(_panel(points, best, limits, baselines, cost) for cost in COSTS)
-    title = f"{len(points)} trials; the front is blue, the choice is ringed"
+def write_page(front: Front, path: Path) -> None:
+    """Write the page: quality against each cost, every trial with its figures and settings."""
+    panels = "".join(_panel(front, cost) for cost in COSTS)
+    title = f"{len(front.trials)} trials; the front is blue, the choice is ringed"
     text = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{html.escape(best.metric)} against its costs</h1>"
+        f"<style>{STYLE}</style><h1>{html.escape(front.best.metric)} against its costs</h1>"
         f"<p>{html.escape(title)}. Hover a point to see its figures and settings.</p>{panels}</html>\n"
     )
     write_atomically(path, text.encode())
 
 
-def _panel(
-    points: Sequence[Point],
-    best: Point,
-    limits: Sequence[Limit],
-    baselines: Mapping[str, float],
-    cost: str,
-) -> str:
+def _panel(front: Front, cost: str) -> str:
+    points, best, baselines = front.trials, front.best, front.baselines
     costs, qualities = [p.figure(cost) for p in points], [*(p.quality for p in points), *baselines.values()]
     across = _Scale(costs, MARGIN, WIDTH - 10, logarithmic=min(costs) > 0 and max(costs) > 8 * min(costs))
     up = _Scale(qualities, HEIGHT - MARGIN, 10)
-    kept = {p.trial for p in front(points)}
+    kept = {p.trial for p in front.points}
     lines = [
         _line(across(limit.bound), 10, across(limit.bound), HEIGHT - MARGIN, "budget", "budget")
-        for limit in limits
+        for limit in front.bounds
         if limit.name == cost and across.holds(limit.bound)
     ]
     lines += [

@@ -1,15 +1,14 @@
 """The search: Ray Tune runs the trials, Optuna proposes them, the journal remembers them.
 
 prepare -> [ propose -> train or reuse -> compress -> measure -> journal ] x trials
-        -> front.csv, front.png, best.toml
+        -> front.csv, front.png, front.html, report.md, best.toml
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import optuna
 from app import pipeline
 from app.artifact import Artifact, cache_key
 from app.data.dataset import Dataset
-from app.errors import DataError, MachineError
+from app.errors import DataError, MachineError, RecipeError
 from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
 from app.files import AlreadyLocked, locked
@@ -31,76 +30,96 @@ from app.recipe_check import AUTO, check_recipe
 from app.terminal.console import say
 from app.training.task import STAGE_VERSION, checkpoint_settings
 from tuning import budget as budgets
-from tuning.front import Point, front
-from tuning.journal import DIRECTIONS, open_journal, points
+from tuning.front import Front
 from tuning.propose import Proposer
-from tuning.results import write_results
-from tuning.runner import run_trials
+from tuning.results.write import write_results
 from tuning.space import Space
-from tuning.trial import SearchDirs
+from tuning.trials.journal import DIRECTIONS, failures, open_journal, points
+from tuning.trials.runner import run_trials
+from tuning.trials.trial import SearchDirs
 
 
-def tune(recipe: Recipe, out: Path, *, trials: int, add_trials: int = 0, budget: str = "") -> dict[str, Any]:
-    """Search until the journal of `out` holds `trials` finished trials, and choose by budget.
+def search(recipe: Recipe, out: Path, *, trials: int = 0, add_trials: int = 0, budget: str = "") -> Front:
+    """Search until the journal of `out` holds as many finished trials as are wanted, and choose by budget.
 
     Finished trials of an earlier, interrupted search with the same data and settings count
-    and are not run again. Writes journal.log, front.csv, front.png and best.toml.
+    and are not run again. Writes journal.log, and the files of the front.
 
     Args:
         recipe: searched around; its own settings are the first trial, or with model.name = "auto"
             those of the model that was chosen.
         out: folder of the search, with data set and checkpoints; on a cluster, shared storage.
-        trials: finished trials in all.
+        trials: finished trials in all; 0: tune.trials.
         add_trials: where it is not 0, so many beside those that have finished, instead of `trials` in all.
-        budget: e.g. "p95_ms<=8, mb<=20"; empty: the best quality.
-
-    Returns:
-        journal, study, trials, reused, failed, metric, models, front and best (settings and figures),
-        baselines (name to quality on the same users), behind (those that are better than the best),
-        within_budget, next (the command that trains the best), and the paths of the files written.
+        budget: e.g. "p95_ms<=8, mb<=20"; empty: tune.budget, and where that is empty the best quality.
 
     Raises:
         RecipeError: of the recipe or the budget.
         MachineError: another search runs in `out`.
     """
-    out = out.absolute()
+    out, budget = out.absolute(), budget or recipe.tune.budget
     limits = budgets.parse(budget, recipe.train.metric)
     check_recipe(recipe)
     with _alone(out), shared_session():
-        dataset = pipeline.prepare(recipe, out)
-        _refuse_empty(dataset)
-        models = recipe.tune.models
-        if recipe.model.name == AUTO:
-            choice = pipeline.choose(recipe, out)
-            models = models or compared(choice.figures)
-            recipe = pipeline.resolved(recipe, out)
-        space = Space.around(recipe, Dataset.open(out / "dataset"), models)
-        baselines = _baselines(space.recipe, Dataset.open(out / "dataset"))
-        study = open_journal(out / "journal.log", study_name(space, dataset.digest))
-        wanted = len(points(study)) + add_trials if add_trials else trials
-        failed = _search(space, SearchDirs(out), study, wanted)
+        space, study, baselines = _begin(recipe, out)
+        wanted = len(points(study)) + add_trials if add_trials else trials or recipe.tune.trials
+        _run_missing(space, SearchDirs(out), study, wanted)
+        front = Front(
+            space.recipe,
+            out,
+            points(study),
+            limits,
+            baselines,
+            failures(study),
+            space.models,
+            study.study_name,
+        )
+    write_results(front, study)
+    _conclude(front, budget)
+    return front
+
+
+def opened(recipe: Recipe, out: Path, budget: str = "") -> Front:
+    """What a search in `out` has found so far; no trial runs.
+
+    Raises:
+        RecipeError: no trial of this recipe has finished there.
+    """
+    out = out.absolute()
+    limits = budgets.parse(budget or recipe.tune.budget, recipe.train.metric)
+    if not (out / "journal.log").is_file():
+        raise _nothing_there(out)
+    with _alone(out), shared_session():
+        space, study, baselines = _begin(recipe, out)
     finished = points(study)
-    best, within = budgets.choose(finished, limits)
-    limits = [limit.among(finished) for limit in limits]
-    files = write_results(space.recipe, study, out, finished, best, limits, baselines)
-    behind = [name for name, quality in baselines.items() if quality > best.quality]
-    _conclude(best, within, budget, space.models, behind)
-    return {
-        "journal": str(out / "journal.log"),
-        "study": study.study_name,
-        "trials": len(finished),
-        "reused": sum(p.reused for p in finished),
-        "failed": failed,
-        "metric": recipe.train.metric,
-        "models": list(space.models),
-        "front": [_described(p) for p in front(finished)],
-        "best": _described(best),
-        "baselines": {name: round(quality, 6) for name, quality in baselines.items()},
-        "behind": behind,
-        "within_budget": within,
-        "next": shlex.join(["rayrec", "run", str(files["best_toml"]), "--out", str(out)]),
-        **{name: str(path) for name, path in files.items()},
-    }
+    if not finished:
+        raise _nothing_there(out)
+    return Front(
+        space.recipe, out, finished, limits, baselines, failures(study), space.models, study.study_name
+    )
+
+
+def _nothing_there(out: Path) -> RecipeError:
+    return RecipeError(
+        "no trial of this recipe has finished here",
+        where=str(out),
+        remedy="run `rayrec tune` with the same recipe and --out first",
+    )
+
+
+def _begin(recipe: Recipe, out: Path) -> tuple[Space, optuna.Study, dict[str, float]]:
+    """The space around a recipe, its journal, and the quality of its baselines."""
+    artifact = pipeline.prepare(recipe, out)
+    _refuse_empty(artifact)
+    models = recipe.tune.models
+    if recipe.model.name == AUTO:
+        choice = pipeline.choose(recipe, out)
+        models = models or compared(choice.figures)
+        recipe = pipeline.resolved(recipe, out)
+    dataset = Dataset.open(out / "dataset")
+    space = Space.around(recipe, dataset, models)
+    study = open_journal(out / "journal.log", study_name(space, artifact.digest))
+    return space, study, _baselines(space.recipe, dataset)
 
 
 def study_name(space: Space, dataset: str) -> str:
@@ -133,15 +152,15 @@ def _baselines(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
     return qualities
 
 
-def _search(space: Space, dirs: SearchDirs, study: optuna.Study, trials: int) -> int:
-    """Run what is missing; returns how many trials failed."""
+def _run_missing(space: Space, dirs: SearchDirs, study: optuna.Study, trials: int) -> None:
+    """Run trials until `trials` have finished."""
     finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
     if finished:
         say(f"tune: {len(finished)} of {trials} trials are in the journal")
     if len(finished) >= trials:
-        return 0
+        return
     shutil.rmtree(dirs.trials, ignore_errors=True)  # of trials that were cut off
-    return run_trials(space.recipe, dirs, study, Proposer(space, finished, DIRECTIONS), trials)
+    run_trials(space.recipe, dirs, study, Proposer(space, finished, DIRECTIONS), trials)
 
 
 def _refuse_empty(dataset: Artifact) -> None:
@@ -153,20 +172,17 @@ def _refuse_empty(dataset: Artifact) -> None:
         )
 
 
-def _described(point: Point) -> dict[str, Any]:
-    figures = {name: round(value, 6) for name, value in point.figures().items()}
-    return {"trial": point.trial, **figures, "reused": point.reused, "settings": point.settings}
-
-
-def _conclude(best: Point, within: bool, budget: str, models: Sequence[str], behind: list[str]) -> None:
+def _conclude(front: Front, budget: str) -> None:
+    best, behind = front.best, front.behind
     figures = ", ".join(f"{name} {value:.4g}" for name, value in best.figures().items())
-    if within:
+    if front.within_budget:
         say(f"tune: chosen is trial {best.trial} ({figures})")
     else:
         say(f"tune: no trial keeps the budget {budget!r}; the nearest is trial {best.trial} ({figures})")
     if behind:
-        further = [name for name in behind if name not in models]
-        remedy = f"--set 'tune.models={json.dumps([*models, *further])}'" if further else "more --trials"
+        further = [name for name in behind if name not in front.models]
+        wanted = json.dumps([*front.models, *further])
+        remedy = f"--set 'tune.models={wanted}'" if further else "more --trials"
         say(f"tune: {' and '.join(behind)} ranked better on the same users; try {remedy}")
 
 

@@ -1,0 +1,1 @@
+"""The trials of a search: one of them, where they run, and what is known of those that ran."""
