@@ -33,6 +33,7 @@ class Front:
         limits: the budget.
         baselines: the quality of models in closed form, on the same users.
         failures: of each trial that failed, by its number, the reason.
+        stopped: of each trial that was stopped, by its number, the epoch after which it was.
         models: names of those that were searched over.
         study: name of the study in the journal.
     """
@@ -43,6 +44,7 @@ class Front:
     limits: Sequence[Limit] = ()
     baselines: Mapping[str, float] = field(default_factory=dict)
     failures: Mapping[int, str] = field(default_factory=dict)
+    stopped: Mapping[int, int] = field(default_factory=dict)
     models: Sequence[str] = ()
     study: str = ""
 
@@ -84,16 +86,18 @@ class Front:
         """The finished trial with a number.
 
         Raises:
-            RecipeError: there is none; of one that failed it says why.
+            RecipeError: there is none; of one that failed it says why, of one that was stopped when.
         """
         for point in self.trials:
             if point.trial == number:
                 return point
         known = ", ".join(str(point.trial) for point in self.trials)
-        what = f"trial {number} failed: {self.failures[number]}" if number in self.failures else ""
-        raise RecipeError(
-            what or f"there is no trial {number}", where=str(self.out), remedy=f"choose one of {known}"
-        )
+        what = f"there is no trial {number}"
+        if number in self.failures:
+            what = f"trial {number} failed: {self.failures[number]}"
+        if number in self.stopped:
+            what = f"trial {number} was behind others and stopped after epoch {self.stopped[number]}"
+        raise RecipeError(what, where=str(self.out), remedy=f"choose one of {known}")
 
     def recipe_of(self, point: Point) -> Recipe:
         """The recipe that `rayrec run` reproduces a trial from, with all epochs."""
@@ -127,9 +131,10 @@ class Front:
         """The figures that `rayrec tune --json` prints.
 
         Returns:
-            journal, study, trials, reused, failed, metric, models, front and best (settings and figures),
-            baselines (name to quality on the same users), behind (those that are better than the best),
-            within_budget, next (the command that trains the best), and the paths of the files written.
+            journal, study, trials (finished ones), reused, stopped, failed, metric, models, front and best
+            (settings and figures), baselines (name to quality on the same users), behind (those that are
+            better than the best), within_budget, next (the command that trains the best), and the paths of
+            the files written.
         """
         best_toml = str(self.files["best_toml"])
         return {
@@ -137,6 +142,7 @@ class Front:
             "study": self.study,
             "trials": len(self.trials),
             "reused": sum(point.reused for point in self.trials),
+            "stopped": len(self.stopped),
             "failed": len(self.failures),
             "metric": self.best.metric,
             "models": list(self.models),

@@ -59,19 +59,19 @@ class Proposer:
         self, space: Space, finished: Sequence[FrozenTrial], directions: Sequence[Direction]
     ) -> None:
         self.space = space
-        # The seed moves on with the journal: a search that goes on would repeat its draws else.
-        seed = space.recipe.seed + len(finished)
-        self.random = random.Random(seed)
-        self.guided: BaseSampler = TPESampler(n_startup_trials=START_UP, seed=seed)
-        self.at_random: BaseSampler = RandomSampler(seed=seed)
+        self.random = random.Random()
+        self.guided: BaseSampler = TPESampler()
+        self.at_random: BaseSampler = RandomSampler()
+        self.proposals = len(finished)  # those before, and those made here
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(finished)
-        self.quality = {_key(decoded(t.params)): t.values[0] for t in finished}
+        trained = [t for t in finished if not t.user_attrs.get("stopped")]
+        self.quality = {_key(decoded(t.params)): t.values[0] for t in trained}
         self.effort = Effort()
         for trial in finished:
             seconds, reused = trial.user_attrs.get("seconds", 0.0), trial.user_attrs.get("reused", False)
             self.effort.add(_costs(trial.values), seconds, reused=reused)
-        self.proposed = set(self.quality)
+        self.proposed = {_key(decoded(t.params)) for t in finished}
         first = [space.encoded(space.own(model)) for model in space.models]
         self.first = [
             params
@@ -81,6 +81,7 @@ class Proposer:
 
     def propose(self) -> Proposal | None:
         """The next settings, or None where the space has no others left."""
+        self._seed()
         reuse = self._reuse_is_due()
         for attempt in range(ATTEMPTS):
             self.study.sampler = self.guided if attempt < GUIDED else self.at_random
@@ -96,15 +97,35 @@ class Proposer:
             self.drop(trial.number)
         return None
 
-    def tell(self, proposal: Proposal, values: Sequence[float], seconds: float, *, reused: bool) -> None:
-        """Learn what a proposal gave: quality, p95 in ms, bytes; and what it took."""
+    def tell(
+        self,
+        proposal: Proposal,
+        values: Sequence[float],
+        seconds: float,
+        *,
+        reused: bool,
+        stopped: bool = False,
+    ) -> None:
+        """Learn what a proposal gave: quality, p95 in ms, bytes; and what it took.
+
+        One that was stopped has left no checkpoint for others.
+        """
         self.effort.add(_costs(values), seconds, reused=reused)
-        self.quality[_key(proposal.settings)] = values[0]
+        if not stopped:
+            self.quality[_key(proposal.settings)] = values[0]
         self.study.tell(proposal.number, list(values))
 
     def drop(self, number: int) -> None:
         """Mark a proposal as failed, so that the sampler learns nothing from it."""
         self.study.tell(number, state=TrialState.FAIL)
+
+    def _seed(self) -> None:
+        """Draw by the seed and the proposal's number: a search that goes on draws as if it had run on."""
+        seed = self.space.recipe.seed + self.proposals
+        self.proposals += 1
+        self.random.seed(seed)
+        self.guided = TPESampler(n_startup_trials=START_UP, seed=seed)
+        self.at_random = RandomSampler(seed=seed)
 
     def _reuse_is_due(self) -> bool:
         return bool(self.quality) and self.random.random() < self.effort.chance_of_reuse()

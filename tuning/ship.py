@@ -34,7 +34,9 @@ from tuning import budget as budgets
 from tuning.front import Front
 from tuning.points import Point
 from tuning.results.write import write_best
-from tuning.trials.trial import CANDIDATES, SearchDirs, trial_bundle, trial_recipe
+from tuning.trials.dirs import SearchDirs
+from tuning.trials.latency import CANDIDATES
+from tuning.trials.trial import trial_bundle, trial_recipe
 
 WARM_UP, CALLS = 50, 400
 NEAREST = 3  # trials that a refusal names

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,9 +34,9 @@ from tuning.front import Front
 from tuning.propose import Proposer
 from tuning.results.write import write_results
 from tuning.space import Space
-from tuning.trials.journal import DIRECTIONS, failures, open_journal, points
+from tuning.trials.dirs import SearchDirs
+from tuning.trials.journal import DIRECTIONS, failures, open_journal, points, ran, stopped
 from tuning.trials.runner import run_trials
-from tuning.trials.trial import SearchDirs
 
 
 def search(recipe: Recipe, out: Path, *, trials: int = 0, add_trials: int = 0, budget: str = "") -> Front:
@@ -49,8 +49,8 @@ def search(recipe: Recipe, out: Path, *, trials: int = 0, add_trials: int = 0, b
         recipe: searched around; its own settings are the first trial, or with model.name = "auto"
             those of the model that was chosen.
         out: folder of the search, with data set and checkpoints; on a cluster, shared storage.
-        trials: finished trials in all; 0: tune.trials.
-        add_trials: where it is not 0, so many beside those that have finished, instead of `trials` in all.
+        trials: trials in all, finished or stopped early; 0: tune.trials.
+        add_trials: where it is not 0, so many beside those that have run, instead of `trials` in all.
         budget: e.g. "p95_ms<=8, mb<=20"; empty: tune.budget, and where that is empty the best quality.
 
     Raises:
@@ -62,18 +62,9 @@ def search(recipe: Recipe, out: Path, *, trials: int = 0, add_trials: int = 0, b
     check_recipe(recipe)
     with _alone(out), shared_session():
         space, study, baselines = _begin(recipe, out)
-        wanted = len(points(study)) + add_trials if add_trials else trials or recipe.tune.trials
+        wanted = len(ran(study)) + add_trials if add_trials else trials or recipe.tune.trials
         _run_missing(space, SearchDirs(out), study, wanted)
-        front = Front(
-            space.recipe,
-            out,
-            points(study),
-            limits,
-            baselines,
-            failures(study),
-            space.models,
-            study.study_name,
-        )
+        front = _front(space, out, study, limits, baselines)
     write_results(front, study)
     _conclude(front, budget)
     return front
@@ -91,11 +82,28 @@ def opened(recipe: Recipe, out: Path, budget: str = "") -> Front:
         raise _nothing_there(out)
     with _alone(out), shared_session():
         space, study, baselines = _begin(recipe, out)
-    finished = points(study)
-    if not finished:
+    if not points(study):
         raise _nothing_there(out)
+    return _front(space, out, study, limits, baselines)
+
+
+def _front(
+    space: Space,
+    out: Path,
+    study: optuna.Study,
+    limits: Sequence[budgets.Limit],
+    baselines: Mapping[str, float],
+) -> Front:
     return Front(
-        space.recipe, out, finished, limits, baselines, failures(study), space.models, study.study_name
+        recipe=space.recipe,
+        out=out,
+        trials=points(study),
+        limits=limits,
+        baselines=baselines,
+        failures=failures(study),
+        stopped=stopped(study),
+        models=space.models,
+        study=study.study_name,
     )
 
 
@@ -153,14 +161,16 @@ def _baselines(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
 
 
 def _run_missing(space: Space, dirs: SearchDirs, study: optuna.Study, trials: int) -> None:
-    """Run trials until `trials` have finished."""
-    finished = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.COMPLETE,))
-    if finished:
-        say(f"tune: {len(finished)} of {trials} trials are in the journal")
-    if len(finished) >= trials:
+    """Run trials until `trials` have finished or were stopped."""
+    earlier = ran(study)
+    if earlier:
+        say(f"tune: {len(earlier)} of {trials} trials are in the journal")
+    else:
+        dirs.rungs.unlink(missing_ok=True)  # of another search
+    if len(earlier) >= trials:
         return
     shutil.rmtree(dirs.trials, ignore_errors=True)  # of trials that were cut off
-    run_trials(space.recipe, dirs, study, Proposer(space, finished, DIRECTIONS), trials)
+    run_trials(space.recipe, dirs, study, Proposer(space, earlier, DIRECTIONS), trials)
 
 
 def _refuse_empty(dataset: Artifact) -> None:

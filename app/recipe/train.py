@@ -126,6 +126,11 @@ class Tune(Section):
     trials: Positive = Field(20, description="finished trials at which the search ends")
     parallel: Count = Field(0, description="trials that run at a time; 0: one for each core")
     epochs: Count = Field(0, description="epochs of a trial at most; 0: those of [train]")
+    stop_early: bool = Field(
+        True,
+        description="whether a trial ends that after a ninth or a third of its epochs is behind others in"
+        " quality, latency and bytes together",
+    )
     max_users: Positive = Field(2000, description="validation users that a trial ranks")
     models: list[str] = Field(
         [], description="models to search over; empty: the recipe's own, or those that auto compared"

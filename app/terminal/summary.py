@@ -19,9 +19,9 @@ def of_tune(result: Mapping[str, Any]) -> Rows:
     metric, best = result["metric"], result["best"]
     beside = "".join(f", {name} {quality:.4f}" for name, quality in result["baselines"].items())
     kept = "within the budget" if result["within_budget"] else "nearest to the budget"
-    failed = f", {result['failed']} failed" if result["failed"] else ""
+    ended = "".join(f", {result[how]} {how}" for how in ("stopped", "failed") if result[how])
     return [
-        ("trials", f"{result['trials']}, {result['reused']} on a checkpoint that was there{failed}"),
+        ("trials", f"{result['trials']}, {result['reused']} on a checkpoint that was there{ended}"),
         ("models", ", ".join(result["models"])),
         *((f"front, trial {point['trial']}", _point(point, metric)) for point in result["front"]),
         ("chosen", f"trial {best['trial']}, {kept}"),

@@ -118,6 +118,12 @@ def fit(
     return _publish_run(task, out, folder, _train_here(task, folder, report, limit_s))
 
 
+def publish_untrained(recipe: Recipe, dataset: Dataset, out: Path) -> Artifact:
+    """Publish the model as it is before its training at `out`, to measure what no weight has a say in."""
+    task = task_of(recipe, dataset)
+    return _publish(task, out, task.new_model(), TrainingProgress())
+
+
 def forget_run(out: Path) -> None:
     """Remove what an unfinished run that would make `out` has left, so that training begins anew."""
     shutil.rmtree(run_folder_of(out), ignore_errors=True)

@@ -30,7 +30,8 @@ from app.training.on_ray import with_copied_model
 from app.training.train import checkpoint_key
 from tests.conftest import REPOSITORY
 from tuning.ship import ship
-from tuning.trials.trial import SearchDirs, run_trial
+from tuning.trials.dirs import SearchDirs
+from tuning.trials.trial import run_trial
 from tuning.tune import opened, search
 
 TRIALS, KILLED_AFTER = 5, 2

@@ -24,7 +24,8 @@ def write_report(front: Front, study: optuna.Study, path: Path) -> None:
     lines = [
         f"# {study.study_name}",
         "",
-        f"{len(points)} trials, {sum(p.reused for p in points)} on checkpoints that were there already.",
+        f"{len(points)} trials, {sum(p.reused for p in points)} on checkpoints that were there already;"
+        f" {len(front.stopped)} further ones were behind others and stopped early.",
         "",
         "## Front",
         "",

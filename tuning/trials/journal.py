@@ -1,7 +1,8 @@
-"""The Optuna journal: every trial of a search that finished or failed, appended whole.
+"""The Optuna journal: every trial of a search that finished, was stopped or failed, appended whole.
 
 It is all that a search goes on from: a trial that was cut off is not in it, so the finished ones
-are read and counted. One that failed is there with its reason. `optuna.load_study` and Optuna's
+are read and counted. One whose training was stopped is there as pruned, with what it had reached; one that
+failed, with its reason. `optuna.load_study` and Optuna's
 dashboard open it.
 """
 
@@ -14,7 +15,7 @@ from typing import Literal
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from app.errors import ArtifactError
 from tuning.points import Point
@@ -78,6 +79,22 @@ def record(study: optuna.Study, proposal: Proposal, point: Point, checkpoint: st
     return points(study)[-1]
 
 
+def record_stopped(study: optuna.Study, proposal: Proposal, point: Point, epoch: int, seconds: float) -> None:
+    """Append a trial whose training was stopped after an epoch, with what it had reached."""
+    study.add_trial(
+        optuna.trial.create_trial(
+            state=TrialState.PRUNED,
+            params=proposal.params,
+            distributions=proposal.distributions,
+            user_attrs={
+                "stopped": epoch,
+                "reached": [point.quality, point.p95_ms, point.bytes],
+                "seconds": round(seconds, 3),
+            },
+        )
+    )
+
+
 def record_failure(study: optuna.Study, proposal: Proposal, reason: str) -> None:
     """Append a trial that failed, with its reason; a search that goes on may try its settings again."""
     study.add_trial(
@@ -88,6 +105,31 @@ def record_failure(study: optuna.Study, proposal: Proposal, reason: str) -> None
             user_attrs={"failed": reason},
         )
     )
+
+
+def ran(study: optuna.Study) -> list[FrozenTrial]:
+    """All trials that finished or were stopped: of these with what they had reached, as if it were the end.
+
+    So a sampler learns from both; that a longer training would have reached more does not make it better than
+    those that went on.
+    """
+    trials = []
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED)):
+        if trial.state == TrialState.PRUNED:
+            trial = optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                values=trial.user_attrs["reached"],
+                user_attrs=trial.user_attrs,
+            )
+        trials.append(trial)
+    return trials
+
+
+def stopped(study: optuna.Study) -> dict[int, int]:
+    """Of each trial that was stopped, by its number, the epoch after which it was."""
+    pruned = study.get_trials(deepcopy=False, states=(TrialState.PRUNED,))
+    return {trial.number: int(trial.user_attrs["stopped"]) for trial in pruned}
 
 
 def points(study: optuna.Study) -> list[Point]:

@@ -14,7 +14,7 @@ from app.recipe import Recipe
 from app.terminal.console import Progress, say
 from tuning.points import Point
 from tuning.propose import Proposal, Proposer
-from tuning.trials.journal import points, record, record_failure
+from tuning.trials.journal import ran, record, record_failure, record_stopped
 
 GIVE_UP = 3  # failures one after another
 
@@ -26,12 +26,12 @@ class Ledger:
         recipe: what is searched around.
         study: the journal, which finished trials are appended to.
         proposer: of settings; learns from each result.
-        trials: finished trials that the journal is to hold in the end.
+        trials: that the journal is to hold in the end, finished or stopped.
     """
 
     def __init__(self, recipe: Recipe, study: optuna.Study, proposer: Proposer, trials: int) -> None:
         self.recipe, self.study, self.proposer, self.trials = recipe, study, proposer, trials
-        self.finished = len(points(study))
+        self.finished = len(ran(study))
         self.failed = self.failed_in_a_row = 0
         self.exhausted = False
         self.last_failure: dict[str, Any] = {}
@@ -72,15 +72,18 @@ class Ledger:
             p95_range=tuple(result["p95_range"]),
         )
         seconds, values = result["seconds"], [point.quality, point.p95_ms, point.bytes]
-        point = record(self.study, proposal, point, result["checkpoint"], seconds)
-        self.proposer.tell(proposal, values, seconds, reused=point.reused)
         self.finished += 1
+        if epoch := result["stopped"]:
+            record_stopped(self.study, proposal, point, epoch, seconds)
+            line = f"stopped after epoch {epoch}: {_line(point, 'behind')}"
+        else:
+            point = record(self.study, proposal, point, result["checkpoint"], seconds)
+            how = "checkpoint reused" if point.reused else "trained"
+            line = f"{point.trial} ({self.finished} of {self.trials}): {_line(point, how)}"
+        self.proposer.tell(proposal, values, seconds, reused=point.reused, stopped=bool(epoch))
         self.failed_in_a_row = 0
         self.bar.advance(1)
-        say(
-            f"trial {point.trial} ({self.finished} of {self.trials}): {_line(point)}"
-            f" ({result['seconds']:.0f} s)"
-        )
+        say(f"trial {line} ({seconds:.0f} s)")
 
     def _fail(self, proposal: Proposal, result: dict[str, Any]) -> None:
         self.proposer.drop(proposal.number)
@@ -103,6 +106,5 @@ class Ledger:
             raise kind(f"{self.failed_in_a_row} trials failed one after another: {reason}", where="tune")
 
 
-def _line(point: Point) -> str:
-    reused = "checkpoint reused" if point.reused else "trained"
-    return f"{point.metric} {point.quality:.4f}, p95 {point.p95_ms:.2f} ms, {point.mb:.2f} MB, {reused}"
+def _line(point: Point, how: str) -> str:
+    return f"{point.metric} {point.quality:.4f}, p95 {point.p95_ms:.2f} ms, {point.mb:.2f} MB, {how}"

@@ -18,8 +18,9 @@ from app.recipe import Recipe
 from app.terminal.console import progress
 from app.training.on_ray import with_copied_model
 from tuning.propose import Proposer
+from tuning.trials.dirs import SearchDirs
 from tuning.trials.ledger import Ledger
-from tuning.trials.trial import SearchDirs, run_trial
+from tuning.trials.trial import run_trial
 
 # Ctrl-C is ours to handle; the journal replaces Tune's own record of the experiment.
 ENVIRONMENT = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}

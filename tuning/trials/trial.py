@@ -8,63 +8,30 @@ from __future__ import annotations
 
 import math
 import shutil
-import statistics
 import time
 import uuid
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from app.artifact import Artifact, reuse
-from app.bundle.benchmark import measure
 from app.bundle.export.export import export
-from app.bundle.runtime import Ranker
 from app.compression.compress import compress
 from app.data.dataset import Dataset
 from app.errors import RayRecError
 from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
-from app.files import locked, write_atomically
+from app.files import locked
+from app.models.discovery import model_class
 from app.recipe import Recipe
 from app.training.checkpoint import Checkpoint, load_checkpoint
-from app.training.train import checkpoint_key, fit
+from app.training.train import checkpoint_key, fit, forget_run, publish_untrained
+from tuning.points import Point
 from tuning.space import Settings, changed
-
-CANDIDATES = 100
-REPEATS, CALLS = 9, 100
-LOW = 1  # the second least of nine is the lower end of the 95 % interval of their median (binomial)
-REFERENCE_MS = "p95_ms"  # file of the reference: its own latency
-
-
-@dataclass(frozen=True)
-class SearchDirs:
-    """The folders of a search, shared by all of its trials."""
-
-    out: Path
-
-    @property
-    def dataset(self) -> Path:
-        """The data set that all trials train on."""
-        return self.out / "dataset"
-
-    def checkpoint(self, key: str) -> Path:
-        """The checkpoint with the cache key `key`."""
-        return self.out / "checkpoints" / key[:16]
-
-    @property
-    def reference(self) -> Path:
-        """The bundle that latencies are measured beside."""
-        return self.out / "reference"
-
-    @property
-    def ray(self) -> Path:
-        """Ray Tune's own files, which are of no use after the search."""
-        return self.out / "ray"
-
-    @property
-    def trials(self) -> Path:
-        """Folders of the trials that run; each trial removes its own."""
-        return self.out / "trials"
+from tuning.trials.dirs import SearchDirs
+from tuning.trials.halving import Halving, Stopped, rungs
+from tuning.trials.latency import latency
 
 
 def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str, Any]:
@@ -72,13 +39,13 @@ def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str,
 
     Returns:
         quality (float), p95_ms (float), p95_range (its interval), bytes (int), reused (bool), checkpoint
-        (its key) and seconds; or failed (str), what went wrong, and by_user (bool), whether a user can
-        mend it.
+        (its key; "" where training was stopped), stopped (the epoch after which it was, 0: it was not) and
+        seconds; or failed (str), what went wrong, and by_user (bool), whether a user can mend it.
     """
     start = time.monotonic()
     folder = dirs.trials / uuid.uuid4().hex
     try:
-        figures = _figures(trial_recipe(recipe, settings), dirs, folder)
+        figures = _figures(trial_recipe(recipe, settings), settings, dirs, folder)
     except RayRecError as error:
         return {"failed": str(error), "by_user": error.exit_code == 1}
     except Exception as error:
@@ -94,25 +61,53 @@ def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
     return changed(recipe, {**settings, **shorter, "train.workers": 0})
 
 
-def _figures(recipe: Recipe, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
+def _figures(recipe: Recipe, settings: Settings, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
     dataset = Dataset.open(dirs.dataset, verify=False)
-    source, key, reused = _trained(recipe, dataset, dirs)
+    halving = partial(_halving, recipe, settings, dataset, dirs, folder / "untrained")
+    try:
+        source, key, reused = _trained(recipe, dataset, dirs, halving)
+    except Stopped as stopped:
+        point = stopped.point
+        costs = {"p95_ms": point.p95_ms, "p95_range": point.p95_range, "bytes": point.bytes}
+        ended = {"reused": False, "checkpoint": "", "stopped": stopped.epoch}
+        return {"quality": point.quality, **costs, **ended}
     checkpoint = _compressed(recipe, dataset, source, folder)
     scorer = ModelScorer(checkpoint.model, checkpoint.rows)
     figures = validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)
     quality = float(figures[recipe.train.metric])
     if not math.isfinite(quality):
         raise RayRecError(f"{recipe.train.metric} is {quality}", where="trial")
-    bundle = _export(recipe, dataset, checkpoint, folder, figures, retrieval=False)
-    p95_ms, low, high = _latency(bundle.path, dirs)
-    return {
-        "quality": quality,
-        "p95_ms": p95_ms,
-        "p95_range": (low, high),
-        "bytes": bundle.bytes,
-        "reused": reused,
-        "checkpoint": key,
-    }
+    costs = _costs(_export(recipe, dataset, checkpoint, folder, figures, retrieval=False), dirs)
+    return {"quality": quality, **costs, "reused": reused, "checkpoint": key, "stopped": 0}
+
+
+def _halving(
+    recipe: Recipe, settings: Settings, dataset: Dataset, dirs: SearchDirs, folder: Path
+) -> Halving | None:
+    """What stops a training that is behind, with the costs of the untrained model; None: none is stopped."""
+    if not (recipe.tune.stop_early and rungs(recipe.train.epochs) and len(dataset.valid)):
+        return None
+    recipe = as_untrained(recipe)
+    if not model_class(recipe.model.source).learns:
+        return None
+    source = publish_untrained(recipe, dataset, folder / "checkpoint")
+    checkpoint = _compressed(recipe, dataset, source.path, folder)
+    costs = _costs(_export(recipe, dataset, checkpoint, folder, {}, retrieval=False), dirs)
+    point = Point(-1, settings, 0.0, reused=False, metric=recipe.train.metric, **costs)
+    return Halving(dirs.rungs, point, recipe.train.epochs)
+
+
+def as_untrained(recipe: Recipe) -> Recipe:
+    """The recipe whose model is as large and fast before any training as that of `recipe` in the end."""
+    steps = [step for step in recipe.compress.steps if step not in ("distill", "finetune")]
+    student = recipe.compress.distill.student if "distill" in recipe.compress.steps else {}
+    changes = {f"model.{name}": value for name, value in student.items()}
+    return recipe.override({**changes, "compress.steps": steps})
+
+
+def _costs(bundle: Artifact, dirs: SearchDirs) -> dict[str, Any]:
+    p95_ms, low, high = latency(bundle.path, dirs)
+    return {"p95_ms": p95_ms, "p95_range": (low, high), "bytes": bundle.bytes}
 
 
 def trial_bundle(recipe: Recipe, dirs: SearchDirs, folder: Path) -> Artifact:
@@ -122,7 +117,7 @@ def trial_bundle(recipe: Recipe, dirs: SearchDirs, folder: Path) -> Artifact:
         recipe: of the trial, by `trial_recipe`.
     """
     dataset = Dataset.open(dirs.dataset, verify=False)
-    source, _, _ = _trained(recipe, dataset, dirs)
+    source, _, _ = _trained(recipe, dataset, dirs, lambda: None)
     checkpoint = _compressed(recipe, dataset, source, folder)
     return _export(recipe, dataset, checkpoint, folder, {}, retrieval=True)
 
@@ -147,44 +142,27 @@ def _export(
     return export(recipe, dataset, checkpoint, target, settings, parents, figures, retrieval=retrieval)
 
 
-def _trained(recipe: Recipe, dataset: Dataset, dirs: SearchDirs) -> tuple[Path, str, bool]:
+def _trained(
+    recipe: Recipe, dataset: Dataset, dirs: SearchDirs, halving: Callable[[], Halving | None]
+) -> tuple[Path, str, bool]:
     """The checkpoint of the recipe's training settings, its cache key, and whether it was there before.
 
     Of two trials with equal training settings one trains and the other waits for it.
+
+    Args:
+        halving: makes what is called after each epoch; asked only where there is something to train.
+
+    Raises:
+        Stopped: the training is behind that of other trials.
     """
     key = checkpoint_key(recipe, dataset)
     folder = dirs.checkpoint(key)
     with locked(folder.with_suffix(".lock")):
         existing = reuse(folder, "checkpoint", key)
         if existing is None:
-            fit(recipe, dataset, folder)
+            try:
+                fit(recipe, dataset, folder, report=halving())
+            except Stopped:
+                forget_run(folder)
+                raise
     return folder, key, existing is not None
-
-
-def _latency(bundle: Path, dirs: SearchDirs) -> tuple[float, float, float]:
-    """p95 in ms of one request at a time on one thread, and its 95 % interval.
-
-    It is measured in turns with a reference, the bundle of the first trial, as a ratio: a machine that is
-    slow for a while is slow for both. The milliseconds are those of the reference when it was alone. Only one
-    trial measures at a time.
-    """
-    ranker = Ranker.open(bundle, threads=1, verify=False)
-    with locked(dirs.out / "measure.lock"):
-        if not (dirs.reference / REFERENCE_MS).is_file():
-            _keep_reference(bundle, dirs)
-        reference = Ranker.open(dirs.reference, threads=1, verify=False)
-        ratios = sorted(_p95(ranker) / _p95(reference) for _ in range(REPEATS))
-    own = float((dirs.reference / REFERENCE_MS).read_text())
-    return own * statistics.median(ratios), own * ratios[LOW], own * ratios[-1 - LOW]
-
-
-def _keep_reference(bundle: Path, dirs: SearchDirs) -> None:
-    shutil.rmtree(dirs.reference, ignore_errors=True)
-    shutil.copytree(bundle, dirs.reference)
-    ranker = Ranker.open(dirs.reference, threads=1, verify=False)
-    own = statistics.median(_p95(ranker) for _ in range(REPEATS))
-    write_atomically(dirs.reference / REFERENCE_MS, str(own).encode())
-
-
-def _p95(ranker: Ranker) -> float:
-    return measure(ranker, candidates=CANDIDATES, calls=CALLS)["p95_ms"]

@@ -18,7 +18,7 @@ from tuning.trials.trial import trial_recipe
 from tuning.tune import study_name
 
 GOOD = {"quality": 0.3, "p95_ms": 1.5, "p95_range": (1.4, 1.7), "bytes": 10**6, "reused": False}
-GOOD |= {"checkpoint": "k", "seconds": 2.0}
+GOOD |= {"checkpoint": "k", "seconds": 2.0, "stopped": 0}
 
 RECIPE = Recipe().override({"model.name": "mlp", "train.batch_size": 1024})
 

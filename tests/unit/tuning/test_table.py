@@ -21,6 +21,7 @@ def test_a_search_is_a_table_with_the_baselines_beside_its_choice() -> None:
         "models": ["mlp", "item_knn"],
         "trials": 6,
         "reused": 2,
+        "stopped": 3,
         "failed": 1,
         "front": [best],
         "best": best,
@@ -28,7 +29,7 @@ def test_a_search_is_a_table_with_the_baselines_beside_its_choice() -> None:
         "within_budget": True,
     }
     assert summary.of_tune(result) == [
-        ("trials", "6, 2 on a checkpoint that was there, 1 failed"),
+        ("trials", "6, 2 on a checkpoint that was there, 3 stopped, 1 failed"),
         ("models", "mlp, item_knn"),
         ("front, trial 3", "ndcg@10 0.2500, p95 1.50 ms, 2.00 MB, mlp"),
         ("chosen", "trial 3, within the budget"),
