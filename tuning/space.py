@@ -4,15 +4,12 @@ The space is a program (define-by-run): a setting is asked for only where it has
 e.g. the number of negatives only under a loss that uses sampled ones, and the precision of dense
 layers only for a model that has some. Settings are dotted recipe keys, so that those of a trial are
 overrides of the recipe. The recipe's own values always belong to the space, and the first trial is
-the recipe itself; then each further model is tried as it is by default.
-
-A study knows a hyperparameter, and a setting of the training, as KEY@MODEL, because of two models each may
-have its own around which other values are tried.
+the recipe itself; then each further model is tried as it is by default. [tune.space] replaces what is tried
+for a key, and may name others.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +23,11 @@ from app.data.dataset import Dataset
 from app.models.base import Model, ModelConfig
 from app.models.build import build_model
 from app.models.discovery import model_class, model_config
-from app.recipe import ModelSection, Recipe, Section
+from app.recipe import Compress, ModelSection, Recipe, Section, Train
 from app.training.defaults import settled
+from tuning.ask import MODEL, Ask, Tried, decoded_value, encoded_value, nearest, parameter
 
 Settings = dict[str, Any]  # dotted recipe key -> value
-MODEL = "model.name"
 COMPRESSION = "compress."
 LOSSES = ["bce", "bpr", "cross_entropy", "gbce"]
 # Those that compare all pairs of a batch, or all items: of a model that is no inner product they would cost
@@ -80,34 +77,44 @@ class Space:
 
     def suggest(self, trial: BaseTrial) -> Settings:
         """Settings of a trial: overrides of the recipe."""
-        settings: Settings = {}
-        model = self.models[0]
+        model, chosen = self.models[0], Settings()
         if len(self.models) > 1:
-            model = settings[MODEL] = trial.suggest_categorical(MODEL, self.models)
-        kind, config = self._kinds[model]
-        settings |= _hyperparameters(trial, model, kind, config)
+            model = chosen[MODEL] = trial.suggest_categorical(MODEL, self.models)
+        (kind, config), recipe = self._kinds[model], of_model(self.recipe, model)
+        ask = Ask(trial, model, self._given)
+        for name, tried in kind.SPACE.items():
+            ask.any(f"model.{name}", tried, getattr(config, name))
         if kind.learns:
-            settings |= _loss(trial, self.recipe, model, kind, config)
-            loss = settings.get("model.loss", config.loss)
-            settings |= _training(trial, of_model(self.recipe, model), kind, draws=_draws(loss, kind))
-        recipe, dense = of_model(self.recipe, model), model in self.dense
-        return settings | _compression(trial, recipe, kind, dense=dense, codes=self.codes)
+            _loss(ask, self.recipe, kind, config)
+            loss = ask.settings.get("model.loss", config.loss)
+            _training(ask, recipe.train, kind, draws=_draws(loss, kind))
+        _compression(ask, recipe.compress, kind, dense=model in self.dense, codes=self.codes)
+        _further(ask, config)
+        return chosen | ask.settings
 
     def own(self, model: str) -> Settings:
-        """The settings of the recipe with a model, under every name that `suggest` may ask for."""
+        """The settings of the recipe with a model, under every name that `suggest` may ask for.
+
+        Where [tune.space] leaves the recipe's own value out, what comes nearest to it stands there.
+        """
         _, config = self._kinds[model]
         sections = {
             "model": config,
             "train": of_model(self.recipe, model).train,
             "compress": self.recipe.compress,
         }
-        leaves = (leaf for name, section in sections.items() for leaf in _leaves(name, section))
-        return {MODEL: model, **dict(leaves)}
+        leaves = dict(leaf for name, section in sections.items() for leaf in _leaves(name, section))
+        given = {key: nearest(leaves[key], tried) for key, tried in self._given.items() if key in leaves}
+        return {MODEL: model, **leaves, **given}
 
     def encoded(self, settings: Settings) -> dict[str, Any]:
         """A study's parameters of settings."""
         model = settings.get(MODEL, self.models[0])
-        return {_parameter(name, model): _encoded(value) for name, value in settings.items()}
+        return {parameter(name, model): encoded_value(value) for name, value in settings.items()}
+
+    @cached_property
+    def _given(self) -> dict[str, Tried]:
+        return self.recipe.tune.searched()
 
     @cached_property
     def _kinds(self) -> dict[str, tuple[type[Model], ModelConfig]]:
@@ -146,7 +153,7 @@ def changed(recipe: Recipe, settings: Settings) -> Recipe:
 
 def decoded(params: dict[str, Any]) -> Settings:
     """Settings of a study's parameters, which hold lists as JSON text."""
-    return {name.partition("@")[0]: _decoded(value) for name, value in params.items()}
+    return {name.partition("@")[0]: decoded_value(value) for name, value in params.items()}
 
 
 def training_part(settings: Settings) -> Settings:
@@ -164,20 +171,13 @@ def has_dense_layers(recipe: Recipe, dataset: Dataset) -> bool:
     return model.learns and any(isinstance(layer, nn.Linear) for layer in model.modules())
 
 
-def _hyperparameters(trial: BaseTrial, model: str, kind: type[Model], config: ModelConfig) -> Settings:
-    return {
-        f"model.{name}": _any(trial, _parameter(f"model.{name}", model), space, getattr(config, name))
-        for name, space in kind.SPACE.items()
-    }
-
-
-def _loss(trial: BaseTrial, recipe: Recipe, model: str, kind: type[Model], config: ModelConfig) -> Settings:
+def _loss(ask: Ask, recipe: Recipe, kind: type[Model], config: ModelConfig) -> None:
     """The loss, among those that learn to rank; one that learns logged values or labels stays."""
     if "loss" in kind.SPACE or config.loss == "mse" or not recipe.train.negatives:
-        return {}
+        return
     known = get_args(kind.Config.model_fields["loss"].annotation)  # a model may have losses of its own
     losses = [loss for loss in (*LOSSES, *(INNER_PRODUCT if kind.retrieves else ())) if loss in known]
-    return {"model.loss": _choice(trial, _parameter("model.loss", model), losses, config.loss)}
+    ask.choice("model.loss", losses, config.loss)
 
 
 def _draws(loss: str, kind: type[Model]) -> bool:
@@ -185,28 +185,16 @@ def _draws(loss: str, kind: type[Model]) -> bool:
     return loss != "softmax" and not (loss == "sampled_softmax" and kind.trains_on == "events")
 
 
-def _training(trial: BaseTrial, recipe: Recipe, kind: type[Model], *, draws: bool) -> Settings:
-    train, settings = recipe.train, Settings()
-
-    def name(key: str) -> str:
-        return _parameter(f"train.{key}", recipe.model.name)
-
-    def number(key: str, low: Any, high: Any) -> None:
-        own = getattr(train, key)
-        settings[f"train.{key}"] = _number(trial, name(key), low, high, own=own, log=True)
-
-    def choice(key: str, choices: list[Any]) -> None:
-        settings[f"train.{key}"] = _choice(trial, name(key), choices, getattr(train, key))
-
-    number("learning_rate", 1e-4, 1e-2)
-    choice("batch_size", batch_sizes(train.batch_size))
-    choice("weight_decay", [0.0, 1e-6, 1e-5, 1e-4])
+def _training(ask: Ask, train: Train, kind: type[Model], *, draws: bool) -> None:
+    ask.number("train.learning_rate", 1e-4, 1e-2, own=train.learning_rate, log=True)
+    ask.choice("train.batch_size", batch_sizes(train.batch_size), train.batch_size)
+    ask.choice("train.weight_decay", [0.0, 1e-6, 1e-5, 1e-4], train.weight_decay)
     if train.table_optimizer == "rowwise_adagrad":  # "same" has no rate of its own
-        number("table_learning_rate", 0.005, 0.3)
+        ask.number("train.table_learning_rate", 0.005, 0.3, own=train.table_learning_rate, log=True)
     if train.negatives and draws:
-        number("negatives", *(OWN_NEGATIVES if kind.trains_on == "events" else SHARED_NEGATIVES))
-        choice("negative_sampling", ["uniform", "popularity"])
-    return settings
+        low, high = OWN_NEGATIVES if kind.trains_on == "events" else SHARED_NEGATIVES
+        ask.number("train.negatives", low, high, own=train.negatives, log=True)
+        ask.choice("train.negative_sampling", ["uniform", "popularity"], train.negative_sampling)
 
 
 def batch_sizes(own: int) -> list[int]:
@@ -221,60 +209,32 @@ def batch_sizes(own: int) -> list[int]:
     )
 
 
-def _compression(
-    trial: BaseTrial, recipe: Recipe, kind: type[Model], *, dense: bool, codes: bool
-) -> Settings:
-    settings: Settings = {}
-    own = recipe.compress
+def _compression(ask: Ask, own: Compress, kind: type[Model], *, dense: bool, codes: bool) -> None:
     if kind.quantisable:
-        settings["compress.rows"] = _choice(trial, "compress.rows", ROWS, own.rows)
+        ask.choice("compress.rows", ROWS, own.rows)
     if dense:
-        settings["compress.dense"] = _choice(trial, "compress.dense", DENSE, own.dense)
+        ask.choice("compress.dense", DENSE, own.dense)
     takes = {"prune": dense, "product": codes and kind.quantisable}
     left_out = {name for name, can in takes.items() if not can}
     possible = [steps for steps in STEPS if not left_out & set(steps)]
-    if len(possible) > 1 or own.steps:
-        name = _parameter("compress.steps", recipe.model.name)
-        steps = settings["compress.steps"] = _choice(trial, name, possible, own.steps)
+    if len(possible) > 1 or own.steps or "compress.steps" in ask.given:
+        steps = ask.choice("compress.steps", possible, own.steps)
         if "prune" in steps:
-            settings["compress.prune.share"] = _choice(trial, "compress.prune.share", SHARES, own.prune.share)
+            ask.choice("compress.prune.share", SHARES, own.prune.share)
         if "product" in steps:
-            settings["compress.product.codes"] = _choice(
-                trial, "compress.product.codes", CODES, own.product.codes
-            )
-    return settings
+            ask.choice("compress.product.codes", CODES, own.product.codes)
 
 
-def _parameter(name: str, model: str) -> str:
-    """The name by which a study knows a setting of a trial of a model."""
-    own = name.startswith(("model.", "train.")) or name == "compress.steps"
-    return f"{name}@{model}" if own and name != MODEL else name
-
-
-def _any(trial: BaseTrial, name: str, space: Any, own: Any) -> Any:
-    if isinstance(space, tuple):
-        low, high, *scale = space
-        return _number(trial, name, low, high, own=own, log=scale == ["log"])
-    return _choice(trial, name, space, own)
-
-
-def _choice(trial: BaseTrial, name: str, choices: list[Any], own: Any) -> Any:
-    values = choices if own in choices else [*choices, own]
-    return _decoded(trial.suggest_categorical(name, [_encoded(value) for value in values]))
-
-
-def _number(trial: BaseTrial, name: str, low: Any, high: Any, *, own: Any, log: bool = False) -> Any:
-    low, high = min(low, own), max(high, own)
-    if log and low <= 0:  # a logarithmic scale holds no 0
-        log = False
-    if isinstance(low, int) and isinstance(high, int):
-        return trial.suggest_int(name, low, high, log=log)
-    return trial.suggest_float(name, float(low), float(high), log=log)
-
-
-def _encoded(value: Any) -> Any:
-    return json.dumps(value) if isinstance(value, list | tuple | dict) else value
-
-
-def _decoded(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) and value[:1] in ("[", "{") else value
+def _further(ask: Ask, config: ModelConfig) -> None:
+    """What [tune.space] names beside what a search asks for by itself; of [compress] what has a meaning."""
+    steps = ask.settings.get("compress.steps")
+    for key in ask.given:
+        section, _, name = key.partition(".")
+        if key in ask.settings or key == "compress.steps":
+            continue
+        if section == "model" and name.partition(".")[0] not in type(config).model_fields:
+            continue  # of another model
+        step = name.partition(".")[0]
+        if section == "compress" and "." in name and steps is not None and step not in steps:
+            continue
+        ask.ask_given(key)

@@ -10,7 +10,8 @@ from app.recipe.evaluate import Evaluate, Export
 from app.recipe.features import Features
 from app.recipe.section import Section
 from app.recipe.serve import Rollout, Serve
-from app.recipe.train import ModelSection, Train, Tune
+from app.recipe.train import ModelSection, Train
+from app.recipe.tune import Tune
 from app.recipe.whole import Recipe, parse
 
 __all__ = [

@@ -118,23 +118,3 @@ class Train(Section):
         description="after the evaluation, train once more on all parts, for as many epochs as were best;"
         " the report stays that of the model trained without the parts held out",
     )
-
-
-class Tune(Section):
-    """How hyperparameters and compression are searched together."""
-
-    trials: Positive = Field(20, description="finished trials at which the search ends")
-    parallel: Count = Field(0, description="trials that run at a time; 0: one for each core")
-    epochs: Count = Field(0, description="epochs of a trial at most; 0: those of [train]")
-    stop_early: bool = Field(
-        True,
-        description="whether a trial ends that after a ninth or a third of its epochs is behind others in"
-        " quality, latency and bytes together",
-    )
-    max_users: Positive = Field(2000, description="validation users that a trial ranks")
-    models: list[str] = Field(
-        [], description="models to search over; empty: the recipe's own, or those that auto compared"
-    )
-    budget: str = Field(
-        "", description='limits of the choice, e.g. "p95_ms<=8, mb<=20" or "ndcg@10>=0.98*best"; empty: none'
-    )

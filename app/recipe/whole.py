@@ -17,7 +17,8 @@ from app.recipe.features import Features
 from app.recipe.mistakes import combined, validated
 from app.recipe.section import Section
 from app.recipe.serve import Serve
-from app.recipe.train import ModelSection, Train, Tune
+from app.recipe.train import ModelSection, Train
+from app.recipe.tune import Tune
 
 LOGGED_TRAINING = {"negatives": 0, "metric": "auc"}  # defaults of [train] by logged labels
 

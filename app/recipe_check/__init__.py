@@ -12,7 +12,7 @@ from pathlib import Path
 from app.errors import RecipeError
 from app.recipe import Recipe
 from app.recipe.mistakes import combined
-from app.recipe_check import compression, data, evaluation, model
+from app.recipe_check import compression, data, evaluation, model, search
 from app.recipe_check.model import AUTO, closed_forms, model_sources
 from app.recipe_toml import load_leniently
 
@@ -42,5 +42,5 @@ def check_recipe(recipe: Recipe) -> None:
 
 
 def _mistakes(recipe: Recipe) -> Iterator[RecipeError]:
-    for rules in (model, evaluation, data, compression):
+    for rules in (model, evaluation, data, compression, search):
         yield from rules.mistakes_of(recipe)

@@ -5,6 +5,8 @@ It hands out proposals, takes the results of trials to the journal, and says whe
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import optuna
@@ -34,6 +36,8 @@ class Ledger:
         self.finished = len(ran(study))
         self.failed = self.failed_in_a_row = 0
         self.exhausted = False
+        minutes = recipe.tune.minutes
+        self.deadline = time.monotonic() + 60 * minutes if minutes else math.inf
         self.last_failure: dict[str, Any] = {}
         self.running: dict[str, Proposal] = {}  # by the name of Ray Tune's trial
         self.bar = Progress("tune", trials)
@@ -46,6 +50,10 @@ class Ledger:
     def next(self, trial: str) -> dict[str, Any] | None:
         """Settings for a trial of Ray Tune's, or None where no further trial is to run."""
         if self.failed_in_a_row >= GIVE_UP:
+            return None
+        if time.monotonic() >= self.deadline and self.finished:
+            say(f"tune: {self.recipe.tune.minutes:g} minutes are over (tune.minutes)")
+            self.exhausted = True
             return None
         proposal = self.proposer.propose()
         if proposal is None:

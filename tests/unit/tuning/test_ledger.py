@@ -105,3 +105,17 @@ def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:
     shorter = trial_recipe(recipe, {"train.learning_rate": 0.01}).train
     assert (shorter.epochs, shorter.workers, shorter.learning_rate) == (3, 0, 0.01)
     assert trial_recipe(recipe.override({"tune.epochs": 0}), {}).train.epochs == 20
+
+
+def test_no_trial_begins_after_the_time_of_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("tuning.trials.ledger.time.monotonic", lambda: now)
+    ledger = ledger_of(RECIPE.override({"tune.minutes": 2}), tmp_path, trials=4)
+    assert ledger.next("a") is not None
+    now += 121
+    assert ledger.next("b") is not None, "nothing has finished yet"
+    ledger.close("a", GOOD)
+    assert ledger.next("c") is None and ledger.exhausted
+    assert "2 minutes are over" in capsys.readouterr().err

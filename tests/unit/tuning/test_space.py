@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -210,3 +211,67 @@ def test_a_search_after_auto_goes_over_what_it_could_compare() -> None:
         {"name": "mlp", "metric": 0.1},  # with other settings
     ]
     assert compared({"candidates": candidates, "chosen": "mlp"}) == ["item_knn", "mlp"]
+
+
+GIVEN = {
+    "model": {"width": [24, 48], "dropout": {"low": 0.2, "high": 0.3}},
+    "train.learning_rate": {"low": 0.001, "high": 0.01, "log": True},
+    "train": {"epochs": {"low": 2, "high": 4}},
+    "compress": {"rows": ["int4"], "steps": [["product"], []], "product": {"words": [64, 128]}},
+}
+
+
+def test_a_recipe_says_what_is_tried() -> None:
+    recipe = of("mlp", **{"tune.space": GIVEN})
+    check_recipe(recipe)
+    draws = [sampled(recipe, seed) for seed in range(40)]
+    assert {draw["model.width"] for draw in draws} == {24, 48}, "without the recipe's own 32"
+    assert all(0.2 <= draw["model.dropout"] <= 0.3 for draw in draws)
+    assert all(0.001 <= draw["train.learning_rate"] <= 0.01 for draw in draws)
+    assert {draw["train.epochs"] for draw in draws} == {2, 3, 4}, "a key that is not searched by itself"
+    assert {draw["compress.rows"] for draw in draws} == {"int4"}
+    assert {json.dumps(draw["compress.steps"]) for draw in draws} == {'["product"]', "[]"}
+    words = [draw.get("compress.product.words") for draw in draws]
+    assert all((word in (64, 128)) == bool(d["compress.steps"]) for word, d in zip(words, draws, strict=True))
+    assert {draw["model.hidden"][0] for draw in draws} > {32}, "other keys are searched as ever"
+    for draw in draws:
+        space.changed(recipe, draw)
+
+
+def test_the_first_trial_comes_nearest_to_the_recipe() -> None:
+    found = around(of("mlp", **{"tune.space": GIVEN}))
+    first = found.suggest(optuna.trial.FixedTrial(found.encoded(found.own("mlp"))))
+    assert (first["model.width"], first["model.dropout"], first["compress.rows"]) == (24, 0.2, "int4")
+    assert first["train.learning_rate"] == 0.001
+
+
+def test_a_space_of_one_model_says_nothing_of_another() -> None:
+    recipe = of("mlp", **{"tune.space": {"model.hidden": [[16]]}})
+    hidden = [
+        draw.get("model.hidden") for draw in (sampled(recipe, s, "mlp", "two_tower") for s in range(20))
+    ]
+    assert {str(value) for value in hidden} == {"[16]", "None"}
+
+
+@pytest.mark.parametrize(
+    ("tried", "message"),
+    [
+        ({"data.history": [5]}, "nothing that a search varies"),
+        ({"model": [1]}, "nothing that a search varies"),
+        ({"model.width": []}, "there is no value to try"),
+        ({"model.width": 16}, "16 is neither a list nor a range"),
+        ({"model.dropout": {"low": 0.5, "high": 0.1}}, "inverted: low 0.5 exceeds high 0.1"),
+        ({"model.dropout": {"low": 0.1}}, "needs the numbers low and high"),
+        ({"model.dropout": {"low": 0, "high": 0.1, "log": True}}, "a logarithmic scale holds no 0"),
+        ({"model.dropout": {"low": 0, "high": 0.1, "step": 2}}, "a range has no 'step'"),
+        ({"model.depth": [2]}, "depth"),
+        ({"model.dropout": [0.1, 1.5]}, "1.5"),
+        ({"train.speed": [1]}, "speed"),
+        ({"compress.rows": ["int3"]}, "int3"),
+        ({"compress": {"product": {"codes": {"low": 0, "high": 8}}}}, "0"),
+    ],
+)
+def test_a_wrong_space_is_told_with_its_key(tried: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError, match=message) as caught:
+        check_recipe(of("mlp", **{"tune.space": tried}))
+    assert caught.value.where.startswith("tune.space.")
