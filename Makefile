@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-first-run bench-quality bench-compress bench-faults bench-soak clean
+.PHONY: setup demo test lint unit bench bench-prepare bench-train bench-serving bench-retrieval bench-first-run bench-quality bench-compress bench-tune bench-faults bench-soak clean
 setup: $(VENV)/.installed
 
 $(VENV)/.installed: constraints.txt pyproject.toml
@@ -47,6 +47,10 @@ bench-faults: setup
 # An hour or two: each way to make three trained models smaller. COMPRESS="--only beauty".
 bench-compress: setup
 	$(BIN)/python -m tests.bench.compress $(COMPRESS)
+
+# An hour and a half: searches of equal time, budgets, kills. TUNE="--seeds 1 --minutes 2".
+bench-tune: setup
+	$(BIN)/python -m tests.bench.tune $(TUNE)
 
 bench-soak: setup
 	$(BIN)/python -m tests.bench.soak

@@ -13,6 +13,7 @@ import pytest
 from app.data.demo_shop.generate import generate
 from app.models.discovery import model_config
 from app.recipe import Recipe
+from app.recipe_check import check_recipe
 from app.recipe_toml import load, to_toml
 from tests.conftest import REPOSITORY
 
@@ -26,7 +27,9 @@ def test_a_recipe_loads_and_names_its_command(name: str, monkeypatch: pytest.Mon
     recipe = load(EXAMPLES / name)
     model_config(recipe.model.name, recipe.model.hyperparameters)
     assert all(file.startswith("/data/") for file in files_of(recipe))
-    assert f"rayrec run examples/{name}" in (EXAMPLES / name).read_text()
+    verb = "tune" if "minutes" in recipe.tune.model_fields_set else "run"
+    assert f"rayrec {verb} examples/{name}" in (EXAMPLES / name).read_text()
+    check_recipe(recipe)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -245,3 +245,12 @@ def test_a_deployment_needs_a_service_before_anything_runs(searched: Searched, t
     done = subprocess.run(asked, cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1 and "no service runs at port 1" in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_of_several_workers_is_a_job_of_ray_train(searched: Searched, ray_local: None) -> None:
+    recipe = load(searched.recipe, [*CHANGES, "train.workers=2"])
+    result = run_trial({"model.width": 4}, recipe, SearchDirs(searched.out))
+    assert (result.get("failed"), result["reused"], result["stopped"]) == (None, False, 0)
+    checkpoint = open_artifact(SearchDirs(searched.out).checkpoint(result["checkpoint"]), "checkpoint")
+    assert checkpoint.settings["train"]["workers"] == 2
+    assert result["quality"] > 0

@@ -20,7 +20,7 @@ from app.training.on_ray import with_copied_model
 from tuning.propose import Proposer
 from tuning.trials.dirs import SearchDirs
 from tuning.trials.ledger import Ledger
-from tuning.trials.trial import run_trial
+from tuning.trials.trial import on_ray_train, run_trial
 
 # Ctrl-C is ours to handle; the journal replaces Tune's own record of the experiment.
 ENVIRONMENT = {"TUNE_DISABLE_SIGINT_HANDLER": "1", "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1"}
@@ -50,21 +50,18 @@ def run_trials(
 
 
 def _tuner(recipe: Recipe, dirs: SearchDirs, ledger: Ledger) -> Any:
-    import ray
     from ray import tune
 
     from tuning.trials.searcher import LedgerSearcher  # imports Ray, which takes seconds
 
     shutil.rmtree(dirs.ray, ignore_errors=True)
-    # Without a GPU in the cluster, asking for one would wait for ever; the trial says it better.
-    has_gpu = "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
     trial = tune.with_parameters(run_trial, recipe=recipe, dirs=dirs)
     return tune.Tuner(
-        tune.with_resources(trial, {"cpu": 1, "gpu": 1 if recipe.train.gpu and has_gpu else 0}),
+        tune.with_resources(trial, _resources(recipe)),
         tune_config=tune.TuneConfig(
             search_alg=LedgerSearcher(ledger),
             num_samples=ledger.missing,
-            max_concurrent_trials=recipe.tune.parallel or _cores(),
+            max_concurrent_trials=recipe.tune.parallel or _at_a_time(recipe),
             reuse_actors=True,
         ),
         run_config=tune.RunConfig(name="search", storage_path=str(dirs.ray), verbose=0),
@@ -79,9 +76,25 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _cores() -> int:
-    """Trials that run side by side without disturbing each other: one a core."""
+def _resources(recipe: Recipe) -> dict[str, float]:
+    """What Ray keeps for the process of a trial; one that waits for workers of its own needs nothing."""
     import ray
+
+    if on_ray_train(recipe):
+        return {"memory": 1}  # byte; Ray refuses nothing at all
+    # Without a GPU in the cluster, asking for one would wait for ever; the trial says it better.
+    has_gpu = "GPU" in ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return {"cpu": 1, "gpu": 1 if recipe.train.gpu and has_gpu else 0}
+
+
+def _at_a_time(recipe: Recipe) -> int:
+    """Trials that run side by side without disturbing each other: one a core, or a group of workers."""
+    import ray
+
+    if on_ray_train(recipe):
+        kind = "GPU" if recipe.train.gpu else "CPU"
+        there = int(ray.cluster_resources().get(kind, 0))  # type: ignore[no-untyped-call]
+        return max(1, there // recipe.train.workers)
 
     cores = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
     # A node of our own claims more cores than there are, so that no task starves.

@@ -26,7 +26,7 @@ from app.files import locked
 from app.models.discovery import model_class
 from app.recipe import Recipe
 from app.training.checkpoint import Checkpoint, load_checkpoint
-from app.training.train import checkpoint_key, fit, forget_run, publish_untrained
+from app.training.train import checkpoint_key, fit, forget_run, publish_untrained, train
 from tuning.points import Point
 from tuning.space import Settings, changed
 from tuning.trials.dirs import SearchDirs
@@ -56,9 +56,18 @@ def run_trial(settings: Settings, recipe: Recipe, dirs: SearchDirs) -> dict[str,
 
 
 def trial_recipe(recipe: Recipe, settings: Settings) -> Recipe:
-    """The recipe as a trial runs it: in this process, for as many epochs as [tune] says."""
+    """The recipe as a trial runs it, for as many epochs as [tune] says.
+
+    It trains in its own process, which is quicker; over Ray Train where several workers are asked for.
+    """
     shorter = {"train.epochs": recipe.tune.epochs} if recipe.tune.epochs else {}
-    return changed(recipe, {**settings, **shorter, "train.workers": 0})
+    workers = recipe.train.workers if on_ray_train(recipe) else 0
+    return changed(recipe, {**settings, **shorter, "train.workers": workers})
+
+
+def on_ray_train(recipe: Recipe) -> bool:
+    """Whether each trial is a job of Ray Train."""
+    return recipe.train.workers > 1
 
 
 def _figures(recipe: Recipe, settings: Settings, dirs: SearchDirs, folder: Path) -> dict[str, Any]:
@@ -85,7 +94,8 @@ def _halving(
     recipe: Recipe, settings: Settings, dataset: Dataset, dirs: SearchDirs, folder: Path
 ) -> Halving | None:
     """What stops a training that is behind, with the costs of the untrained model; None: none is stopped."""
-    if not (recipe.tune.stop_early and rungs(recipe.train.epochs) and len(dataset.valid)):
+    stops = recipe.tune.stop_early and not on_ray_train(recipe)  # whose workers tell of no epoch
+    if not (stops and rungs(recipe.train.epochs) and len(dataset.valid)):
         return None
     recipe = as_untrained(recipe)
     if not model_class(recipe.model.source).learns:
@@ -160,9 +170,16 @@ def _trained(
     with locked(folder.with_suffix(".lock")):
         existing = reuse(folder, "checkpoint", key)
         if existing is None:
-            try:
-                fit(recipe, dataset, folder, report=halving())
-            except Stopped:
-                forget_run(folder)
-                raise
+            _train(recipe, dataset, folder, halving)
     return folder, key, existing is not None
+
+
+def _train(recipe: Recipe, dataset: Dataset, folder: Path, halving: Callable[[], Halving | None]) -> None:
+    if on_ray_train(recipe):
+        train(recipe, dataset, folder)
+        return
+    try:
+        fit(recipe, dataset, folder, report=halving())
+    except Stopped:
+        forget_run(folder)
+        raise

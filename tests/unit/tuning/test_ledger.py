@@ -101,9 +101,10 @@ def test_a_study_is_that_of_what_its_trials_depend_on() -> None:
 
 
 def test_a_trial_is_shorter_where_the_recipe_says_so() -> None:
-    recipe = RECIPE.override({"train.epochs": 20, "tune.epochs": 3, "train.workers": 2})
+    recipe = RECIPE.override({"train.epochs": 20, "tune.epochs": 3, "train.workers": 1})
     shorter = trial_recipe(recipe, {"train.learning_rate": 0.01}).train
     assert (shorter.epochs, shorter.workers, shorter.learning_rate) == (3, 0, 0.01)
+    assert trial_recipe(recipe.override({"train.workers": 2}), {}).train.workers == 2
     assert trial_recipe(recipe.override({"tune.epochs": 0}), {}).train.epochs == 20
 
 
