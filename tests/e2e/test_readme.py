@@ -86,7 +86,7 @@ def command(start: str) -> str:
 def test_init_then_run_then_rank(shop: Path) -> None:
     guessed = run(command("rayrec init mine"), shop)
     assert all(name in guessed for name in ("customer", "product", "time", "action"))
-    ran = run(command("rayrec run") + " --set train.minutes=0.2", shop)  # to choose the model in
+    ran = run(command("rayrec run") + " --set train.minutes=0.1", shop)  # to choose the model in
     assert "ndcg@10" in ran
     compared = json.loads(run(command("rayrec check mine/recipe.toml --bundle") + " --json", shop))
     for way in ("runtime", "service"):
