@@ -58,6 +58,10 @@ class Strings:
         for start, end in pairwise(offsets):
             yield data[start:end].decode()
 
+    def size(self, start: int, stop: int) -> int:
+        """Bytes of the strings from `start` to before `stop`."""
+        return int(self.offsets[stop] - self.offsets[start])
+
     def index(self) -> dict[str, int]:
         """The row of each string."""
         return {value: position for position, value in enumerate(self)}

@@ -27,7 +27,7 @@ from app.errors import ArtifactError, RequestError
 from app.features.expression import Like, Number, Value
 from app.tables.strings import Strings
 
-LIKE_TEXTS = 20_000  # texts that a pattern is compared with
+BYTES_A_STEP = 50  # of text, which are read in about the time that one part is looked for
 Spans = list[tuple[int, int]]  # of `rows`: disjoint, ascending
 
 
@@ -120,17 +120,19 @@ class Texts:
         return _compared(sign, low, high, len(self.rows))
 
     def spans_like(self, pattern: Like) -> Spans:
-        """Of the items whose text matches.
-
-        Raises:
-            ValueError: too many texts to compare with.
-        """
-        start = bisect_left(self._texts, pattern.prefix)
-        stop = bisect_left(self._texts, pattern.prefix + "\U0010ffff")
-        if stop - start > LIKE_TEXTS:
-            raise ValueError(f"{stop - start} texts begin so")
+        """Of the items whose text matches; takes time by `steps_like`."""
         matches = pattern.matcher()
-        return merged([self.span(i + 1) for i in range(start, stop) if matches(self._texts[i])])
+        return merged([self.span(i + 1) for i in self._beginning(pattern) if matches(self._texts[i])])
+
+    def steps_like(self, pattern: Like) -> int:
+        """The work of `spans_like`, told at once: parts of texts to look for, and BYTES_A_STEP of text each."""
+        texts = self._beginning(pattern)
+        return len(texts) * len(pattern.parts) + self._texts.size(texts.start, texts.stop) // BYTES_A_STEP
+
+    def _beginning(self, pattern: Like) -> range:
+        """The texts that begin as the pattern does."""
+        start = bisect_left(self._texts, pattern.prefix)
+        return range(start, bisect_left(self._texts, pattern.prefix + "\U0010ffff"))
 
     def span(self, code: int) -> tuple[int, int]:
         """The span of a code."""

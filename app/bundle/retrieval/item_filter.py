@@ -17,6 +17,8 @@ from app.features import expression
 from app.features.expression import Compare, In, Join, Leaf, Like, Node, Not, Null, ParseError
 
 CONDITIONS = 32  # comparisons of a filter: each may touch every item
+# Parts of texts that the patterns of a filter are compared with, known before any is: some 50 ms.
+PATTERN_STEPS = 200_000
 MATCH_BYTES = 32 << 20  # of cached matches, though at least two are cached
 MATCH_OVERHEAD = 100
 PARSED_BYTES = 8 << 20  # of cached parsed filters
@@ -98,12 +100,15 @@ class Filters:
             )
         for leaf in leaves:
             self._check(leaf, field)
+        self._check_patterns([leaf for leaf in leaves if isinstance(leaf, Like)], field)
         return node
 
     def _check(self, leaf: Leaf, field: str) -> None:
         column = self._columns[leaf.column]
         if isinstance(leaf, Like):
-            self._like(leaf, field)
+            if not isinstance(column, Texts):
+                remedy = "compare it with numbers"
+                raise RequestError(f"{leaf.column} holds numbers", where=field, remedy=remedy)
         elif isinstance(leaf, expression.Columns):
             if not isinstance(column, Numbers) or not isinstance(self._columns[leaf.other], Numbers):
                 raise RequestError("not two columns of numbers", where=field, remedy="compare with a value")
@@ -113,15 +118,19 @@ class Filters:
                 remedy = "quote the values" if isinstance(column, Texts) else "compare it with numbers"
                 raise RequestError(f"{leaf.column} holds {column.kind}s", where=field, remedy=remedy)
 
-    def _like(self, leaf: Like, field: str = "filter") -> Spans:
+    def _check_patterns(self, patterns: list[Like], field: str) -> None:
+        steps = sum(self._texts(pattern).steps_like(pattern) for pattern in patterns)
+        if steps > PATTERN_STEPS:
+            raise RequestError(
+                f"too many texts to compare with patterns ({steps:,} steps of at most {PATTERN_STEPS:,})",
+                where=field,
+                remedy="let each pattern start with letters, or use fewer % and fewer patterns",
+            )
+
+    def _texts(self, leaf: Like) -> Texts:
         column = self._columns[leaf.column]
-        if not isinstance(column, Texts):
-            raise RequestError(f"{leaf.column} holds numbers", where=field, remedy="compare it with numbers")
-        try:
-            return column.spans_like(leaf)
-        except ValueError:
-            what = f"{leaf.column} has too many texts for this pattern"
-            raise RequestError(what, where=field, remedy="let it start with letters") from None
+        assert isinstance(column, Texts)  # as `_check` has seen
+        return column
 
     def _mask(self, node: Node, value: bool) -> Array:
         """(items,) where a condition is known to be `value`; items without the column are in neither."""
@@ -151,7 +160,7 @@ class Filters:
     def _spans(self, leaf: Compare | In | Like) -> Spans:
         column: Any = self._columns[leaf.column]
         if isinstance(leaf, Like):
-            return self._like(leaf)
+            return self._texts(leaf).spans_like(leaf)
         if isinstance(leaf, In):
             return merged([span for value in leaf.values for span in column.spans("=", value)])
         spans: Spans = column.spans(leaf.sign, leaf.value)

@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.bundle.export.item_columns import write_columns
-from app.bundle.format.item_columns import Columns, Numbers, Texts
+from app.bundle.format.item_columns import BYTES_A_STEP, Columns, Numbers, Texts
 from app.bundle.retrieval.item_filter import CONDITIONS, Filters
 from app.data.dataset import Dataset
 from app.data.values.row_filter import parse as parse_where
 from app.errors import ArtifactError, RecipeError, RequestError
+from app.features.expression import Like
 from app.recipe import Recipe, parse
 from tests.bundles import describe_items
 from tests.tiny import tiny_dataset
@@ -133,11 +134,23 @@ def test_what_cannot_hold_is_refused_without_its_words(filters: Filters, text: s
     assert len(str(error.value)) < 250 and "red" not in str(error.value) and "cheap" not in str(error.value)
 
 
-def test_a_pattern_over_too_many_texts_is_refused(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("app.bundle.format.item_columns.LIKE_TEXTS", 3)
-    with pytest.raises(RequestError, match="let it start with letters"):
-        filters.check("`size of it` like '%1'", "filter")
-    filters.check("`size of it` like 'A%'", "filter")
+def test_patterns_over_too_many_texts_are_refused(filters: Filters, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.bundle.retrieval.item_filter.PATTERN_STEPS", 14)
+    filters.check("`size of it` like '%1'", "filter")
+    with pytest.raises(RequestError, match=r"let each pattern start with letters.*fewer %"):
+        filters.check("`size of it` like '%1' or `size of it` like '%2'", "filter")
+    with pytest.raises(RequestError, match="too many texts"):
+        filters.check("`size of it` like '%1%1%1'", "filter")
+    filters.check("`size of it` like '%%%%%%1'", "filter")
+    filters.check("`size of it` like 'A%' or `size of it` like 'A%'", "filter")
+
+
+def test_the_work_of_a_pattern_is_known_before_it_starts() -> None:
+    texts = Texts.from_values([f"{n:05d}{'x' * 95}" for n in range(1000)])
+    assert texts.steps_like(Like("c", "%")) == 1000 * 2 + 1000 * 100 // BYTES_A_STEP
+    assert texts.steps_like(Like("c", "%" * 1900 + "y")) == texts.steps_like(Like("c", "%y"))
+    assert texts.steps_like(Like("c", "0000%a%b")) == 10 * 3 + 10 * 100 // BYTES_A_STEP
+    assert texts.steps_like(Like("c", "9%")) == 0
 
 
 def test_matches_are_remembered_but_not_without_end(
