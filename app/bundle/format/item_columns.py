@@ -125,7 +125,7 @@ class Texts:
         return merged([self.span(i + 1) for i in self._beginning(pattern) if matches(self._texts[i])])
 
     def steps_like(self, pattern: Like) -> int:
-        """The work of `spans_like`, told at once: parts of texts to look for, and BYTES_A_STEP of text each."""
+        """The work of `spans_like`, told at once: parts of texts to look for, and text by BYTES_A_STEP."""
         texts = self._beginning(pattern)
         return len(texts) * len(pattern.parts) + self._texts.size(texts.start, texts.stop) // BYTES_A_STEP
 
