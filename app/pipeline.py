@@ -264,7 +264,7 @@ def run(
     `format` is that of the export.
     """
     artifacts, seconds = {}, {}
-    export_format(format)  # a mistake shows before hours of work
+    export_format(format, unpickle=recipe.export.unpickle)  # a mistake shows before hours of work
     if until == "refit":
         _refuse_unasked_refit(recipe)
     check_recipe(recipe)

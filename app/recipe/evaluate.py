@@ -61,3 +61,8 @@ class Export(Section):
     columns: list[str] = Field(
         default=[], description="item columns that filters and caps may name; empty: all but long texts"
     )
+    unpickle: bool = Field(
+        False,
+        description="allow the format torch_export, whose files are unpickled when they are loaded: they can"
+        " run any code, so load only those of your own",
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Any
+from zipfile import ZipFile
 
 import numpy as np
 import onnx
@@ -15,21 +16,23 @@ from app import pipeline
 from app.artifact import open_artifact
 from app.bundle.export import formats
 from app.bundle.export.export import export
-from app.bundle.export.formats import export_format, format_names
+from app.bundle.export.formats import ExportFormat, export_format, format_names
 from app.bundle.export.source import Trained
 from app.bundle.request.requests import Context, RankRequest
 from app.cli import app
+from app.comparison.requests import random_requests
 from app.data.dataset import Dataset
-from app.errors import RecipeError, UserError
+from app.errors import MachineError, RecipeError, UserError
+from app.evaluation.scorer import ModelScorer
 from app.events import HistoryEvent
-from app.models.base import Model
-from app.models.batch import batch_of
 from app.models.discovery import model_names
 from app.recipe import Recipe, parse
 from tests.bundles import NOW, checkpoint_of, random_model
 from tests.tiny import Datasets
 
 ITEMS = [f"i{row}" for row in range(1, 21)]
+SLOW = ("executorch", "litert")  # formats that take seconds to lower a model
+LOWERED = ("dcn", "neumf", "sasrec", "two_tower")
 HISTORY = [HistoryEvent("i5", "view", NOW - 7200.0), HistoryEvent("i9", "buy", NOW - 60.0)]
 
 
@@ -44,47 +47,49 @@ def dataset(datasets: Datasets) -> Dataset:
 
 
 def exported(checkpoint: Trained, dataset: Dataset, out: Path, name: str) -> Path:
-    return export(parse({"name": "tiny"}, "test"), dataset, checkpoint, out, {}, {}, {}, format=name).path
+    recipe = parse({"name": "tiny", "export": {"unpickle": True}}, "test")
+    return export(recipe, dataset, checkpoint, out, {}, {}, {}, format=name).path
 
 
-def torch_scores(model: Model, dataset: Dataset, user: int, history: list[HistoryEvent]) -> Any:
-    recent = tuple(np.zeros((1, dataset.schema.history), np.int64) for _ in range(3))
-    for back, event in enumerate(reversed(history), 1):
-        values = int(event.item[1:]), dataset.schema.events.index(event.event), int(event.timestamp) * 10**6  # type: ignore[arg-type]
-        for column, value in zip(recent, values, strict=True):
-            column[0, -back] = value
-    rows = np.arange(1, 21)[None]
-    with torch.no_grad():
-        return model(batch_of(dataset, np.array([user]), recent, np.array([NOW * 10**6]), rows))[0].numpy()  # type: ignore[arg-type]
+def format_of(name: str) -> ExportFormat:
+    """A format, or a skipped test where its extra is not installed."""
+    try:
+        return export_format(name, unpickle=True)
+    except MachineError as error:
+        pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("source", model_names())
-@pytest.mark.parametrize("name", format_names())
+def formats_and_models() -> list[tuple[str, str]]:
+    """Every format and model, but of the formats that take long to lower a model only some."""
+    return [
+        (name, source) for name in format_names() for source in (LOWERED if name in SLOW else model_names())
+    ]
+
+
+@pytest.mark.parametrize(("name", "source"), formats_and_models())
 def test_what_is_read_back_scores_as_the_checkpoint(
     name: str, source: str, datasets: Datasets, tmp_path: Path
 ) -> None:
-    dataset = datasets[source]
+    dataset, format = datasets[source], format_of(name)
     model = random_model(source, dataset)
     path = exported(checkpoint_of(model, dataset), dataset, tmp_path / "out", name)
     assert open_artifact(path).kind == name
-    score = export_format(name).read(path)
-    for user, row in (("u7", 7), ("stranger", 0)):
-        for history in (HISTORY, []):
-            request = RankRequest(user, ITEMS, history=history, context=Context(float(NOW)))
-            scores = score(request)
-            expected = torch_scores(model, dataset, row, history)
-            np.testing.assert_allclose([scores[item] for item in ITEMS], expected, atol=1e-4, rtol=1e-4)
+    score = format.read(path)
+    requests, batch = random_requests(dataset, model.reads, 1000 if source in LOWERED else 100, 10)
+    expected = ModelScorer(model).candidates(batch).numpy()
+    scores = [[scored[item] for item in r.items] for r in requests for scored in [score(r)]]
+    np.testing.assert_allclose(scores, expected, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", format_names())
 def test_a_compressed_checkpoint_keeps_its_rows(name: str, dataset: Dataset, tmp_path: Path) -> None:
     model = random_model("two_tower", dataset)
     request = RankRequest("u7", ITEMS, history=HISTORY, context=Context(float(NOW)))
-    scores = {}
+    scores, format = {}, format_of(name)
     for precision in (None, "int8"):
         checkpoint = checkpoint_of(model, dataset, tmp_path / "rows", precision)  # type: ignore[arg-type]
         out = exported(checkpoint, dataset, tmp_path / str(precision), name)
-        scores[precision] = export_format(name).read(out)(request)
+        scores[precision] = format.read(out)(request)
     bundle = exported(checkpoint, dataset, tmp_path / "bundle", "bundle")
     served = export_format("bundle").read(bundle)(request)
     assert [scores["int8"][item] for item in ITEMS] == pytest.approx([served[i] for i in ITEMS], abs=1e-4)
@@ -93,8 +98,9 @@ def test_a_compressed_checkpoint_keeps_its_rows(name: str, dataset: Dataset, tmp
 
 @pytest.mark.parametrize("name", format_names())
 def test_unknown_items_and_unordered_histories(name: str, dataset: Dataset, tmp_path: Path) -> None:
+    format = format_of(name)
     path = exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", name)
-    score = export_format(name).read(path)
+    score = format.read(path)
     request = RankRequest("u7", ["i1", "new", "newer"], history=HISTORY, context=Context(float(NOW)))
     scores = score(request)
     assert scores["new"] == pytest.approx(scores["newer"]) and scores["new"] != scores["i1"]
@@ -122,6 +128,28 @@ def test_a_model_too_large_for_one_onnx_file_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_format_that_unpickles_is_allowed_first(dataset: Dataset, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(random_model("two_tower", dataset), dataset)
+    with pytest.raises(RecipeError, match=r"export.unpickle: .* unpickled when it is loaded"):
+        export(parse({}, "test"), dataset, checkpoint, tmp_path / "out", {}, {}, {}, format="torch_export")
+    with pytest.raises(RecipeError, match=r"set it to true .* only files of your own"):
+        pipeline.run(Recipe(), tmp_path, format="torch_export")
+    assert not any(tmp_path.iterdir()), "refused before any work"
+
+
+def test_a_torch_program_has_the_rows_alone_and_no_pickle(dataset: Dataset, tmp_path: Path) -> None:
+    model = random_model("two_tower", dataset)
+    path = exported(checkpoint_of(model, dataset), dataset, tmp_path / "out", "torch_export")
+    with ZipFile(path / "model.pt2") as archive:
+        files = {Path(name).name: archive.read(name) for name in archive.namelist()}
+    assert files["model.pt"] == b"", "example inputs are pickled"
+    for kind in ("weights", "constants"):
+        tensors = json.loads(files[f"model_{kind}_config.json"])["config"].values()
+        assert not any(tensor["use_pickle"] for tensor in tensors)
+    held = torch.export.load(path / "model.pt2").state_dict
+    assert {"user_table", "item_table"} <= set(held) and not any("embedding" in name for name in held)
+
+
 OWN = '''
 """One text file with the score of every item, the same for every user."""
 import json
@@ -141,16 +169,18 @@ def read(path):
 def test_a_single_file_adds_a_format(
     datasets: Datasets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    names = format_names()
     (tmp_path / "formats").mkdir()
     (tmp_path / "formats" / "score_list.py").write_text(OWN)
     monkeypatch.setattr(formats, "__path__", [*formats.__path__, str(tmp_path / "formats")])
-    assert format_names() == ["bundle", "onnx", "score_list"]
+    assert format_names() == sorted([*names, "score_list"])
     test_what_is_read_back_scores_as_the_checkpoint("score_list", "popularity", datasets, tmp_path)
 
 
 def test_the_command_line_lists_the_formats_and_refuses_others(tmp_path: Path) -> None:
     runner = CliRunner()
-    assert "bundle, onnx" in " ".join(runner.invoke(app, ["export", "--help"]).output.split())
-    with pytest.raises(RecipeError, match="choose one of bundle, onnx"):
+    names = ", ".join(format_names())
+    assert names in " ".join(runner.invoke(app, ["export", "--help"]).output.split())
+    with pytest.raises(RecipeError, match=f"choose one of {names}"):
         pipeline.run(Recipe(), tmp_path, format="pickle")
     assert not any(tmp_path.iterdir())

@@ -41,10 +41,11 @@ def export(
         An artefact whose kind is the format.
 
     Raises:
-        RecipeError: there is no such format, or it cannot hold this model.
+        RecipeError: there is no such format, it cannot hold this model, or export.unpickle does not allow it.
+        MachineError: the format needs an extra that is not installed.
         RayRecError: the exported graph does not compute what the model does.
     """
-    chosen = export_format(format)
+    chosen = export_format(format, unpickle=recipe.export.unpickle)
     with progress("export"), publish(out, format, settings, parents, STAGE_VERSION) as draft:
         chosen.write(ExportSource(recipe, dataset, checkpoint, figures), draft, **options)
     return open_artifact(out, format, verify=False)

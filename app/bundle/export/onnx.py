@@ -16,41 +16,17 @@ import numpy as np
 import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from torch import Tensor, nn
+from torch import Tensor
 
-from app.bundle.format.layout import INPUTS, Array
+from app.bundle.export.served import SHAPES, Served, example, input_names
+from app.bundle.format.layout import Array
 from app.bundle.format.session import Graph
 from app.errors import DataError, RayRecError
-from app.models.base import History, Model
+from app.models.base import Model
 from app.tables.rows import Rows
 
 OPSET = 18
 TOLERANCE = 1e-4
-# Requests, candidates and, where histories are of any length, events of the check; the last are traced.
-SHAPES = ((1, 1, 1), (3, 5, 40), (2, 16, 7))
-
-
-class _Served(nn.Module):
-    """The part of a model that runs per request, on the inputs that have a width."""
-
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
-        super().__init__()
-        self.model, self.names = model, names
-
-    def forward(self, *values: Tensor) -> Tensor:
-        """Logits (B, C), or the user state (B, Q) where there are no items."""
-        inputs = dict(zip(self.names, values, strict=True))
-        mask = inputs["history_mask"]
-        varies = self.model.reads != "recent"
-        batch, length = mask.shape[0], mask.shape[1] if varies else self.model.inputs.history
-        user = inputs.get("user", mask.new_zeros((batch, 0)))
-        rows = inputs.get("history", mask.new_zeros((batch, length, 0)))
-        context = inputs.get("context", mask.new_zeros((batch, 0)))
-        gap = inputs.get("history_gap", mask.new_zeros((batch, 0)))
-        # The mask stands for the items: a model may only ask whether there is one.
-        history = History(mask, inputs["history_event"], inputs["history_age"], gap)
-        state = self.model.user_state(user, rows, history, context)
-        return self.model.score(state, inputs["items"]) if "items" in inputs else state
 
 
 def write_graph(
@@ -72,11 +48,8 @@ def write_graph(
         RayRecError: a graph differs from the model by more than 1e-4.
         DataError: the model's scores are NaN or infinite.
     """
-    widths = {"user": rows["user"].width, "history": rows["history"].width, "context": model.inputs.context}
-    widths |= {} if model.trains_on == "sequences" else {"history_gap": 0}
-    inputs = INPUTS if scores else INPUTS[:-1]
-    served = _Served(model, [name for name in inputs if widths.get(name) != 0]).eval()
-    examples = [_example(served, rows, *shape) for shape in SHAPES]
+    served = Served(model, input_names(model, rows, scores=scores)).eval()
+    examples = [example(served, rows, *shape) for shape in SHAPES]
     _trace(served, examples[-1], path)
     figures = {"dense_float32_bytes": float(path.stat().st_size), "dense_error": 0.0}
     _check(path.name, _difference(path, served, examples), model)
@@ -105,7 +78,7 @@ def _check_runs(file: str, difference: float) -> None:
         )
 
 
-def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
+def _trace(served: Served, traced: dict[str, Tensor], path: Path) -> None:
     varies = {"items": {1: "C"}}
     if served.model.reads != "recent":
         varies |= {name: {1: "L"} for name in served.names if name.startswith("history")}
@@ -114,7 +87,7 @@ def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
         warnings.simplefilter("ignore")  # the exporter is deprecated, tracing warns of constants
         torch.onnx.export(
             served,
-            tuple(example.values()),
+            tuple(traced.values()),
             path,
             input_names=list(served.names),
             output_names=["output"],
@@ -124,33 +97,12 @@ def _trace(served: _Served, example: dict[str, Tensor], path: Path) -> None:
         )
 
 
-def _example(
-    served: _Served, rows: Mapping[str, Rows], batch: int, candidates: int, events: int
-) -> dict[str, Tensor]:
-    """Inputs from random ids; histories of every length, an empty one too."""
-    inputs, rng = served.model.inputs, np.random.default_rng(batch)
-    longest = events if served.model.reads != "recent" else inputs.history
-    filled = np.arange(longest, 0, -1) <= np.linspace(0, longest, batch)[:, None]
-    drawn = rng.integers(0, inputs.items, filled.shape)
-    arrays = {
-        "user": rows["user"].gather(rng.integers(0, inputs.users, batch)),
-        "history": rows["history"].gather(drawn * filled),
-        "history_mask": filled.astype(np.float32),
-        "history_event": rng.integers(1, max(2, inputs.events), filled.shape) * filled,
-        "history_age": (rng.random(filled.shape) * filled).astype(np.float32),
-        "history_gap": (rng.random(filled.shape) * filled).astype(np.float32),
-        "context": rng.random((batch, inputs.context), np.float32),
-        "items": rows["item"].gather(rng.integers(0, inputs.items, (batch, candidates))),
-    }
-    return {name: torch.from_numpy(arrays[name]) for name in served.names}
-
-
-def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor]]) -> float:
+def _difference(path: Path, served: Served, examples: Sequence[dict[str, Tensor]]) -> float:
     """Largest difference between graph and model, relative where outputs exceed 1."""
     graph, worst = Graph(path, 1), 0.0
-    for example in examples:
+    for values in examples:
         with torch.no_grad():
-            expected: Array = served(*example.values()).numpy()
+            expected: Array = served(*values.values()).numpy()
         if not np.isfinite(expected).all():
             raise DataError(
                 "the model's scores are not finite numbers",
@@ -158,7 +110,7 @@ def _difference(path: Path, served: _Served, examples: Sequence[dict[str, Tensor
                 remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
             )
         try:
-            output = graph.run({name: v.numpy() for name, v in example.items() if name in graph.inputs})
+            output = graph.run({name: v.numpy() for name, v in values.items() if name in graph.inputs})
         except Exception:  # onnxruntime's own kinds: a shape that does not fit
             return float("inf")
         if output.shape != expected.shape:

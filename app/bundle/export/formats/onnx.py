@@ -15,43 +15,29 @@ the model reads "all" or "events", L may be any length; of "all" each item stand
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime
 from onnx import TensorProto, compose, helper, numpy_helper
 
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score
-from app.bundle.export.from_dataset import default_event, events_of
 from app.bundle.export.onnx import write_graph
+from app.bundle.export.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
 from app.bundle.export.source import ExportSource
-from app.bundle.format.layout import Array, damaged
+from app.bundle.format.layout import damaged
 from app.bundle.request.requests import RankRequest
-from app.bundle.request.validation import moment
 from app.errors import RecipeError
-from app.features.context import Context, ages, gaps
 from app.tables.rows import Rows
 
 FILE = "model.onnx"
 LARGEST = (2 << 30) - (64 << 20)  # bytes of rows and ids; protobuf ends at 2 GiB
 _LABELS = "ai.onnx.ml"  # the operators that turn ids into rows
-_FLOATS = {"history_age", "history_gap", "context"}
 _INNER = "dense/"  # before every name of the graph over gathered rows
-_DESCRIPTIONS = {
-    "user": "user ids (B,)",
-    "item": "ids of the candidates (B, C)",
-    "history": 'item ids of the last events (B, L), the most recent last, "" before the first',
-    "history_event": 'event types (B, L), "" where there is no event',
-    "history_age": "log1p of the hours from each event to the last (B, L), at most 90 days; 0 where none is",
-    "history_gap": "log1p of the hours from each event to the one before it (B, L), at most 90 days; else 0",
-    "context": "features of the moment (B, T), as the metadata names them",
-}
 
 
 def write(source: ExportSource, draft: Draft) -> None:
@@ -85,7 +71,7 @@ def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
     """The graph over gathered rows, and before it what turns ids into rows."""
     dense = compose.add_prefix(dense, _INNER)
     needs = {node.name.removeprefix(_INNER) for node in dense.graph.input}
-    used = ["item", *(name for name in _DESCRIPTIONS if name != "item" and name in needs)]
+    used = ["item", *(name for name in DESCRIPTIONS if name != "item" and name in needs)]
     if "history_mask" in needs and "history" not in used:
         used.append("history")
     nodes, tables = _lookups(source, needs, used)
@@ -103,7 +89,7 @@ def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
     model = helper.make_model(
         graph, opset_imports=opsets, ir_version=dense.ir_version, producer_name="rayrec"
     )
-    helper.set_model_props(model, {"rayrec": json.dumps(_described(source))})
+    helper.set_model_props(model, {"rayrec": json.dumps(described(source))})
     return model
 
 
@@ -127,7 +113,7 @@ def _lookups(source: ExportSource, needs: set[str], used: list[str]) -> tuple[li
         nodes.append(helper.make_node("Cast", ["history_known"], mask, to=TensorProto.FLOAT))
     if "history_event" in needs:
         nodes.append(helper.make_node("Identity", ["history_event_row"], [f"{_INNER}history_event"]))
-    for name in sorted(needs & _FLOATS):
+    for name in sorted(needs & FLOATS):
         nodes.append(helper.make_node("Identity", [name], [_INNER + name]))
     return nodes, tables
 
@@ -150,67 +136,26 @@ def _input(name: str, source: ExportSource) -> Any:
     schema = source.dataset.schema
     sizes: dict[str, list[str | int]] = {"user": [], "item": ["C"], "context": [schema.context_width]}
     events = schema.history if source.checkpoint.model.reads == "recent" else "L"
-    kind = TensorProto.FLOAT if name in _FLOATS else TensorProto.STRING
+    kind = TensorProto.FLOAT if name in FLOATS else TensorProto.STRING
     return helper.make_tensor_value_info(
-        name, kind, ["B", *sizes.get(name, [events])], doc_string=_DESCRIPTIONS[name]
+        name, kind, ["B", *sizes.get(name, [events])], doc_string=DESCRIPTIONS[name]
     )
-
-
-def _described(source: ExportSource) -> dict[str, Any]:
-    """What a caller must know beside the inputs, as JSON values."""
-    schema = source.dataset.schema
-    return {
-        "model": source.checkpoint.name,
-        "history": events_of(source.checkpoint.model, source.dataset),
-        "reads": source.checkpoint.model.reads,
-        "events": schema.events[1:],
-        "default_event": schema.events[default_event(source.dataset)],
-        "context": list(schema.context),
-        "context_bounds": schema.context_bounds,
-        "session_gap": schema.session_gap,
-        "timed": schema.timed,
-    }
 
 
 def read(path: Path) -> Score:
     """The file of an export at `path`, in ONNX Runtime."""
     file = open_artifact(path, "onnx").path / FILE
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # as a replica scores
     try:
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        described = json.loads(session.get_modelmeta().custom_metadata_map["rayrec"])
+        session = onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        description = json.loads(session.get_modelmeta().custom_metadata_map["rayrec"])
     except Exception as error:  # onnxruntime raises a dozen kinds of its own, with no common base
         raise damaged(file, str(error).splitlines()[0]) from None
     used = {node.name for node in session.get_inputs()}
 
     def score(request: RankRequest) -> dict[str, float]:
-        feeds = {name: value for name, value in _feeds(request, described).items() if name in used}
-        return dict(zip(request.items, session.run(["score"], feeds)[0][0].tolist(), strict=True))
+        values = {name: value for name, value in feeds(request, description).items() if name in used}
+        return dict(zip(request.items, session.run(["score"], values)[0][0].tolist(), strict=True))
 
     return score
-
-
-def _feeds(request: RankRequest, described: dict[str, Any]) -> dict[str, Array]:
-    """The inputs for one request."""
-    timestamp, length = request.context.timestamp if request.context else None, described["history"]
-    now = time.time_ns() // 1000 if timestamp is None else moment(timestamp, "context.timestamp")
-    events = [
-        (now if event.timestamp is None else moment(event.timestamp, f"history[{i}].timestamp"), event)
-        for i, event in enumerate(request.history or ())
-    ]
-    last = sorted(events, key=lambda pair: pair[0])[-length:]
-    if described["reads"] == "all":
-        latest = {event.item: number for number, (_, event) in enumerate(last)}
-        last = [last[number] for number in sorted(latest.values())]
-    padding = (length if described["reads"] == "recent" else max(1, len(last))) - len(last)
-    times = np.array([[0] * padding + [when if described["timed"] else 0 for when, _ in last]], np.int64)
-    kinds = [event.event or described["default_event"] for _, event in last]
-    context = Context(described["context"], described["context_bounds"], described["session_gap"])
-    return {
-        "user": np.array([request.user], object),
-        "item": np.array([request.items], object),
-        "history": np.array([[""] * padding + [event.item for _, event in last]], object),
-        "history_event": np.array([[""] * padding + kinds], object),
-        "history_age": ages(times),
-        "history_gap": gaps(times),
-        "context": context(np.array([now], np.int64), times),
-    }
