@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 from zipfile import ZipFile
 
 import numpy as np
@@ -13,11 +15,12 @@ import torch
 from typer.testing import CliRunner
 
 from app import pipeline
-from app.artifact import open_artifact
+from app.artifact import Draft, open_artifact
 from app.bundle.export import formats
 from app.bundle.export.export import export
+from app.bundle.export.fixed_shape import write_fixed
 from app.bundle.export.formats import ExportFormat, export_format, format_names
-from app.bundle.export.source import Trained
+from app.bundle.export.source import ExportSource, Trained
 from app.bundle.request.requests import Context, RankRequest
 from app.cli import app
 from app.comparison.requests import random_requests
@@ -126,6 +129,63 @@ def test_a_model_too_large_for_one_onnx_file_is_refused(
     with pytest.raises(UserError, match=r"2 GB.*format bundle"):
         exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", "onnx")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_file_of_a_fixed_shape_scores_any_number_of_candidates(
+    name: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format = format_of(name)
+    monkeypatch.setattr("app.bundle.export.fixed_shape.CANDIDATES", 6)
+    path = exported(
+        checkpoint_of(random_model("two_tower", dataset), dataset), dataset, tmp_path / "out", name
+    )
+    shape = open_artifact(path).figures["shape"]
+    assert shape == {"requests": 1, "candidates": 6, "history": dataset.schema.history}
+    score = format.read(path)
+    asked = RankRequest("u7", ITEMS, history=HISTORY, context=Context(float(NOW)))
+    scores = score(asked)
+    assert list(scores) == ITEMS
+    for item in ITEMS:
+        one = RankRequest("u7", [item], history=HISTORY, context=Context(float(NOW)))
+        assert scores[item] == pytest.approx(score(one)[item], abs=1e-5)
+    strange = [HISTORY[0], HistoryEvent("never seen", "view", NOW - 3600.0), HISTORY[1]]
+    among = RankRequest("u7", ITEMS, history=strange, context=Context(float(NOW)))
+    assert score(among) == pytest.approx(scores, abs=1e-5), "an event on an unknown item is none"
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_missing_extra_is_named_with_its_remedy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("executorch", "litert_torch"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.delitem(sys.modules, f"app.bundle.export.formats.{name}", raising=False)
+    with pytest.raises(MachineError, match=rf"the format {name} needs .*pip install 'rayrec\[{name}\]'"):
+        export_format(name)
+
+
+def test_ids_that_do_not_fit_into_int32_are_refused(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    format_of("litert")
+    monkeypatch.setattr("app.bundle.export.formats.litert.LARGEST_ID", 39)
+    with pytest.raises(UserError, match=r"int32.*41 rows.*torch_export"):
+        exported(checkpoint_of(random_model("mlp", dataset), dataset), dataset, tmp_path / "out", "litert")
+
+
+def test_a_model_that_cannot_be_lowered_is_refused_with_the_reason(dataset: Dataset, tmp_path: Path) -> None:
+    def lower(*_: Any) -> bytes:
+        raise NotImplementedError("no kernel for aten::cholesky\nand a page of details")
+
+    recipe, model = parse({"name": "tiny"}, "test"), random_model("two_tower", dataset)
+    source = ExportSource(recipe, dataset, checkpoint_of(model, dataset), {})
+    with pytest.raises(
+        RecipeError, match=r"two_tower \(NotImplementedError: no kernel for aten::cholesky\) - use"
+    ):
+        write_fixed(source, Draft(tmp_path), format="litert", file="m", lower=lower, runtime=unused)
+
+
+def unused(_: Any) -> Any:
+    raise AssertionError("nothing was written")
 
 
 def test_a_format_that_unpickles_is_allowed_first(dataset: Dataset, tmp_path: Path) -> None:
