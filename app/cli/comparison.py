@@ -1,4 +1,4 @@
-"""The verbs that compare: runs with each other, folds of a log, models on a log."""
+"""The verbs that compare: runs with each other, folds of a log, models on a log, formats of a model."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ bench = typer.Typer(
     cls=_BundleByDefault,
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Measure how fast a bundle ranks, or compare every model on a log.",
+    help="Measure how fast a bundle ranks, or compare every model on a log or every format of a model.",
 )
 bench.command("bundle")(measure_speed)
 
@@ -121,3 +121,27 @@ def bench_models(
             say(f"{row['name']} is left out: {row['reason']}")
         say(f"Choose by validation; the test part reports. Quality against cost: {result['plot']}")
         say(f"Whether two differ: rayrec compare {out}/models/NAME {out}/models/OTHER")
+
+
+@bench.command("formats")
+def bench_formats(
+    recipe: RecipeFile,
+    formats: Annotated[str, typer.Option(help="Names, separated by commas; empty: every format.")] = "",
+    out: Out = RUNS / "latest",
+    set: Sets = None,
+    force: Force = False,
+    json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Export the model of a recipe in every format: bytes, latency, and how far scores are from the model's.
+
+    Each is scored in its own runtime on one thread, 1,000 requests of 100 candidates, from ids to scores.
+    """
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, set)
+    end_by_sigterm()
+    from app.comparison.formats import bench_formats as bench_every
+
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    result = bench_every(loaded, out, formats=names, force=force)
+    print_grid(result, json, comparison.of_formats)

@@ -1,4 +1,4 @@
-"""What comparisons show on a terminal: of runs, of folds, and of models."""
+"""What comparisons show on a terminal: of runs, of folds, of models, and of formats."""
 
 from __future__ import annotations
 
@@ -52,6 +52,21 @@ def of_models(result: Mapping[str, Any]) -> Grid:
         for row in result["models"]
     ]
     return ["model", f"{figure}, valid", "test", "train s", "bundle MB", "request ms"], rows
+
+
+def of_formats(result: Mapping[str, Any]) -> Grid:
+    """A row for each format of an export: size, latency of a request, largest difference from the model."""
+    rows = [
+        [
+            row["name"],
+            f"{row['bytes'] / 1e6:.2f}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p95_ms']:.2f}",
+            f"{row['difference']:.1g}",
+        ]
+        for row in result["formats"]
+    ]
+    return [f"{result['model']} as", "MB", "p50 ms", "p95 ms", "differs by"], rows
 
 
 def _with_interval(quality: Mapping[str, float] | None) -> str:

@@ -130,8 +130,7 @@ def check(run: Run, whole: WholeModel, examples: Iterable[dict[str, Tensor]], fi
                 remedy="training diverged: lower train.learning_rate, or set train.clip_norm",
             )
         scores = run({name: value.numpy() for name, value in values.items()})
-        errors = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
-        worst = max(worst, float(np.nan_to_num(errors, nan=np.inf).max(initial=0)))
+        worst = max(worst, difference(scores, expected))
     if worst > TOLERANCE:
         raise RayRecError(
             f"the file's scores differ from the model's by {worst:.2g}",
@@ -139,3 +138,9 @@ def check(run: Run, whole: WholeModel, examples: Iterable[dict[str, Tensor]], fi
             remedy="use the format onnx or bundle, and report the model",
         )
     return worst
+
+
+def difference(scores: Array, expected: Array) -> float:
+    """The largest difference of scores, relative where those expected exceed 1; NaN is infinitely far."""
+    errors = np.abs(scores - expected) / np.maximum(1, np.abs(expected))
+    return float(np.nan_to_num(errors, nan=np.inf).max(initial=0))
