@@ -12,6 +12,7 @@ from app.models.base import Batch, Reads
 from app.models.batch import RecentEvents, batch_of, distinct
 
 HOUR = 3_600_000_000  # microseconds
+PAUSE = 48  # hours between two events of a history, at most
 
 
 def random_requests(
@@ -33,7 +34,8 @@ def random_requests(
     size = min(candidates, schema.items)
     users = rng.integers(0, schema.users, count)
     items = np.stack([rng.choice(schema.items, size, replace=False) for _ in range(count)])
-    now = last_time(dataset) // 1_000_000 * 1_000_000 + HOUR
+    # Logs without times count from 0: the moment is late enough for every history to fit before it.
+    now = max(last_time(dataset), 2 * schema.history * PAUSE * HOUR) // HOUR * HOUR + HOUR
     history = _histories(rng, dataset, count, now)
     names = np.array(["stranger", *list(dataset.users)[1:]], object)[users]
     ids = np.array(["unknown", *list(dataset.items)[1:]], object)
@@ -52,7 +54,7 @@ def _histories(rng: np.random.Generator, dataset: Dataset, count: int, now: int)
     filled = np.arange(shape[1], 0, -1) <= length[:, None]
     item = rng.integers(1, max(2, schema.items), shape) * filled
     event = rng.integers(1, len(schema.events), shape) * filled
-    hours = np.cumsum(rng.integers(1, 48, shape)[:, ::-1], 1)[:, ::-1]
+    hours = np.cumsum(rng.integers(1, PAUSE, shape)[:, ::-1], 1)[:, ::-1]
     return item, event, (now - hours * HOUR) * filled
 
 

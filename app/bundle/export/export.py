@@ -13,7 +13,7 @@ from app.data.dataset import Dataset
 from app.recipe import Recipe
 from app.terminal.console import progress
 
-STAGE_VERSION = 7  # raise it when the same checkpoint and settings come to give another export
+STAGE_VERSION = 8  # raise it when the same checkpoint and settings come to give another export
 
 
 def export(

@@ -74,14 +74,14 @@ def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
     used = ["item", *(name for name in DESCRIPTIONS if name != "item" and name in needs)]
     if "history_mask" in needs and "history" not in used:
         used.append("history")
-    nodes, tables = _lookups(source, needs, used)
+    nodes, tables = _lookups(source, needs, used, rows)
     output = helper.make_node("Identity", [dense.graph.output[0].name], ["score"])
     graph = helper.make_graph(
         [*nodes, *dense.graph.node, output],
         source.recipe.export.name or source.recipe.name,
         [_input(name, source) for name in used],
         [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["B", "C"])],
-        [numpy_helper.from_array(rows[name].all(), f"{name}_table") for name in tables],
+        [numpy_helper.from_array(rows[name].all(), f"{name}_table") for name in sorted(tables)],
         doc_string=__doc__,
     )
     graph.initializer.extend(dense.graph.initializer)
@@ -93,7 +93,9 @@ def _whole(source: ExportSource, dense: Any, rows: dict[str, Rows]) -> Any:
     return model
 
 
-def _lookups(source: ExportSource, needs: set[str], used: list[str]) -> tuple[list[Any], list[str]]:
+def _lookups(
+    source: ExportSource, needs: set[str], used: list[str], rows: dict[str, Rows]
+) -> tuple[list[Any], set[str]]:
     """Nodes that give the inner inputs from the outer ones, and the tables of rows that they look into."""
     dataset = source.dataset
     ids: dict[str, Iterable[str]] = {
@@ -102,11 +104,12 @@ def _lookups(source: ExportSource, needs: set[str], used: list[str]) -> tuple[li
         "history": dataset.items,
         "history_event": dataset.schema.events,
     }
-    nodes, tables = [_labels(name, ids[name]) for name in used if name in ids], []
-    for inner, table in (("user", "user"), ("items", "item"), ("history", "history")):
+    nodes, tables = [_labels(name, ids[name]) for name in used if name in ids], set()
+    for inner, name in (("user", "user"), ("items", "item"), ("history", "history")):
         if inner in needs:
-            tables.append(table)
-            nodes.append(helper.make_node("Gather", [f"{table}_table", f"{table}_row"], [_INNER + inner]))
+            table = rows[name].same_as or name
+            tables.add(table)
+            nodes.append(helper.make_node("Gather", [f"{table}_table", f"{name}_row"], [_INNER + inner]))
     if "history_mask" in needs:
         nodes.append(helper.make_node("Sign", ["history_row"], ["history_known"]))
         mask = [f"{_INNER}history_mask"]
