@@ -36,6 +36,8 @@ from tests.tiny import Datasets
 ITEMS = [f"i{row}" for row in range(1, 21)]
 SLOW = ("executorch", "litert")  # formats that take seconds to lower a model
 LOWERED = ("dcn", "neumf", "sasrec", "two_tower")
+# What a format cannot hold, and the operator for which it is refused.
+REFUSED = {("litert", source): "scatter" for source in ("ease", "item_knn", "item_sequence")}
 HISTORY = [HistoryEvent("i5", "view", NOW - 7200.0), HistoryEvent("i9", "buy", NOW - 60.0)]
 
 
@@ -82,6 +84,18 @@ def test_what_is_read_back_scores_as_the_checkpoint(
     expected = ModelScorer(model).candidates(batch).numpy()
     scores = [[scored[item] for item in r.items] for r in requests for scored in [score(r)]]
     np.testing.assert_allclose(scores, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "source"), REFUSED)
+def test_a_model_that_a_format_cannot_hold_is_refused(
+    name: str, source: str, datasets: Datasets, tmp_path: Path
+) -> None:
+    format_of(name)
+    checkpoint = checkpoint_of(random_model(source, datasets[source]), datasets[source])
+    reason = rf"{name} cannot hold the model {source} \(.*{REFUSED[name, source]}.*\) - use the format bundle"
+    with pytest.raises(RecipeError, match=reason):
+        exported(checkpoint, datasets[source], tmp_path / "out", name)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", format_names())

@@ -45,26 +45,30 @@ def write_fixed(
         ids: the type of rows of ids.
 
     Raises:
-        RecipeError: `lower` fails; the error says at what.
+        RecipeError: the model cannot be lowered, or its file not be run; the error says at what it failed.
         RayRecError: the file does not compute what the model does.
+        DataError: the model's scores are NaN or infinite.
     """
     whole, length = whole_model(source), events_of(source.checkpoint.model, source.dataset)
     requests = whole.example(3, CANDIDATES, length)  # without history, with half of one, with a full one
     examples = [{name: value[i : i + 1] for name, value in requests.items()} for i in range(3)]
+    path = draft.path / file
     try:
-        content = lower(whole, examples[-1])
-    except Exception as error:  # the lowering has no common base for what it cannot do
+        path.write_bytes(lower(whole, examples[-1]))
+        run = runtime(path)
+        run({name: value.numpy() for name, value in examples[-1].items()})
+    except RecipeError:
+        raise
+    except Exception as error:  # neither a lowering nor a runtime has one base for what it cannot do
         raise _refusal(format, source.checkpoint.name, error) from error
-    (draft.path / file).write_bytes(content)
+    difference = check(run, whole, examples, file)
     write_beside(source, whole.names, draft.path, ids=ids, candidates=CANDIDATES)
-    difference = check(runtime(draft.path / file), whole, examples, file)
-    draft.figures |= {**source.figures, "bytes": {format: len(content)}, "difference": difference}
+    size = path.stat().st_size
+    draft.figures |= {**source.figures, "bytes": {format: size}, "difference": difference}
     draft.figures |= {"shape": {"requests": 1, "candidates": CANDIDATES, "history": length}}
 
 
 def _refusal(format: str, model: str, error: Exception) -> RecipeError:
-    if isinstance(error, RecipeError):
-        return error
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
     return RecipeError(
