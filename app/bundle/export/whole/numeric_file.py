@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from app.bundle.export.formats import Score
-from app.bundle.export.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole_model import Run
+from app.bundle.export.whole.model import Run
+from app.bundle.export.whole.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
 from app.bundle.format.layout import Array, damaged
 from app.bundle.request.requests import RankRequest
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from app.bundle.export.whole_model import WholeModel
+from app.bundle.export.whole.model import WholeModel
 
 
 def program(whole: WholeModel, example: dict[str, Tensor], *, dynamic: bool) -> ExportedProgram:
@@ -28,7 +29,8 @@ def program(whole: WholeModel, example: dict[str, Tensor], *, dynamic: bool) -> 
         if any_length:
             varies |= {name: {1: Dim("L")} for name in whole.names if name.startswith("history")}
         shapes = (tuple({0: Dim("B"), **varies.get(name, {})} for name in whole.names),)
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of cells, which keep a list of their weights
         exported = torch.export.export(whole, tuple(example.values()), dynamic_shapes=shapes)
     return _without_unused(exported)
 

@@ -1,0 +1,1 @@
+"""A whole model in one file, rows and all: what the formats outside the bundle share."""
