@@ -73,8 +73,10 @@ def _input(name: str, source: ExportSource, ids: str, candidates: int) -> Json:
         1 if candidates else "B",
         *shapes.get(name, ["L" if any_length else fixed["history"]]),
     ]
-    kind = "float32" if name in FLOATS else ids
-    return {"name": name, "type": kind, "shape": shape, "meaning": DESCRIPTIONS[name]}
+    if name in FLOATS:
+        return {"name": name, "type": "float32", "shape": shape, "meaning": DESCRIPTIONS[name]}
+    meaning = "rows of " + DESCRIPTIONS[name].replace('""', "row 0")
+    return {"name": name, "type": ids, "shape": shape, "meaning": meaning}
 
 
 def score_with(run: Run, folder: Path) -> Score:
