@@ -17,12 +17,12 @@ from typing import Any, get_args
 
 from optuna.trial import BaseTrial
 from pydantic import BaseModel
-from torch import nn
 
 from app.data.dataset import Dataset
 from app.models.base import Model, ModelConfig
 from app.models.build import build_model
 from app.models.discovery import model_class, model_config
+from app.models.resize import hidden_of, linear_layers
 from app.recipe import Compress, ModelSection, Recipe, Section, Train
 from app.training.defaults import settled
 from tuning.ask import MODEL, Ask, Tried, decoded_value, encoded_value, nearest, parameter
@@ -35,11 +35,13 @@ LOSSES = ["bce", "bpr", "cross_entropy", "gbce"]
 INNER_PRODUCT = ["softmax", "sampled_softmax"]
 ROWS = ["float32", "float16", "int8", "int4", "int2"]
 DENSE = ["float32", "int8"]
-SHARES = [0.25, 0.5, 0.75]  # of dense weights that are pruned
+SHARES = [0.25, 0.5, 0.75]  # of dense weights that are pruned, or of neurons that are removed
 CODES = [8, 16, 32]  # of a row
-ENOUGH_ROWS = 2048  # of the largest table, from which on codes and their codewords are smaller than int8
+COLUMNS = [0.5, 0.75]  # of a table, that svd keeps
+ENOUGH_ROWS = 2048  # of the largest table, from which on codes and codewords are smaller than int8
 # Sequences of steps, of those that a model can take and that train nothing; beside them the recipe's own.
-STEPS = [[], ["prune"], ["product"], ["prune", "product"]]
+# Not `low_rank`: at equal weights `neurons` keep more (docs/log.md).
+STEPS = [[], ["prune"], ["neurons"], ["svd"], ["product"], ["prune", "product"], ["neurons", "product"]]
 SMALLEST_BATCH = 32
 FOUND_BATCHES = (128, 512, 2048)
 OWN_NEGATIVES, SHARED_NEGATIVES = (1, 32), (32, 1024)  # of each event; of all targets of a batch together
@@ -53,12 +55,14 @@ class Space:
         recipe: what is searched around; it names a model.
         models: names of the models to search over, the first one first tried.
         dense: those of them that have dense layers.
-        codes: whether a table is so large that product codes make it smaller.
+        hidden: those of them that have hidden neurons which can be removed.
+        codes: whether a table is so large that product codes, or fewer columns and a basis, are smaller.
     """
 
     recipe: Recipe
     models: tuple[str, ...]
     dense: frozenset[str]
+    hidden: frozenset[str] = frozenset()
     codes: bool = True
 
     @classmethod
@@ -71,9 +75,11 @@ class Space:
         names = sorted(
             dict.fromkeys(models or [recipe.model.name]), key=lambda name: name != recipe.model.name
         )
-        dense = (name for name in names if has_dense_layers(of_model(recipe, name), dataset))
+        learned = {name: learned_model(of_model(recipe, name), dataset) for name in names}
+        dense = (name for name, model in learned.items() if model and linear_layers(model))
+        hidden = (name for name, model in learned.items() if model and hidden_of(model))
         codes = max(dataset.schema.users, dataset.schema.items) >= ENOUGH_ROWS
-        return cls(recipe, tuple(names), frozenset(dense), codes)
+        return cls(recipe, tuple(names), frozenset(dense), frozenset(hidden), codes)
 
     def suggest(self, trial: BaseTrial) -> Settings:
         """Settings of a trial: overrides of the recipe."""
@@ -88,7 +94,13 @@ class Space:
             _loss(ask, self.recipe, kind, config)
             loss = ask.settings.get("model.loss", config.loss)
             _training(ask, recipe.train, kind, draws=_draws(loss, kind))
-        _compression(ask, recipe.compress, kind, dense=model in self.dense, codes=self.codes)
+        takes = {
+            "prune": model in self.dense,
+            "neurons": model in self.hidden,
+            "svd": self.codes and kind.quantisable,
+            "product": self.codes and kind.quantisable,
+        }
+        _compression(ask, recipe.compress, kind, takes)
         _further(ask, config)
         return chosen | ask.settings
 
@@ -161,14 +173,14 @@ def training_part(settings: Settings) -> Settings:
     return {name: value for name, value in settings.items() if not name.startswith(COMPRESSION)}
 
 
-def has_dense_layers(recipe: Recipe, dataset: Dataset) -> bool:
-    """Whether the recipe's model has layers that can be pruned and that int8 makes smaller.
+def learned_model(recipe: Recipe, dataset: Dataset) -> Model | None:
+    """The recipe's model as it begins; None where it is fitted in closed form.
 
     Raises:
         RecipeError: the model does not suit the data, or a hyperparameter of it is unknown.
     """
     model = build_model(recipe.model.source, recipe.model.hyperparameters, dataset, fit=False)
-    return model.learns and any(isinstance(layer, nn.Linear) for layer in model.modules())
+    return model if model.learns else None
 
 
 def _loss(ask: Ask, recipe: Recipe, kind: type[Model], config: ModelConfig) -> None:
@@ -209,20 +221,25 @@ def batch_sizes(own: int) -> list[int]:
     )
 
 
-def _compression(ask: Ask, own: Compress, kind: type[Model], *, dense: bool, codes: bool) -> None:
+def _compression(ask: Ask, own: Compress, kind: type[Model], takes: dict[str, bool]) -> None:
+    """Settings of [compress]; `takes` says which steps the model can take."""
     if kind.quantisable:
         ask.choice("compress.rows", ROWS, own.rows)
-    if dense:
+    if takes["prune"]:
         ask.choice("compress.dense", DENSE, own.dense)
-    takes = {"prune": dense, "product": codes and kind.quantisable}
     left_out = {name for name, can in takes.items() if not can}
     possible = [steps for steps in STEPS if not left_out & set(steps)]
-    if len(possible) > 1 or own.steps or "compress.steps" in ask.given:
-        steps = ask.choice("compress.steps", possible, own.steps)
-        if "prune" in steps:
-            ask.choice("compress.prune.share", SHARES, own.prune.share)
-        if "product" in steps:
-            ask.choice("compress.product.codes", CODES, own.product.codes)
+    if len(possible) < 2 and not own.steps and "compress.steps" not in ask.given:
+        return
+    steps = ask.choice("compress.steps", possible, own.steps)
+    if "prune" in steps:
+        ask.choice("compress.prune.share", SHARES, own.prune.share)
+    if "neurons" in steps:
+        ask.choice("compress.neurons.share", SHARES, own.neurons.share)
+    if "svd" in steps:
+        ask.choice("compress.svd.columns", COLUMNS, own.svd.columns)
+    if "product" in steps:
+        ask.choice("compress.product.codes", CODES, own.product.codes)
 
 
 def _further(ask: Ask, config: ModelConfig) -> None:

@@ -136,7 +136,8 @@ def study_name(space: Space, dataset: str) -> str:
     settings = {
         **checkpoint_settings(recipe),
         **recipe.part("evaluate", "compress"),
-        "tune": [recipe.tune.epochs, recipe.tune.max_users, space.models, sorted(space.dense)],
+        "tune": [recipe.tune.epochs, recipe.tune.max_users, space.models],
+        "takes": [sorted(space.dense), sorted(space.hidden)],
         **({"space": recipe.tune.space} if recipe.tune.space else {}),
     }
     return f"{recipe.name}-{cache_key('study', settings, {'dataset': dataset}, STAGE_VERSION)[:12]}"

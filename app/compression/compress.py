@@ -16,7 +16,7 @@ import numpy as np
 
 from app.artifact import Artifact, open_artifact, publish
 from app.bundle.export.static_rows import static_rows
-from app.compression.packed import as_stored, values_of
+from app.compression.rows import as_stored, values_of
 from app.compression.steps import apply_step
 from app.compression.work import Work
 from app.data.dataset import Array, Dataset

@@ -7,7 +7,6 @@ served, to the last bit but for a scale that half precision rounds.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import cast
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from app.compression.rows import CodedRows, Packed, ProjectedRows, values_of
 from app.data.dataset import Array
 from app.models.base import Model
 from app.tables.codes import Codes, runs
@@ -23,17 +23,6 @@ from app.tables.quantise import LEVELS, Integers, quantise, restore, unit_of
 from app.tables.write import BLOCK
 
 MOVED_ROWS = 1 << 20  # of a larger table codes stay as they are: its floats and their moments are too many
-
-
-@dataclass(frozen=True)
-class CodedRows:
-    """Product codes, and the rows (N, D) float32 that they stand for."""
-
-    codes: Codes
-    values: Array
-
-
-Packed = Array | CodedRows
 
 
 class CodeRows(nn.Module):
@@ -119,6 +108,26 @@ class NumberRows(nn.Module):
         return _array(self.rows)
 
 
+class CoefficientRows(nn.Module):
+    """Rows by their coefficients, which are learned as they are stored; the basis stays as it is."""
+
+    def __init__(self, rows: ProjectedRows, precision: Precision, group: int) -> None:
+        super().__init__()
+        self.coefficients = _module(rows.coefficients, precision, group)
+        self.register_buffer("basis", torch.from_numpy(np.array(rows.basis)))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Rows (…, D) of ids (…)."""
+        rows: Tensor = self.coefficients(ids)
+        return rows @ self.get_buffer("basis").to(rows.dtype)
+
+    def stored(self) -> Packed:
+        """The coefficients as they are now, and the rows that they stand for."""
+        inner = cast(Array | CodedRows, self.coefficients.stored())
+        basis = self.get_buffer("basis").cpu().numpy()
+        return ProjectedRows(inner, basis, values_of(inner) @ basis)
+
+
 class SameRows(nn.Module):
     """The rows of another kind: those of candidates, as events of a history."""
 
@@ -146,11 +155,18 @@ def pack(model: Model, rows: Mapping[str, Packed], precision: Precision, group: 
         if id(values) in made:
             model.packed[kind] = SameRows(made[id(values)])
             continue
-        if isinstance(values, CodedRows):
-            made[id(values)] = CodeRows(values)
-        else:
-            made[id(values)] = NumberRows(values, precision, group)
-        model.packed[kind] = made[id(values)]
+        made[id(values)] = model.packed[kind] = _module(values, precision, group)
+
+
+def coded_rows(model: Model) -> list[CodeRows]:
+    """The product codes among the rows that were put into a model."""
+    return [module for module in model.packed.modules() if isinstance(module, CodeRows)]
+
+
+def _module(rows: Packed, precision: Precision, group: int) -> CodeRows | NumberRows | CoefficientRows:
+    if isinstance(rows, ProjectedRows):
+        return CoefficientRows(rows, precision, group)
+    return CodeRows(rows) if isinstance(rows, CodedRows) else NumberRows(rows, precision, group)
 
 
 def unpack(model: Model, rows: Mapping[str, Packed]) -> dict[str, Packed]:
@@ -158,26 +174,11 @@ def unpack(model: Model, rows: Mapping[str, Packed]) -> dict[str, Packed]:
     result, stored = dict(rows), {}
     for kind in rows:
         if kind in model.packed and not isinstance(module := model.packed[kind], SameRows):
-            stored[id(rows[kind])] = cast(CodeRows | NumberRows, module).stored()
+            stored[id(rows[kind])] = cast(CodeRows | NumberRows | CoefficientRows, module).stored()
     for kind, values in rows.items():
         result[kind] = stored.get(id(values), values)
     model.packed.clear()
     return result
-
-
-def arrays_of(rows: Packed) -> list[Array]:
-    """What rows consist of."""
-    return [rows.codes.codes, rows.codes.words, rows.values] if isinstance(rows, CodedRows) else [rows]
-
-
-def as_stored(rows: Packed) -> Array | Codes:
-    """What a store is written from."""
-    return rows.codes if isinstance(rows, CodedRows) else rows
-
-
-def values_of(rows: Packed) -> Array:
-    """The rows (N, D) as floats, of codes those that they stand for."""
-    return rows.values if isinstance(rows, CodedRows) else rows
 
 
 def _array(rows: Tensor) -> Array:

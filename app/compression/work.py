@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from app.artifact import Artifact, reuse
 from app.bundle.export.static_rows import static_rows
-from app.compression.packed import Packed
+from app.compression.rows import Packed
 from app.data.dataset import Dataset
 from app.models.base import Model
 from app.recipe import Recipe
@@ -65,6 +65,17 @@ class Work:
     def put_rows(self, rows: Mapping[str, Packed]) -> None:
         """Go on with rows that are no longer what the model's pieces say."""
         self.evaluated, self._put = dict(rows), True
+
+    @property
+    def rows_are_put(self) -> bool:
+        """Whether a step has put rows in the place of what the model's pieces say."""
+        return self._put
+
+    def resize(self, sizes: Mapping[str, Mapping[str, int]]) -> None:
+        """Note the sizes of dense layers that a step has changed, in the keys of LayerSize, by name."""
+        before = self.hyperparameters.get("resized", {})
+        changed = {name: {**before.get(name, {}), **size} for name, size in sizes.items()}
+        self.hyperparameters = {**self.hyperparameters, "resized": {**before, **changed}}
 
     def weights_changed(self) -> None:
         """Evaluate the rows anew, unless a step has put others in their place."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from app.features.columns import Block
 from app.models import objectives
+from app.models.resize import LayerSize
 from app.tables.base import Tables
 
 Reads = Literal["recent", "all", "events"]
@@ -170,6 +171,10 @@ class ModelConfig(BaseModel):
     )
     table: str = Field("dense", description="kind of the embedding tables, a file of app/tables")
     table_options: dict[str, Any] = Field(default={}, description="options of this kind of table")
+    resized: dict[str, LayerSize] = Field(
+        default={},
+        description="of a compressed model alone: by name, dense layers whose inputs, outputs or rank differ",
+    )
 
 
 class Model(nn.Module):

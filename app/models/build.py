@@ -13,6 +13,7 @@ from app.errors import RecipeError
 from app.events import WHOLE_PAST
 from app.models.base import Content, Inputs, Model, ModelConfig, Reads
 from app.models.discovery import model_class, model_config
+from app.models.resize import resize
 from app.tables.base import Table, Tables
 from app.tables.discovery import table_class
 
@@ -32,6 +33,7 @@ def build_model(source: str, hyperparameters: dict[str, Any], dataset: Dataset, 
     kind = model_class(source)
     _check_needs(kind, Path(source).stem, dataset)
     model = kind(config, inputs_of(dataset, kind.reads), content_of(dataset), tables_of(config))
+    resize(model, config.resized)
     if fit and not model.learns:
         model.fit(dataset)
     return model

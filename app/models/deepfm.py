@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
 from app.models.field_parts import Fields
 from app.models.parts import HistoryPool, dense_layers
+from app.models.resize import Hidden
 from app.tables.base import Tables
 
 
@@ -57,6 +58,10 @@ class Deepfm(Model):
         self.user_half = nn.Linear(user * config.width, first)
         self.item_half = nn.Linear(item * config.width, first, bias=False)
         self.layers = dense_layers(config.hidden, config.dropout, out=1)
+
+    def removable_neurons(self) -> list[Hidden]:
+        """The neurons of the first layer, which is in two halves; `dense_layers` has the others."""
+        return [Hidden(("user_half", "item_half"), "layers")]
 
     def user_rows(self, users: Tensor) -> Tensor:
         """The fields of a user that stay: id, categories, dense features."""

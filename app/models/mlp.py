@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.models.parts import Attributes, HistoryPool, HistorySimilarity, dense_layers
+from app.models.resize import Hidden
 from app.tables.base import Tables
 
 
@@ -57,6 +58,10 @@ class Mlp(Model):
         self.item_bias = tables("item_bias", inputs.items, 1)
         self.layers = dense_layers(config.hidden, config.dropout, out=1)
 
+    def removable_neurons(self) -> list[Hidden]:
+        """The neurons of the first layer, which is in two halves; `dense_layers` has the others."""
+        return [Hidden(("user_half", "item_half"), "layers")]
+
     def user_rows(self, users: Tensor) -> Tensor:
         """Embedding and content of a user."""
         content = self.user_content(self.user_dense[users], self.user_category[users])
@@ -86,7 +91,7 @@ class Mlp(Model):
 
     def score(self, user_state: Tensor, item_rows: Tensor) -> Tensor:
         """Logits of the candidates, by the remaining layers."""
-        first = self.config.hidden[0]
+        first = item_rows.shape[-1] - 1 - (0 if self.near is None else self.near.width)
         half, bias = item_rows[..., :first], item_rows[..., first]
         deep: Tensor = self.layers(user_state[:, :first].unsqueeze(1) + half)
         logits = deep.squeeze(-1) + bias

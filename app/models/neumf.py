@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from app.models.base import Content, History, Inputs, Model, ModelConfig
 from app.models.parts import Attributes, HistoryPool, dense_layers
+from app.models.resize import Hidden
 from app.tables.base import Tables
 
 
@@ -61,6 +62,10 @@ class Neumf(Model):
         self.user_half = nn.Linear(width + self.user_content.width + pooled + inputs.context, first)
         self.item_half = nn.Linear(width + self.item_content.width, first, bias=False)
         self.layers = dense_layers(config.hidden, config.dropout, out=1)
+
+    def removable_neurons(self) -> list[Hidden]:
+        """The neurons of the first layer, which is in two halves; `dense_layers` has the others."""
+        return [Hidden(("user_half", "item_half"), "layers")]
 
     def user_rows(self, users: Tensor) -> Tensor:
         """GMF's embedding, the MLP's, and the user's content."""

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from app.models.attention_parts import CausalFilter, split_heads, visible
 from app.models.base import Content, History, Inputs, Loss, Model, ModelConfig
 from app.models.dropout import Dropout
+from app.models.resize import Hidden
 from app.models.sequence_parts import SEQUENCE_TRAINING, EventInput, Heads, ItemVectors
 from app.tables.base import Tables
 
@@ -113,6 +114,10 @@ class _Block(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.gates = nn.ModuleList(nn.Linear(width, width) for _ in range(2 * config.gated))
         self.dropout = Dropout(config.dropout)
+
+    def removable_neurons(self) -> list[Hidden]:
+        """The neurons of the feed-forward layer; gated ones have two outputs each."""
+        return [Hidden(("wide",), "narrow", parts=2 if self.config.gated else 1)]
 
     def forward(self, events: Tensor, seen: Tensor, mask: Tensor, tail: slice) -> Tensor:
         """(B, l, D) of the events `tail`, from (B, L, D), what sees what (B, 1, L, L) and the mask (B, L)."""

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from app.recipe.section import Count, Fraction, Positive, Section
 
-Step = Literal["distill", "finetune", "product", "prune"]
+Step = Literal["distill", "finetune", "low_rank", "neurons", "product", "prune", "svd"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -36,6 +36,23 @@ class Finetune(Section):
     )
 
 
+class LowRank(Section):
+    """[compress.low_rank]: dense layers as two narrower ones, where these hold fewer weights."""
+
+    energy: float = Field(
+        0.98,
+        gt=0,
+        le=1,
+        description="share of the squared outputs of a layer, on training data, that its rank keeps",
+    )
+
+
+class Neurons(Section):
+    """[compress.neurons]: hidden neurons that matter least are removed, and the graph shrinks."""
+
+    share: Fraction = Field(0.5, description="share of the neurons of each hidden layer that are removed")
+
+
 class Product(Section):
     """[compress.product]: rows as product codes, a byte for each run of columns."""
 
@@ -53,13 +70,22 @@ class Prune(Section):
     share: Fraction = Field(0.5, description="share of the weights of each dense layer that are set to zero")
 
 
+class Svd(Section):
+    """[compress.svd]: rows of fewer columns, which the dense part multiplies back."""
+
+    columns: Fraction = Field(
+        0.5, gt=0, description="share of the columns that each table keeps: its leading singular vectors"
+    )
+
+
 class Compress(Section):
     """How the trained model shrinks before export."""
 
     steps: list[Step] = Field(
         [],
         description="what makes the model smaller, in the order listed, each at most once: distill (a smaller"
-        " student), prune (dense weights), product (rows as codes), finetune (train what will be stored)",
+        " student), neurons (fewer hidden ones), low_rank (dense layers as factors), prune (dense weights to"
+        " zero), svd (rows of fewer columns), product (rows as codes), finetune (train what will be stored)",
     )
     rows: Literal["float32", "float16", "int8", "int4", "int2"] = Field(
         "int8",
@@ -72,5 +98,8 @@ class Compress(Section):
     dense: Literal["float32", "int8"] = Field("float32", description="precision of the dense part")
     distill: Distill = Distill()
     finetune: Finetune = Finetune()
+    low_rank: LowRank = LowRank()
+    neurons: Neurons = Neurons()
     product: Product = Product()
     prune: Prune = Prune()
+    svd: Svd = Svd()

@@ -7,9 +7,19 @@ from pathlib import Path
 
 from app.errors import RecipeError
 from app.recipe import Recipe
+from app.recipe.compress import Step
 from app.recipe_check.model import AUTO, closed_forms
 
 LEARNING = ("finetune", "distill")  # steps that train
+# Steps that cannot follow some others: what is wrong, and those.
+BEFORE: dict[Step, tuple[str, tuple[Step, ...]]] = {
+    "svd": ("'svd' cannot make product codes narrower", ("product",)),
+    "low_rank": ("'low_rank' makes new weights, and those that were set to zero are lost", ("prune",)),
+    "neurons": (
+        "'neurons' makes layers narrower, which stored rows and factors cannot follow",
+        ("low_rank", "svd", "product", "finetune"),
+    ),
+}
 
 
 def mistakes_of(recipe: Recipe) -> Iterator[RecipeError]:
@@ -18,9 +28,19 @@ def mistakes_of(recipe: Recipe) -> Iterator[RecipeError]:
     for name in dict.fromkeys(step for step in steps if steps.count(step) > 1):
         remedy = "name each step at most once"
         yield RecipeError(f"{name!r} is listed twice", where="compress.steps", remedy=remedy)
+    yield from _order(steps)
     yield from _closed_form(recipe)
     if "distill" in steps:
         yield from _student(recipe)
+
+
+def _order(steps: list[Step]) -> Iterator[RecipeError]:
+    """Mistakes in the order of steps."""
+    for name, (problem, earlier) in BEFORE.items():
+        before = [step for step in steps[: steps.index(name)] if step in earlier] if name in steps else []
+        if before:
+            remedy = f"name {name!r} before {', '.join(map(repr, before))}"
+            yield RecipeError(problem, where="compress.steps", remedy=remedy)
 
 
 def _closed_form(recipe: Recipe) -> Iterator[RecipeError]:

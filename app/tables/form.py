@@ -2,8 +2,9 @@
 
 Files of a store NAME in a folder:
 
-    NAME.json     {"rows": N, "width": D, "precision": ..., "group": g, "unit": u, "codes": M, "words": W}, or
-                  {"same_as": OTHER} alone, where the rows are those of the store OTHER beside it
+    NAME.json     {"rows": N, "width": D, "precision": ..., "group": g, "unit": u, "codes": M, "words": W,
+                  "full_width": F}, or {"same_as": OTHER} alone, where the rows are those of the
+                  store OTHER beside it
     NAME.rows     N rows one after another, little-endian: D float32, float16 or int8, or
                   ceil(D / 2) bytes of int4 (level + 8, the even column in the low half), or
                   ceil(D / 4) bytes of int2 (level + 1.5, the first column in the lowest bits), or
@@ -11,6 +12,8 @@ Files of a store NAME in a folder:
     NAME.scales   integers: N x G float16, one for each group of g columns (0: for the row); a value is its
                   level times the scale times u
     NAME.words    product codes: M x W x w float16, the codewords of each code (app.tables.codes)
+    NAME.basis    where a full width F is given: D x F float32, which the D columns are multiplied by
+                  (app.tables.projected)
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ class Form:
         unit: of the scales.
         codes: M, codes of a row; of product codes alone.
         words: W, codewords of a code.
+        full_width: F, columns of the rows that a basis makes of the stored ones; 0: there is no basis.
     """
 
     rows: int
@@ -47,6 +51,7 @@ class Form:
     unit: float = 1.0
     codes: int = 0
     words: int = 0
+    full_width: int = 0
 
     @property
     def columns(self) -> int:

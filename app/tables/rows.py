@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ from app.errors import ArtifactError
 from app.tables.codes import MOST_WORDS, WORD, Codes
 from app.tables.form import PRECISIONS, PRODUCT, STORED, Form
 from app.tables.quantise import SCALE, Integers, restore
+from app.tables.write import describe
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -28,8 +30,10 @@ class Rows:
     """N rows of D floats, read-only. Safe to share between threads.
 
     Attributes:
+        width: D; where there is a basis, that of the rows which it makes.
         same_as: the store whose rows these are; "": they are its own.
         codes: the product codes that the rows are stored as; None: numbers.
+        basis: what stored rows are multiplied by (app.tables.projected); None: they are stored whole.
     """
 
     def __init__(
@@ -41,10 +45,11 @@ class Rows:
         scales: Array | None,
         codes: Codes | None,
         same_as: str = "",
+        basis: Array | None = None,
     ) -> None:
         self.folder, self.name, self.form, self.same_as = folder, name, form, same_as
-        self.precision, self.width = form.precision, form.width
-        self._data, self._scales, self.codes = data, scales, codes
+        self.precision, self.width = form.precision, form.full_width or form.width
+        self._data, self._scales, self.codes, self.basis = data, scales, codes, basis
 
     @classmethod
     def open(cls, folder: Path, name: str) -> Rows:
@@ -57,25 +62,26 @@ class Rows:
         files = folder / (same_as or name)
         form = _form(files.with_name(f"{files.name}.json"))
         data = _map(files.with_name(f"{files.name}.rows"), (form.rows, form.columns), STORED[form.precision])
-        scales = codes = None
+        scales = codes = basis = None
         if form.scales:
             scales = _map(files.with_name(f"{files.name}.scales"), (form.rows, form.scales), SCALE.str)
         if form.precision == PRODUCT:
             words = _map(files.with_name(f"{files.name}.words"), form.words_shape, WORD.str)
             codes = Codes(form.width, data, words.astype(np.float32))
-        return cls(folder, name, form, data, scales, codes, same_as)
+        if form.full_width:
+            basis = _map(files.with_name(f"{files.name}.basis"), (form.width, form.full_width), "<f4")
+        return cls(folder, name, form, data, scales, codes, same_as, basis)
 
     def __len__(self) -> int:
         return len(self._data)
 
     @property
     def bytes(self) -> int:
-        """Size of rows, scales and codewords on disk; 0 where they are another store's."""
+        """Size of rows, scales, codewords and basis on disk; 0 where they are another store's."""
         if self.same_as:
             return 0
-        if self.codes is not None:
-            return self.codes.bytes
-        return int(self._data.nbytes) + (int(self._scales.nbytes) if self._scales is not None else 0)
+        beside = sum(int(part.nbytes) for part in (self._scales, self.basis) if part is not None)
+        return beside + (int(self._data.nbytes) if self.codes is None else self.codes.bytes)
 
     def gather(self, ids: Array) -> Floats:
         """Rows of `ids` (…) as (…, D) float32, in memory of its own.
@@ -97,14 +103,23 @@ class Rows:
         return self.block(0, len(self))
 
     def copy_to(self, folder: Path, name: str) -> None:
-        """Copy the store as it is, under another name; what it is the same as has to be copied, too."""
+        """Copy the store under another name; what it is the same as has to be copied, too.
+
+        The basis is left out: the copy has the coefficients alone, for who multiplies by the basis elsewhere.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         for ending in ("json", "rows", "scales", "words"):
             source = self.folder / f"{self.name}.{ending}"
             if source.exists():
                 shutil.copyfile(source, folder / f"{name}.{ending}")
+        if self.basis is not None and not self.same_as:
+            describe(folder, name, replace(self.form, full_width=0))
 
     def _decode(self, stored: Array, scales: Array | None) -> Floats:
+        rows = self._decode_stored(stored, scales)
+        return rows if self.basis is None else rows @ self.basis
+
+    def _decode_stored(self, stored: Array, scales: Array | None) -> Floats:
         if self.codes is not None:
             return self.codes.decode(stored)
         if scales is None:
@@ -131,7 +146,7 @@ def _form(path: Path) -> Form:
 
 
 def _refuse_impossible(form: Form) -> None:
-    sizes = (form.rows, form.width, form.group, form.codes, form.words)
+    sizes = (form.rows, form.width, form.group, form.codes, form.words, form.full_width)
     possible = form.precision in PRECISIONS
     if form.precision == PRODUCT:
         possible = 1 <= form.codes <= form.width and 1 <= form.words <= MOST_WORDS

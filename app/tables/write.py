@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,10 +14,12 @@ import numpy.typing as npt
 from app.errors import DataError
 from app.tables.codes import WORD, Codes
 from app.tables.form import PRODUCT, STORED, Form, Precision
+from app.tables.projected import Projected
 from app.tables.quantise import LEVELS, SCALE, Integers, quantise, unit_of
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
+Stored = Array | Codes | Projected  # what a store is written from
 BLOCK = 1 << 16  # rows converted at a time
 
 
@@ -43,7 +45,7 @@ def write_rows(folder: Path, name: str, rows: Array, precision: Precision, group
             scales.write(scale.tobytes())
     if not form.scales:
         (folder / f"{name}.scales").unlink()
-    _describe(folder, name, form)
+    describe(folder, name, form)
 
 
 def write_codes(folder: Path, name: str, codes: Codes) -> None:
@@ -52,34 +54,45 @@ def write_codes(folder: Path, name: str, codes: Codes) -> None:
     codes.codes.tofile(folder / f"{name}.rows")
     codes.words.astype(WORD).tofile(folder / f"{name}.words")
     count, parts = codes.codes.shape
-    _describe(folder, name, Form(count, codes.width, PRODUCT, codes=parts, words=codes.words.shape[1]))
+    describe(folder, name, Form(count, codes.width, PRODUCT, codes=parts, words=codes.words.shape[1]))
 
 
-def write_stores(
-    folder: Path, stores: Mapping[str, Array | Codes], precision: Precision, group: int = 0
-) -> None:
+def write_stores(folder: Path, stores: Mapping[str, Stored], precision: Precision, group: int = 0) -> None:
     """Write each, codes as they are; rows that equal those of one before take no room of their own."""
-    written: dict[str, Array | Codes] = {}
+    written: dict[str, Stored] = {}
     for name, rows in stores.items():
         same = next((other for other, before in written.items() if _equal(before, rows)), "")
         if same:
             (folder / f"{name}.json").write_text(json.dumps({"same_as": same}) + "\n")
             continue
         written[name] = rows
-        if isinstance(rows, Codes):
-            write_codes(folder, name, rows)
-        else:
-            write_rows(folder, name, rows, precision, group)
+        _write(folder, name, rows, precision, group)
 
 
-def _equal(before: Array | Codes, rows: Array | Codes) -> bool:
-    if isinstance(before, Codes) or isinstance(rows, Codes):
+def _write(folder: Path, name: str, rows: Stored, precision: Precision, group: int) -> None:
+    if isinstance(rows, Codes):
+        write_codes(folder, name, rows)
+    elif isinstance(rows, Projected):
+        _write(folder, name, rows.rows, precision, group)
+        rows.basis.astype("<f4").tofile(folder / f"{name}.basis")
+        form = Form(**json.loads((folder / f"{name}.json").read_bytes()))
+        describe(folder, name, replace(form, full_width=rows.basis.shape[1]))
+    else:
+        write_rows(folder, name, rows, precision, group)
+
+
+def _equal(before: Stored, rows: Stored) -> bool:
+    if isinstance(before, Projected) and isinstance(rows, Projected):
+        return before.rows is rows.rows and before.basis is rows.basis
+    if not isinstance(before, np.ndarray) or not isinstance(rows, np.ndarray):
         return before is rows
     return bool(rows.size) and (before is rows or np.array_equal(before, rows))
 
 
-def _describe(folder: Path, name: str, form: Form) -> None:
-    (folder / f"{name}.json").write_text(json.dumps(asdict(form)) + "\n")
+def describe(folder: Path, name: str, form: Form) -> None:
+    """Write NAME.json; without a basis as it was before there were any, so that older versions read it."""
+    described = {key: value for key, value in asdict(form).items() if key != "full_width" or value}
+    (folder / f"{name}.json").write_text(json.dumps(described) + "\n")
 
 
 def _encode(block: Floats, form: Form) -> tuple[Array, Array]:

@@ -28,10 +28,9 @@ from app.errors import ArtifactError
 from app.models.base import Model
 from app.models.build import build_model
 from app.models.discovery import MODEL_FILE, source_of
-from app.tables.codes import Codes
 from app.tables.form import Precision
 from app.tables.rows import Rows
-from app.tables.write import write_stores
+from app.tables.write import Stored, write_stores
 
 WEIGHTS, TRAINED = "weights.safetensors", "trained.safetensors"
 
@@ -65,7 +64,7 @@ def save_checkpoint(
     name: str,
     hyperparameters: Mapping[str, Any],
     trained: Mapping[str, Array],
-    rows: Mapping[str, Array | Codes] | None = None,
+    rows: Mapping[str, Stored] | None = None,
     precision: Precision = "float32",
     group: int = 0,
     curve: Sequence[Mapping[str, float]] = (),
@@ -76,7 +75,7 @@ def save_checkpoint(
         name, hyperparameters: what `build_model` made the model from.
         trained: "user" and "item" bool, as `Dataset.trained` of what it was trained on.
         rows: (N, D) float32 by name, to be stored at `precision`, with a scale for each `group` of
-            columns, or product codes; None: not compressed.
+            columns, or product codes, or projected; None: not compressed.
     """
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     save_file(tensors, folder / WEIGHTS)

@@ -175,6 +175,17 @@ def compressing(model: str, **compress: object) -> Recipe:
     ("model", "compress", "message"),
     [
         ("mlp", {"steps": ["prune", "prune"]}, "compress.steps: 'prune' is listed twice"),
+        (
+            "mlp",
+            {"steps": ["product", "svd"]},
+            "'svd' cannot make product codes narrower - name 'svd' before 'product'",
+        ),
+        (
+            "mlp",
+            {"steps": ["low_rank", "product", "neurons"]},
+            "cannot follow - name 'neurons' before 'low_rank', 'product'",
+        ),
+        ("mlp", {"steps": ["prune", "low_rank"]}, "are lost - name 'low_rank' before 'prune'"),
         ("ease", {"steps": ["finetune"]}, "'finetune' trains, and ease is fitted in closed form"),
         ("mlp", {"steps": ["distill"]}, "compress.distill.student: the student is as large as its teacher"),
         (

@@ -38,7 +38,10 @@ def card(
         sizes: precisions of rows and dense part, and how recommendations find items.
     """
     end = _date(last_time(dataset))
-    settings = ", ".join(f"{k} = {v!r}" for k, v in sorted(hyperparameters.items())) or "defaults"
+    own = {key: value for key, value in sorted(hyperparameters.items()) if key != "resized"}
+    settings = ", ".join(f"{key} = {value!r}" for key, value in own.items()) or "defaults"
+    resized = hyperparameters.get("resized", {})
+    smaller = f" {len(resized)} dense layers are smaller than these say." if resized else ""
     sections = {
         f"# {info.name}": [
             f"A `{info.model}` model that ranks {info.items - 1:,} items for {info.users - 1:,} known users."
@@ -47,7 +50,7 @@ def card(
         "## Figures": [*_table(figures), "", _first_stage(sizes), *_notes(figures)],
         "## Limits": [LIMITS.format(end=end)],
         "## How it was made": [
-            f"Hyperparameters: {settings}.",
+            f"Hyperparameters: {settings}.{smaller}",
             f"Rows {sizes['rows']}, dense part {sizes['dense']}; ONNX opset {info.opset}.",
             f"Data set `{dataset.artifact.digest[:12]}`; the manifest has all digests and settings.",
         ],

@@ -6,6 +6,7 @@ A new item has no embedding of its own: it gets that of row 0, and its content d
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,29 +26,35 @@ KINDS: tuple[RowKind, ...] = ("item", "history")  # of the rows that the graph g
 
 
 class _NewItem(nn.Module):
-    """(1, F) and (1, K) content, those that have a width -> (1, R + Dh): rows of an unknown item."""
+    """(1, F) and (1, K) content, those that have a width -> (1, R + Dh): rows of an unknown item.
 
-    def __init__(self, model: Model) -> None:
+    Where rows are stored by coefficients, these: a basis is orthonormal.
+    """
+
+    def __init__(self, model: Model, bases: Mapping[str, Array]) -> None:
         super().__init__()
         self.model = model
+        self.bases = {kind: torch.from_numpy(np.array(basis)) for kind, basis in bases.items()}
         self.names = content_names(model, "item")
 
     def forward(self, *content: Tensor) -> Tensor:
         features = dict(zip(self.names, content, strict=True))
         rows = [unknown_row(self.model, kind, features) for kind in KINDS]
-        return torch.cat(rows, -1)
+        pairs = zip(KINDS, rows, strict=True)
+        return torch.cat([r @ self.bases[k].T if k in self.bases else r for k, r in pairs], -1)
 
 
-def write_item_graph(model: Model, folder: Path) -> int:
+def write_item_graph(model: Model, folder: Path, bases: Mapping[str, Array] | None = None) -> int:
     """Write item.onnx, unless rows do not depend on an item's content; returns its bytes, 0 without.
 
     Args:
         model: in evaluation mode, on the CPU.
+        bases: (d, D) by name of rows that are stored by coefficients.
 
     Raises:
         RayRecError: the graph differs from the model by more than 1e-4.
     """
-    new_item = _NewItem(model).eval()
+    new_item = _NewItem(model, bases or {}).eval()
     examples = _examples(model, new_item.names)
     with torch.no_grad():
         expected = np.concatenate([new_item(*example).numpy() for example in examples])

@@ -30,7 +30,13 @@ TOLERANCE = 1e-4
 
 
 def write_graph(
-    model: Model, rows: Mapping[str, Rows], path: Path, *, scores: bool, int8: bool
+    model: Model,
+    rows: Mapping[str, Rows],
+    path: Path,
+    *,
+    scores: bool,
+    int8: bool,
+    bases: Mapping[str, Array] | None = None,
 ) -> dict[str, float]:
     """Write the graph of what runs per request, at `path`.
 
@@ -39,6 +45,7 @@ def write_graph(
         rows: its stored rows "user", "history" and "item"; one of width 0 is no input.
         scores: whether it gives logits of candidates; else user states.
         int8: whether dense weights become int8 (dynamic quantisation).
+        bases: (d, D) by name of rows that are coefficients.
 
     Returns:
         dense_float32_bytes, the size before quantisation, and dense_error, the largest
@@ -48,7 +55,7 @@ def write_graph(
         RayRecError: a graph differs from the model by more than 1e-4.
         DataError: the model's scores are NaN or infinite.
     """
-    served = Served(model, input_names(model, rows, scores=scores)).eval()
+    served = Served(model, input_names(model, rows, scores=scores), bases).eval()
     examples = [example(served, rows, *shape) for shape in SHAPES]
     _trace(served, examples[-1], path)
     figures = {"dense_float32_bytes": float(path.stat().st_size), "dense_error": 0.0}

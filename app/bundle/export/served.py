@@ -17,11 +17,23 @@ SHAPES = ((1, 1, 1), (3, 5, 40), (2, 16, 7))
 
 
 class Served(nn.Module):
-    """The part of a model that runs per request, on the inputs that have a width."""
+    """The part of a model that runs per request, on the inputs that have a width.
 
-    def __init__(self, model: Model, names: Sequence[str]) -> None:
+    Rows that are stored by coefficients (app.tables.projected) are multiplied by their basis here. A user
+    state is multiplied by that of the items instead, so that its products are taken with coefficients.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        names: of its inputs, in their order.
+        bases: (d, D) by name of rows that are coefficients.
+    """
+
+    def __init__(self, model: Model, names: Sequence[str], bases: Mapping[str, Array] | None = None) -> None:
         super().__init__()
         self.model, self.names = model, names
+        self._basis = {kind: f"{kind}_basis" for kind in bases or {}}
+        for kind, basis in (bases or {}).items():
+            self.register_buffer(self._basis[kind], torch.from_numpy(np.array(basis)))
 
     def forward(self, *values: Tensor) -> Tensor:
         """Logits (B, C), or the user state (B, Q) where there are no items."""
@@ -29,14 +41,19 @@ class Served(nn.Module):
         mask = inputs["history_mask"]
         varies = self.model.reads != "recent"
         batch, length = mask.shape[0], mask.shape[1] if varies else self.model.inputs.history
-        user = inputs.get("user", mask.new_zeros((batch, 0)))
-        rows = inputs.get("history", mask.new_zeros((batch, length, 0)))
+        user = self._whole("user", inputs.get("user", mask.new_zeros((batch, 0))))
+        rows = self._whole("history", inputs.get("history", mask.new_zeros((batch, length, 0))))
         context = inputs.get("context", mask.new_zeros((batch, 0)))
         gap = inputs.get("history_gap", mask.new_zeros((batch, 0)))
         # The mask stands for the items: a model may only ask whether there is one.
         history = History(mask, inputs["history_event"], inputs["history_age"], gap)
         state = self.model.user_state(user, rows, history, context)
-        return self.model.score(state, inputs["items"]) if "items" in inputs else state
+        if "items" in inputs:
+            return self.model.score(state, self._whole("item", inputs["items"]))
+        return state @ self.get_buffer(self._basis["item"]).T if "item" in self._basis else state
+
+    def _whole(self, kind: str, rows: Tensor) -> Tensor:
+        return rows @ self.get_buffer(self._basis[kind]) if kind in self._basis else rows
 
 
 def input_names(model: Model, rows: Mapping[str, Rows], *, scores: bool = True) -> list[str]:

@@ -61,8 +61,17 @@ class ExportSource:
     checkpoint: Trained
     figures: Mapping[str, Any]
 
+    @property
+    def bases(self) -> dict[str, Array]:
+        """By name of rows that are stored by coefficients, what these are multiplied by: in the graphs."""
+        stored = self.checkpoint.rows or {}
+        return {name: rows.basis for name, rows in stored.items() if rows.basis is not None}
+
     def write_rows(self, folder: Path) -> dict[str, Rows]:
-        """Write the rows "user", "history" and "item" that can be computed in advance, and open them."""
+        """Write the rows "user", "history" and "item" that can be computed in advance, and open them.
+
+        Those that have a basis are written without it, as `bases` says.
+        """
         if self.checkpoint.rows is not None:
             for name, rows in self.checkpoint.rows.items():
                 rows.copy_to(folder, name)

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from app.compression.packed import CodeRows, Packed, arrays_of, pack, unpack
+from app.compression.packed import coded_rows, pack, unpack
+from app.compression.rows import Packed, arrays_of
 from app.compression.teacher import Distillation
 from app.compression.work import Work
 from app.errors import RecipeError
@@ -97,9 +98,8 @@ class AsStored:
     def after_step(self, model: Model, step: int) -> None:
         """Make the pruned weights 0 again, and every CHOOSE_EVERY steps choose codewords anew."""
         if step % CHOOSE_EVERY == 0:
-            for rows in model.packed.values():
-                if isinstance(rows, CodeRows):
-                    rows.choose(step // CHOOSE_EVERY)
+            for rows in coded_rows(model):
+                rows.choose(step // CHOOSE_EVERY)
         for name in self.zeros:
             layer, _, _ = name.rpartition(".")
             model.get_parameter(name).mul_(model.get_submodule(layer).get_buffer("kept"))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from app.compression.packed import CodedRows
+from app.compression.rows import CodedRows, Packed, ProjectedRows
 from app.compression.work import Work
 from app.data.dataset import Array
 from app.errors import RecipeError
@@ -30,23 +31,31 @@ def apply(work: Work) -> dict[str, Any]:
             where="compress.steps",
             remedy="leave out 'product'",
         )
-    rows, made = dict(work.rows), {}
+    made: dict[int, CodedRows | ProjectedRows | None] = {}
     for kind, values in work.rows.items():
-        if isinstance(values, np.ndarray) and id(values) not in made:
+        if id(values) not in made:
             made[id(values)] = _coded(work, kind, values)
-        rows[kind] = made.get(id(values)) or values
-    if not any(made.values()):
+    if all(rows is None for rows in made.values()):
         raise RecipeError(
             f"{settings.codes} codes of {settings.words} codewords make no table smaller than int8 does",
             where="compress.product",
             remedy="lower compress.product.codes or words, or leave 'product' out of compress.steps",
         )
-    work.put_rows(rows)
+    work.put_rows({kind: made[id(values)] or values for kind, values in work.rows.items()})
     return {}
 
 
-def _coded(work: Work, kind: str, values: Array) -> CodedRows | None:
-    """The rows as codes; None where they are too few for that to make them smaller than int8 does."""
+def _coded(work: Work, kind: str, rows: Packed) -> CodedRows | ProjectedRows | None:
+    """Rows or their coefficients as codes; None where that makes them no smaller than int8 does."""
+    if isinstance(rows, CodedRows):
+        return None
+    if isinstance(rows, ProjectedRows):
+        inner = _coded(work, kind, rows.coefficients)
+        return replace(rows, coefficients=inner) if isinstance(inner, CodedRows) else None
+    return _codes_of(work, kind, rows)
+
+
+def _codes_of(work: Work, kind: str, values: Array) -> CodedRows | None:
     settings, (count, width) = work.recipe.compress.product, values.shape
     if not width or count < settings.words:
         return None

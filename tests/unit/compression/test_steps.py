@@ -12,6 +12,7 @@ from torch import nn
 
 from app.artifact import Artifact
 from app.bundle.export.export import export
+from app.bundle.export.formats import export_format
 from app.bundle.request.requests import Context, RankRequest
 from app.bundle.runtime import Ranker
 from app.compression.compress import compress
@@ -19,8 +20,10 @@ from app.data.dataset import Dataset
 from app.errors import RecipeError
 from app.evaluation.evaluate import evaluate, validate
 from app.evaluation.scorer import ModelScorer
+from app.events import HistoryEvent
 from app.models.discovery import model_class, model_names
 from app.recipe import Recipe, parse
+from app.tables.rows import Rows
 from app.training.checkpoint import load_checkpoint
 from app.training.train import fit
 from tests.bundles import NOW, requests_batch
@@ -103,6 +106,35 @@ def test_a_bundle_of_codes_serves_what_was_evaluated(dataset: Dataset, trained: 
     np.testing.assert_allclose([scores[f"i{i}"] for i in items[0]], expected[0].numpy(), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("mlp", ["svd"]), ("sasrec", ["svd", "product", "finetune"])])
+def test_a_bundle_of_narrow_rows_serves_what_was_evaluated(
+    name: str, steps: list[str], dataset: Dataset, trained: Path, tmp_path: Path
+) -> None:
+    """The graphs multiply by the basis: the bundle has coefficients alone."""
+    narrow = TUNED | {"steps": steps, "rows": "float32", "finetune": {"epochs": 1}}
+    settled = recipe(name, train={"epochs": 1, "workers": 0}, compress=narrow)
+    source = trained if name == "sasrec" else fit(settled, dataset, tmp_path / "mlp").path
+    checkpoint = load_checkpoint(compress(settled, dataset, source, tmp_path / "small").path, dataset)
+    assert checkpoint.rows is not None
+    energy = checkpoint.artifact.figures["steps"][0]["svd"]["item"]["energy"]
+    assert 0.5 < energy < 1
+    export(settled, dataset, checkpoint, tmp_path / "bundle", {}, {}, {})
+    ranker, width = Ranker.open(tmp_path / "bundle"), checkpoint.rows["item"].width
+    stored = Rows.open(tmp_path / "bundle/rows", "item")
+    shared = Rows.open(tmp_path / "bundle/rows", "history").same_as
+    assert shared == ("item" if name == "sasrec" else "")
+    assert stored.width == round(width / 2) and not (tmp_path / "bundle/rows/item.basis").exists()
+    items = np.arange(1, 61)[None]
+    expected = ModelScorer(checkpoint.model, checkpoint.rows).candidates(requests_batch(dataset, [5], items))
+    request = RankRequest("u5", [f"i{i}" for i in items[0]], context=Context(float(NOW)))
+    scores = {scored.item: scored.score for scored in ranker.rank([request])[0].items}
+    np.testing.assert_allclose([scores[f"i{i}"] for i in items[0]], expected[0].numpy(), atol=1e-4)
+    export(settled, dataset, checkpoint, tmp_path / "onnx", {}, {}, {}, format="onnx")
+    alone = RankRequest("u5", request.items, history=[HistoryEvent("i5", "view", NOW - 60.0)])
+    first, second = (export_format(f).read(tmp_path / f)(alone) for f in ("bundle", "onnx"))
+    assert first == pytest.approx(second, abs=1e-4), "the file for other runtimes has the bases, too"
+
+
 def test_an_interrupted_step_is_not_trained_again(
     dataset: Dataset, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +199,7 @@ def test_distillation_is_the_cross_entropy_with_the_teachers_softmax(
     ("settings", "message"),
     [
         ({"steps": ["product"], "product": {"words": 200}}, r"make no table smaller"),
+        ({"steps": ["svd"]}, r"make no table of sasrec smaller"),
         ({"steps": ["distill"]}, r"the student has [\d,]+ weights, the teacher [\d,]+.*width"),
         ({"steps": ["distill"], "distill": {"student": {"width": 9}}}, r"not a multiple"),
         ({"steps": ["distill"], "distill": {"student": {"depth": 9}}}, r"depth"),
@@ -189,7 +222,7 @@ def test_a_teacher_that_learns_from_other_batches_is_refused(
         compressed(dataset, trained, tmp_path / "out", steps=["distill"], distill=settings)
 
 
-@pytest.mark.parametrize("step", ["product", "finetune", "distill"])
+@pytest.mark.parametrize("step", ["product", "finetune", "distill", "svd"])
 def test_a_model_in_closed_form_names_the_step_that_it_cannot_take(
     dataset: Dataset, tmp_path: Path, step: str
 ) -> None:

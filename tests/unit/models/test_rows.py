@@ -17,6 +17,7 @@ from app.bundle.format.session import Graph
 from app.data.dataset import Dataset
 from app.models.build import build_model
 from app.models.rows import average_unknown, rows_of
+from app.tables.projected import leading_basis
 from tests.bundles import random_model
 from tests.tiny import tiny_dataset
 
@@ -42,6 +43,25 @@ def test_a_new_item_with_the_content_of_an_untrained_one_gets_its_rows(
         computed = graph.run({key: values for key, values in content.items() if key in graph.inputs})
         expected = np.concatenate([rows["item"][row], rows["history"][row]])
         np.testing.assert_allclose(computed[0], expected, atol=1e-5)
+
+
+def test_where_rows_are_stored_by_coefficients_a_new_item_gets_these(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    model = random_model("two_tower", dataset)
+    bases = {"item": leading_basis(static_rows(model)["item"], 5, seed=0)}
+    plain, narrow = tmp_path / "plain", tmp_path / "narrow"
+    rows = []
+    for folder, given in ((plain, {}), (narrow, bases)):
+        folder.mkdir()
+        assert write_item_graph(model, folder, given) > 0
+        graph = Graph(folder / ITEM_GRAPH, 1)
+        content = {key: dataset.feature(key)[7:8] for key in ("item_dense", "item_category")}
+        content["item_category"] = content["item_category"].astype(np.int64)
+        rows.append(graph.run({key: content[key] for key in graph.inputs})[0])
+    width = bases["item"].shape[1]
+    np.testing.assert_allclose(rows[1][:5], bases["item"] @ rows[0][:width], atol=1e-5)
+    np.testing.assert_allclose(rows[1][5:], rows[0][width:], atol=1e-5)
 
 
 def test_untrained_ids_of_equal_content_have_equal_rows(tmp_path: Path) -> None:

@@ -135,12 +135,16 @@ def steps_of(recipe: Recipe, dataset: Dataset) -> list[dict[str, object]]:
     return [space_around.suggest(study.ask()) for _ in range(60)]
 
 
+DENSE_STEPS = {(), ("prune",), ("svd",), ("product",), ("prune", "product")}
+
+
 @pytest.mark.parametrize(
     ("name", "own", "expected"),
     [
-        ("mlp", [], {(), ("prune",), ("product",), ("prune", "product")}),
-        ("bilinear", [], {(), ("product",)}),
-        ("bilinear", ["product", "finetune"], {(), ("product",), ("product", "finetune")}),
+        ("mlp", [], DENSE_STEPS | {("neurons",), ("neurons", "product")}),
+        ("two_tower", [], DENSE_STEPS),  # without hidden neurons
+        ("bilinear", [], {(), ("svd",), ("product",)}),
+        ("bilinear", ["product", "finetune"], {(), ("svd",), ("product",), ("product", "finetune")}),
     ],
 )
 def test_steps_are_those_that_a_model_can_take_and_the_recipes_own(
@@ -151,6 +155,8 @@ def test_steps_are_those_that_a_model_can_take_and_the_recipes_own(
     for settings in drawn:
         steps = settings["compress.steps"]
         assert ("compress.prune.share" in settings) == ("prune" in steps)  # type: ignore[operator]
+        assert ("compress.neurons.share" in settings) == ("neurons" in steps)  # type: ignore[operator]
+        assert ("compress.svd.columns" in settings) == ("svd" in steps)  # type: ignore[operator]
         assert ("compress.product.codes" in settings) == ("product" in steps)  # type: ignore[operator]
 
 

@@ -48,8 +48,9 @@ def write(source: ExportSource, draft: Draft, *, retrieval: bool = True) -> None
     rows = source.write_rows(folder / "rows")
     scores = not checkpoint.model.retrieves
     path = folder / (MODEL_GRAPH if scores else USER_GRAPH)
-    dense = write_graph(checkpoint.model, rows, path, scores=scores, int8=recipe.compress.dense == "int8")
-    dense["dense_float32_bytes"] += write_item_graph(checkpoint.model, folder)
+    int8, bases = recipe.compress.dense == "int8", source.bases
+    dense = write_graph(checkpoint.model, rows, path, scores=scores, int8=int8, bases=bases)
+    dense["dense_float32_bytes"] += write_item_graph(checkpoint.model, folder, bases)
     write_ids(dataset, checkpoint.trained, folder)
     popularity = popularity_of(dataset)
     np.save(folder / "popularity.npy", compact(popularity))
@@ -58,10 +59,12 @@ def write(source: ExportSource, draft: Draft, *, retrieval: bool = True) -> None
     first_stage = {}
     if retrieval:
         first_stage = write_retrieval(recipe, dataset, checkpoint.model, info, popularity, folder)
-    sizes = {"rows": rows["item"].precision, "dense": recipe.compress.dense, **first_stage}
-    text = card(info, dataset, checkpoint.hyperparameters, source.figures, sizes)
+    stages = {"rows": rows["item"].precision, "dense": recipe.compress.dense, **first_stage}
+    text = card(info, dataset, checkpoint.hyperparameters, source.figures, stages)
     (folder / "card.md").write_text(text)
-    draft.figures |= {**source.figures, "bytes": _bytes(folder, rows, dense["dense_float32_bytes"])}
+    whole = {name: bases[name].shape[1] if name in bases else stored.width for name, stored in rows.items()}
+    sizes = _bytes(folder, rows, whole, dense["dense_float32_bytes"])
+    draft.figures |= {**source.figures, "bytes": sizes}
     draft.figures |= {"dense_error": dense["dense_error"], "retrieval": first_stage}
 
 
@@ -95,10 +98,12 @@ def _info(source: ExportSource) -> Info:
     )
 
 
-def _bytes(folder: Path, rows: Mapping[str, Rows], dense_float32: float) -> dict[str, Any]:
-    """Size of the bundle without its manifest, and what it would be with everything float32."""
+def _bytes(
+    folder: Path, rows: Mapping[str, Rows], widths: Mapping[str, int], dense_float32: float
+) -> dict[str, Any]:
+    """Size of the bundle without its manifest, and what it would be with everything float32 and whole."""
     total = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
     dense = sum(p.stat().st_size for p in folder.glob("*.onnx"))
-    own = [r for r in rows.values() if not r.same_as]
-    saved = sum(len(r) * row_bytes(r.width, "float32") - r.bytes for r in own)
+    own = {name: r for name, r in rows.items() if not r.same_as}
+    saved = sum(len(r) * row_bytes(widths[name], "float32") - r.bytes for name, r in own.items())
     return {"float32": total + saved + int(dense_float32) - dense, "bundle": total}

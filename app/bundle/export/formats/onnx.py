@@ -50,7 +50,7 @@ def write(source: ExportSource, draft: Draft) -> None:
         folder = Path(name)
         rows = source.write_rows(folder / "rows")
         _check_size(source, rows)
-        write_graph(source.checkpoint.model, rows, folder / FILE, scores=True, int8=False)
+        write_graph(source.checkpoint.model, rows, folder / FILE, scores=True, int8=False, bases=source.bases)
         dense = onnx.load(folder / FILE)
         onnx.save(_whole(source, dense, rows), draft.path / FILE)
     draft.figures |= {**source.figures, "bytes": {"onnx": (draft.path / FILE).stat().st_size}}

@@ -37,14 +37,15 @@ class WholeModel(nn.Module):
     Args:
         model: in evaluation mode, on the CPU.
         rows: its stored rows "user", "history" and "item".
+        bases: of those that are coefficients, what these are multiplied by.
 
     Attributes:
         names: the inputs that change a score, and always the candidates and the history, which gives L.
     """
 
-    def __init__(self, model: Model, rows: Mapping[str, Rows]) -> None:
+    def __init__(self, model: Model, rows: Mapping[str, Rows], bases: Mapping[str, Array]) -> None:
         super().__init__()
-        self.served = Served(model, input_names(model, rows)).eval()
+        self.served = Served(model, input_names(model, rows), bases).eval()
         self._table = {kind: rows[kind].same_as or kind for kind in _TABLES.values()}
         for kind in _TABLES.values():
             if rows[kind].width and self._table[kind] == kind:
@@ -103,7 +104,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def whole_model(source: ExportSource) -> WholeModel:
     """The model of an export with its rows, as they are stored where it is compressed."""
     with TemporaryDirectory() as folder:
-        return WholeModel(source.checkpoint.model, source.write_rows(Path(folder))).eval()
+        return WholeModel(source.checkpoint.model, source.write_rows(Path(folder)), source.bases).eval()
 
 
 def check(run: Run, whole: WholeModel, examples: Iterable[dict[str, Tensor]], file: str) -> float:
