@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from app.errors import ArtifactError, disk_errors
@@ -25,6 +25,7 @@ from app.files import sync
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+FIELDS = {"kind": str, "key": str, "settings": dict, "parents": dict, "figures": dict, "files": dict}
 Json = dict[str, Any]
 _verified: ContextVar[set[tuple[str, str]] | None] = ContextVar("verified", default=None)  # path, digest
 
@@ -125,7 +126,7 @@ def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -
     manifest = _read_manifest(path)
     artifact = Artifact(
         path=path,
-        **{k: manifest[k] for k in ("kind", "key", "digest", "settings", "parents", "figures", "files")},
+        **{name: manifest[name] for name in ("digest", *FIELDS)},
     )
     if kind is not None and artifact.kind != kind:
         raise ArtifactError(
@@ -237,33 +238,74 @@ def _refuse_foreign(out: Path) -> None:
 
 def _read_manifest(path: Path) -> Json:
     target = path / MANIFEST
-    if not target.is_file():
-        what = "no manifest.json, so this is not a whole artefact" if path.is_dir() else "no such folder"
-        raise ArtifactError(what, where=str(path), remedy="run the stage that makes it again")
     try:
-        manifest = json.loads(target.read_bytes())
+        content = target.read_bytes()
+    except FileNotFoundError:
+        what = "no manifest.json, so this is not a whole artefact" if path.is_dir() else "no such folder"
+        raise ArtifactError(what, where=str(path), remedy="run the stage that makes it again") from None
+    except OSError as error:
+        raise _unreadable(target, error) from None
+    try:
+        manifest = json.loads(content)
         claimed = manifest.pop("digest")
         format_ = manifest["format"]
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise ArtifactError(
-            f"the manifest is damaged ({type(error).__name__})", where=str(target), remedy="copy it again"
-        ) from error
+        matches = _digest(manifest) == claimed
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise _damaged(target, f"the manifest is damaged ({type(error).__name__})") from None
     if format_ != FORMAT:
         raise ArtifactError(
             f"format {format_!r}, this version reads {FORMAT}", where=str(target), remedy="upgrade rayrec"
         )
-    if _digest(manifest) != claimed:
-        raise ArtifactError(
-            "the manifest does not match its digest", where=str(target), remedy="copy the artefact again"
-        )
+    if not matches:
+        raise _damaged(target, "the manifest does not match its digest")
+    if what := _unlike_a_manifest(manifest):
+        raise _damaged(target, what)
     return {**manifest, "digest": claimed}
+
+
+def _unlike_a_manifest(manifest: Json) -> str:
+    """What is wrong with a manifest whose digest is right, as of one made by hand; "" if nothing is."""
+    for name, kind in FIELDS.items():
+        if not isinstance(manifest.get(name), kind):
+            given = type(manifest[name]).__name__ if name in manifest else "missing"
+            return f"{name!r} of the manifest is {given}, expected {kind.__name__}"
+    if not all(isinstance(digest, str) for digest in manifest["parents"].values()):
+        return "'parents' of the manifest holds other things than digests"
+    for name, entry in manifest["files"].items():
+        if not _is_entry(entry):
+            return f"file {name!r} of the manifest has no size and SHA-256"
+        path = PurePosixPath(name)
+        # A file beside the artefact is none of its files, whatever it is.
+        if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\0" in name:
+            return f"file {name!r} of the manifest lies outside the artefact"
+    return ""
+
+
+def _is_entry(entry: Any) -> bool:
+    if not isinstance(entry, dict):
+        return False
+    size, sha256 = entry.get("bytes"), entry.get("sha256")
+    return isinstance(size, int) and not isinstance(size, bool) and size >= 0 and isinstance(sha256, str)
 
 
 def _verify_file(path: Path, size: int, sha256: str) -> None:
     remedy = "copy the artefact again or run its stage with --force"
-    if not path.is_file():
-        raise ArtifactError("the file is missing", where=str(path), remedy=remedy)
-    if path.stat().st_size != size:
-        raise ArtifactError(f"{path.stat().st_size} bytes, expected {size}", where=str(path), remedy=remedy)
-    if file_sha256(path) != sha256:
-        raise ArtifactError("the content does not match its SHA-256", where=str(path), remedy=remedy)
+    try:
+        if not path.is_file():
+            raise ArtifactError("the file is missing", where=str(path), remedy=remedy)
+        if path.stat().st_size != size:
+            what = f"{path.stat().st_size} bytes, expected {size}"
+            raise ArtifactError(what, where=str(path), remedy=remedy)
+        if file_sha256(path) != sha256:
+            raise ArtifactError("the content does not match its SHA-256", where=str(path), remedy=remedy)
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _damaged(manifest: Path, what: str) -> ArtifactError:
+    return ArtifactError(what, where=str(manifest), remedy="copy the artefact again")
+
+
+def _unreadable(path: Path, error: OSError) -> ArtifactError:
+    what = f"the file cannot be read ({error.strerror})"
+    return ArtifactError(what, where=str(path), remedy="let the user of this process read it")

@@ -6,7 +6,9 @@ this module; `locked` needs filelock.
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -56,6 +58,20 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(content)
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy a file's content into a file of its own, which shares disk blocks where the file system can."""
+    with Path(source).open("rb") as original, Path(target).open("wb") as copy:
+        left = os.fstat(original.fileno()).st_size
+        try:
+            while left > 0 and (copied := os.copy_file_range(original.fileno(), copy.fileno(), left)):
+                left -= copied
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+    if left:  # between file systems that cannot do it
+        shutil.copyfile(source, target)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from app.cli.options import (
     RecipeFile,
     Sets,
     Verbose,
-    end_by_sigterm,
+    end_by_signals,
     load_recipe,
     print_grid,
     set_verbose,
@@ -69,7 +69,7 @@ def evaluate(
         return
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     from app.comparison.folds import cross_validate
 
     print_grid(cross_validate(loaded, out, folds, force=force), json, comparison.of_folds)
@@ -110,7 +110,7 @@ def bench_models(
     """
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     from app.comparison.models import bench_models as bench_every
 
     names = [name.strip() for name in models.split(",") if name.strip()]
@@ -139,7 +139,7 @@ def bench_formats(
     """
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     from app.comparison.formats import bench_formats as bench_every
 
     names = [name.strip() for name in formats.split(",") if name.strip()]

@@ -53,9 +53,14 @@ def set_verbose(verbose: bool) -> None:
         os.environ["RAYREC_VERBOSE"] = "1"
 
 
-def end_by_sigterm() -> None:
-    """Let SIGTERM end a verb as Ctrl-C does: what is finished is kept, and nothing is left running."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def end_by_signals() -> None:
+    """Let SIGTERM and SIGHUP end a verb as Ctrl-C does: what is finished is kept, and nothing left running.
+
+    One that is ignored, as SIGHUP is under `nohup`, stays so.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def print_result(

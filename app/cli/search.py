@@ -15,7 +15,7 @@ from app.cli.options import (
     Sets,
     Store,
     Verbose,
-    end_by_sigterm,
+    end_by_signals,
     load_recipe,
     print_result,
     set_verbose,
@@ -68,7 +68,7 @@ def tune(
     """
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     if explain is not None:
         _explain(loaded, out, budget, explain, json)
         return

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from app.cli.options import AsJson, BundleLocation, Port, Sets, Store, Verbose, print_result, set_verbose
+from app.cli.options import (
+    AsJson,
+    BundleLocation,
+    Port,
+    Sets,
+    Store,
+    Verbose,
+    end_by_signals,
+    print_result,
+    set_verbose,
+)
 from app.errors import RecipeError
 from app.terminal import summary
 
@@ -34,6 +44,7 @@ def serve(
 ) -> None:
     """Serve a bundle over HTTP until Ctrl-C."""
     set_verbose(verbose)
+    end_by_signals()  # while it starts
     from app.recipe import parse
     from app.recipe_toml import parse_override
     from app.serving.service import serve as serve_bundle

@@ -17,7 +17,7 @@ from app.cli.options import (
     RecipeFile,
     Sets,
     Verbose,
-    end_by_sigterm,
+    end_by_signals,
     load_recipe,
     print_result,
     set_verbose,
@@ -122,7 +122,7 @@ def make_stage_verb(name: str, description: str) -> Callable[..., None]:
     ) -> None:
         set_verbose(verbose)
         loaded = load_recipe(recipe, set)
-        end_by_sigterm()
+        end_by_signals()
         from app import pipeline
 
         done = pipeline.run(loaded, out.absolute(), until=name, force=force)
@@ -147,7 +147,7 @@ def export(
     """Make the bundle that is served, or another format."""
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     from app import pipeline
 
     done = pipeline.run(loaded, out.absolute(), force=force, format=format)
@@ -166,7 +166,7 @@ def run(
     """Run all stages, from the event log to a bundle."""
     set_verbose(verbose)
     loaded = load_recipe(recipe, set)
-    end_by_sigterm()
+    end_by_signals()
     from app import pipeline
 
     result = pipeline.run(loaded, out.absolute(), force=force).summary()

@@ -125,7 +125,10 @@ def dead_part() -> str:
 
 @contextmanager
 def _alive() -> Iterator[None]:
-    """End the block with an error when the node dies meanwhile: its calls into Ray would wait for ever."""
+    """End the block with an error when the node dies meanwhile: its calls into Ray would wait for ever.
+
+    Where SIGINT is ignored, as under `nohup ... &`, it stays so for all others.
+    """
     main, ended = threading.main_thread(), threading.Event()
 
     def watch() -> None:
@@ -135,7 +138,10 @@ def _alive() -> Iterator[None]:
                 return
 
     watcher = threading.Thread(target=watch, name="ray-alive", daemon=True)
+    before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is main:  # the only one that can be woken
+        if before == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, _interrupt_if_dead)
         watcher.start()
     try:
         yield
@@ -147,6 +153,12 @@ def _alive() -> Iterator[None]:
         ended.set()
         if watcher.ident:
             watcher.join()
+            signal.signal(signal.SIGINT, before)
+
+
+def _interrupt_if_dead(*_: object) -> None:
+    if dead_part():
+        raise KeyboardInterrupt
 
 
 def _set_environment() -> None:

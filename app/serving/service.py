@@ -81,7 +81,9 @@ def _prepare_state(location: str, settings: Serve, state_dir: StateDir) -> None:
 
 
 def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None:
-    """Serve a bundle in the foreground until SIGTERM (returns) or Ctrl-C (KeyboardInterrupt).
+    """Serve a bundle in the foreground until SIGTERM or SIGHUP (returns) or Ctrl-C (KeyboardInterrupt).
+
+    A signal that is ignored, as SIGHUP is under `nohup`, stays so.
 
     Raises:
         RayRecError: Ray has died; nothing is left of the service, so that it can start again.
@@ -93,11 +95,13 @@ def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None
         user = Ids.open(Path(desired.main.bundle) / "users")[1]
         say(f"try: {example(url, user, bool(os.environ.get(API_KEY)))}")
         ended = threading.Event()
-        before = signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+        before = {number: signal.signal(number, lambda *_: ended.set()) for number in heard}
         try:
             ended.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def build(args: Mapping[str, Any]) -> Any:

@@ -27,9 +27,11 @@ from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
 
 
-def start(bundle: Path, port: int, *options: str) -> tuple[subprocess.Popen[str], str]:
-    """The process, and its mark once it serves."""
+def start(bundle: Path, port: int, *options: str, ignoring: str = "") -> tuple[subprocess.Popen[str], str]:
+    """The process, and its mark once it serves; `ignoring` a signal, as a shell has it start."""
     command = [sys.executable, "-m", "app", "serve", str(bundle), "--port", str(port), *options]
+    if ignoring:
+        command = ["sh", "-c", f'trap "" {ignoring}; exec "$@"', "sh", *command]
     # Of its own session, so that a Ctrl-C for its group does not reach the tests.
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
@@ -49,8 +51,8 @@ class Starts:
     port: int
     marks: list[str] = field(default_factory=list)
 
-    def start(self, *options: str) -> subprocess.Popen[str]:
-        process, mark = start(self.folder / "bundle", self.port, *options)
+    def start(self, *options: str, ignoring: str = "") -> subprocess.Popen[str]:
+        process, mark = start(self.folder / "bundle", self.port, *options, ignoring=ignoring)
         self.marks.append(mark)
         return process
 
@@ -102,8 +104,10 @@ def test_after_kill_9_of_it_or_of_ray_it_starts_at_once(starts: Starts) -> None:
     killed.communicate()
     assert of_run(starts.marks[-1])  # the fault happened: Ray or HAProxy outlived their driver
 
-    robbed = starts.start()
+    robbed = starts.start(ignoring="INT")  # as `nohup rayrec serve ... &` in a script
     assert of_run(starts.marks[-2]) == []
+    robbed.send_signal(signal.SIGINT)
+    assert httpx.get(f"http://127.0.0.1:{starts.port}/v2/health/ready").status_code == 200
     [raylet] = [p for p in psutil.Process(robbed.pid).children() if p.name() == "raylet"]
     raylet.kill()
     _, printed = robbed.communicate(timeout=60)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.artifact import (
+    FIELDS,
     MANIFEST,
     cache_key,
     file_sha256,
@@ -150,6 +154,89 @@ def test_any_changed_manifest_byte_is_refused(
     else:
         with pytest.raises(ArtifactError, match=r"manifest|bytes|content|missing|format"):
             open_artifact(folder)
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change the manifest and give it the digest that it then has, as somebody by hand can."""
+    content = json.loads((folder / MANIFEST).read_bytes())
+    del content["digest"]
+    change(content)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    content["digest"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / MANIFEST).write_text(json.dumps(content))
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-1, 2**40) | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["format", *FIELDS]), values, st.booleans())
+def test_a_field_that_is_missing_or_of_another_type_is_refused(
+    tmp_path_factory: pytest.TempPathFactory, name: str, value: Any, missing: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("m") / "a"
+    make(folder)
+    kind = FIELDS.get(name, int)
+
+    def change(content: dict[str, Any]) -> None:
+        content.pop(name)
+        if not missing:
+            content[name] = value
+
+    rewrite(folder, change)
+    fits = not missing and isinstance(value, kind) and name in ("kind", "key", "settings", "figures")
+    fits |= name == "parents" and not missing and value == {}
+    fits |= name == "files" and not missing and value == {}
+    fits |= name == "format" and not missing and value == 1
+    if fits:
+        open_artifact(folder)
+        return
+    with pytest.raises(ArtifactError, match=r"manifest|format|file") as caught:
+        open_artifact(folder)
+    assert str(folder) in caught.value.where and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside", "/etc/passwd", "a/../../b", "./deep/file.bin", "deep//file.bin"]
+)
+def test_a_file_outside_the_artefact_is_none_of_its_files(tmp_path: Path, name: str) -> None:
+    make(tmp_path / "a")
+    rewrite(
+        tmp_path / "a", lambda content: content["files"].update({name: content["files"]["deep/file.bin"]})
+    )
+    with pytest.raises(ArtifactError, match="lies outside the artefact"):
+        open_artifact(tmp_path / "a")
+
+
+@pytest.mark.parametrize("entry", [3, [], {}, {"bytes": "9", "sha256": ""}, {"bytes": -1, "sha256": ""}])
+def test_an_entry_needs_a_size_and_a_digest(tmp_path: Path, entry: object) -> None:
+    make(tmp_path / "a")
+    rewrite(tmp_path / "a", lambda content: content["files"].update({"deep/file.bin": entry}))
+    with pytest.raises(ArtifactError, match=r"'deep/file.bin' of the manifest has no size and SHA-256"):
+        open_artifact(tmp_path / "a")
+
+
+def test_a_manifest_of_deep_nesting_is_refused(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    (tmp_path / "a" / MANIFEST).write_text('{"figures": ' + "[" * 100_000 + "]" * 100_000 + "}")
+    with pytest.raises(ArtifactError, match="damaged"):
+        open_artifact(tmp_path / "a")
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    make(tmp_path / "a")
+    file = tmp_path / "a" / "deep" / "file.bin"
+    target = tmp_path / "locked" / "file.bin"
+    target.parent.mkdir()
+    file.rename(target)
+    file.symlink_to(file)  # nobody, not even root, can read it
+    with pytest.raises(ArtifactError, match="file") as caught:
+        open_artifact(tmp_path / "a")
+    assert caught.value.where == str(file)
 
 
 def test_another_kind_a_newer_format_and_a_foreign_folder(tmp_path: Path) -> None:

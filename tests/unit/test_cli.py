@@ -156,11 +156,12 @@ def test_status_is_a_table_of_replicas_and_versions(
     assert "1 waiting" in out
 
 
-def test_sigterm_ends_a_run_like_ctrl_c(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_signal_to_end_ends_a_run_like_ctrl_c(name: str, tmp_path: Path) -> None:
     (tmp_path / "recipe.toml").write_text("")
     program = (
         "import os, signal, sys, app.cli, app.pipeline\n"
-        "app.pipeline.run = lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"app.pipeline.run = lambda *_, **__: os.kill(os.getpid(), signal.{name})\n"
         f"sys.argv = ['rayrec', 'run', {str(tmp_path / 'recipe.toml')!r}]\n"
         "app.cli.main()"
     )

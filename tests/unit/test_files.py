@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from app.files import AlreadyLocked, locked, replacing, write_atomically
+from app.files import AlreadyLocked, copy_file, locked, replacing, write_atomically
 
 HOLDER = """
 import sys, pathlib
@@ -50,3 +51,24 @@ def test_a_lock_keeps_other_processes_out_until_its_holder_is_killed(tmp_path: P
     holder.wait()
     with locked(path):
         pass
+
+
+@pytest.mark.parametrize("size", [0, 5, 3 << 20])
+def test_a_copy_is_a_file_of_its_own(size: int, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(bytes(range(256)) * (size // 256) + b"x" * (size % 256))
+    copy_file(source, target)
+    assert target.read_bytes() == source.read_bytes() and len(target.read_bytes()) == size
+    assert not target.samefile(source)
+
+
+def test_a_copy_to_a_file_system_that_cannot_share_is_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: int) -> int:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr("app.files.os.copy_file_range", refuses)
+    (tmp_path / "source").write_bytes(b"abc")
+    copy_file(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == b"abc"

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
@@ -51,17 +51,22 @@ INPUTS = (
 )
 
 
+MOST, MOST_EVENTS = 1 << 40, 1 << 20  # of ids, and of events or their types: what a bundle can mean
+
+
 class Info(msgspec.Struct, frozen=True, dict=True):
     """What the runtime must know beside the arrays; `users` and `items` count row 0."""
 
     name: str
     version: str  # empty: from the digest of the bundle
     model: str
-    users: int
-    items: int
-    history: int  # most recent events of a user that the model looks at
+    users: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+    items: Annotated[int, msgspec.Meta(ge=1, le=MOST)]
+    history: Annotated[int, msgspec.Meta(ge=0, le=MOST_EVENTS)]  # most recent events that the model looks at
     events: list[str]  # event types by row, row 0 is "" (padding)
-    default_event: int  # row of events for one without a type: the most frequent
+    default_event: Annotated[
+        int, msgspec.Meta(ge=0, le=MOST_EVENTS)
+    ]  # row of events for one without a type: the most frequent
     context: list[str]  # names of the context features
     context_bounds: list[list[float]]  # [low, high] of each of their floats
     session_gap: int  # microseconds, the pause that ends a session; 0: none does

@@ -23,8 +23,9 @@ from typing import TypeVar
 
 import msgspec
 
+from app.artifact import open_artifact
 from app.errors import ArtifactError, disk_errors
-from app.files import write_atomically
+from app.files import copy_file, write_atomically
 from app.ray.processes import lives, run_mark
 from app.serving.rollout.state import Command, CommandResult, DesiredState, Service, Snapshot
 
@@ -141,13 +142,23 @@ class StateDir:
         shutil.rmtree(self.folder / "replicas", ignore_errors=True)
 
     def keep_bundle(self, bundle: Path, digest: str) -> Path:
-        """Copy a bundle here, so that it outlives its own folder; returns the copy's path."""
+        """Copy a bundle here, so that it outlives whatever becomes of its folder; returns the copy's path.
+
+        A whole copy that is there already stays.
+
+        Raises:
+            ArtifactError: the copy is not what the manifest says.
+            MachineError: the disk is full.
+        """
         kept = self.folder / "bundles" / digest[:16]
+        if _holds(kept, digest):
+            return kept
         draft = kept.with_name(f".{kept.name}")
         with disk_errors(str(kept)):
             for old in (draft, kept):
                 shutil.rmtree(old, ignore_errors=True)
-            shutil.copytree(bundle, draft, copy_function=_link)
+            shutil.copytree(bundle, draft, copy_function=copy_file)
+            open_artifact(draft, verify=True)
             draft.rename(kept)
         return kept
 
@@ -166,18 +177,18 @@ def identify_process() -> tuple[int, str, str]:
     return os.getpid(), socket.gethostname(), run_mark()
 
 
+def _holds(folder: Path, digest: str) -> bool:
+    try:
+        return open_artifact(folder).digest == digest
+    except ArtifactError:
+        return False
+
+
 def _lives(snapshot: Snapshot, now: float) -> bool:
     """Whether its process runs, as far as this machine can tell: a stalled one does."""
     if snapshot.mark and snapshot.host == socket.gethostname():
         return lives(snapshot.mark)
     return now - snapshot.time <= GONE_S
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy2(source, target)
 
 
 def _read(path: Path, kind: type[S]) -> S | None:

@@ -80,11 +80,45 @@ def test_a_bundle_that_is_kept_outlives_its_folder(state_dir: StateDir, tmp_path
         (draft.path / "rows").write_bytes(bytes(100))
     kept = state_dir.keep_bundle(tmp_path / "bundle", "0123456789abcdef-further")
     assert (kept.name, open_artifact(kept).bytes) == ("0123456789abcdef", 100)
-    assert (kept / "rows").samefile(tmp_path / "bundle" / "rows")  # no second copy
+    for name in ("rows", "manifest.json"):  # written into where they are, as `cp -r other/. bundle/` does
+        with (tmp_path / "bundle" / name).open("r+b") as file:
+            file.write(b"!!!!")
+    assert open_artifact(kept).bytes == 100
     state_dir.remove_other_bundles({str(kept)})
     assert kept.exists()
     state_dir.remove_other_bundles(set())
     assert not kept.exists()
+
+
+def test_a_bundle_of_links_is_kept_as_files(state_dir: StateDir, tmp_path: Path) -> None:
+    with publish(tmp_path / "bundle", "bundle", {}, {}) as draft:
+        (draft.path / "rows").write_bytes(bytes(100))
+    (tmp_path / "bundle" / "rows").rename(tmp_path / "elsewhere")
+    (tmp_path / "bundle" / "rows").symlink_to(tmp_path / "elsewhere")
+    kept = state_dir.keep_bundle(tmp_path / "bundle", "0123456789abcdef")
+    (tmp_path / "elsewhere").unlink()
+    assert not (kept / "rows").is_symlink() and open_artifact(kept).bytes == 100
+
+
+def test_a_whole_copy_is_not_made_again_and_a_damaged_one_is(state_dir: StateDir, tmp_path: Path) -> None:
+    with publish(tmp_path / "bundle", "bundle", {}, {}) as draft:
+        (draft.path / "rows").write_bytes(bytes(100))
+    digest = open_artifact(tmp_path / "bundle").digest
+    kept = state_dir.keep_bundle(tmp_path / "bundle", digest)
+    made = (kept / "rows").stat().st_ino
+    assert state_dir.keep_bundle(tmp_path / "bundle", digest) == kept
+    assert (kept / "rows").stat().st_ino == made
+    (kept / "rows").write_bytes(bytes(3))
+    assert open_artifact(state_dir.keep_bundle(tmp_path / "bundle", digest)).bytes == 100
+
+
+def test_a_copy_that_is_not_what_the_manifest_says_is_refused(state_dir: StateDir, tmp_path: Path) -> None:
+    with publish(tmp_path / "bundle", "bundle", {}, {}) as draft:
+        (draft.path / "rows").write_bytes(bytes(100))
+    (tmp_path / "bundle" / "rows").write_bytes(bytes(50))
+    with pytest.raises(ArtifactError, match="rows"):
+        state_dir.keep_bundle(tmp_path / "bundle", "0123456789abcdef")
+    assert not (state_dir.folder / "bundles" / "0123456789abcdef").exists()
 
 
 def service(store: Path, port: int = 8000) -> Service:
