@@ -23,10 +23,10 @@ from app.bundle.runtime import Ranker
 from app.client import Client
 from app.data.dataset import Dataset
 from app.errors import RecipeError
+from app.ray.haproxy import free_port
 from app.ray.session import shared_session
 from app.recipe import Recipe
 from app.recipe.serve import Serve
-from app.serving.listen import free_port
 from app.serving.service import running
 from app.terminal.console import say
 from app.training.train import checkpoint_key

@@ -21,6 +21,7 @@ import shlex
 import shutil
 import signal
 import socket
+import stat
 import sys
 import tomllib
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from contextlib import suppress
 from pathlib import Path
 
 # Short, because a socket's path may have 107 characters and Ray adds 57 for its node.
-FOLDER = Path(f"/tmp/rayrec-{os.getuid()}")
+FOLDER = Path(f"/tmp/rayrec-{os.getuid()}")  # where $XDG_RUNTIME_DIR is absent, or no short folder of our own
+LONGEST = 30  # characters of $XDG_RUNTIME_DIR
+OURS = ".rayrec"  # a file in each folder that is made here; nothing else is ever removed
 BINARY = "RAYREC_HAPROXY_BINARY"
 ENVIRONMENT = Path(__file__).with_name("environment.toml")
 _PR_SET_PDEATHSIG = 1
@@ -104,27 +107,60 @@ def free_port() -> int:
 def limit(requests: int) -> None:
     """Limit the requests that each replica may hold, for the HAProxy that this process starts next."""
     with suppress(FileNotFoundError):  # of a cluster that this process joined, HAProxy is not ours
-        (FOLDER / str(os.getpid()) / _LIMIT).write_text(str(requests))
+        (_base() / str(os.getpid()) / _LIMIT).write_text(str(requests))
 
 
 def forget() -> None:
     """Remove the launcher and the files of this process's HAProxy."""
-    shutil.rmtree(FOLDER / str(os.getpid()), ignore_errors=True)
+    shutil.rmtree(_base() / str(os.getpid()), ignore_errors=True)
+
+
+def _base() -> Path:
+    """The folder of all of this user's runs."""
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if runtime and len(runtime) <= LONGEST and _is_ours(Path(runtime)):
+        return Path(runtime) / "rayrec"
+    return FOLDER
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a folder of this user's, and no link to one."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _own_folder() -> Path:
+    """A new folder for this process's files, which nobody else can read; those of dead processes are removed.
+
+    The folder above has a name that others can guess. So it may be one that somebody else has put there.
+
+    Raises:
+        MachineError: it is.
+    """
     import psutil  # the launcher runs without packages
 
-    FOLDER.mkdir(mode=0o700, exist_ok=True)
-    if FOLDER.stat().st_uid != os.getuid():
+    base = _base()
+    with suppress(FileExistsError):
+        base.mkdir(mode=0o700)
+    if not _is_ours(base):
         from app.errors import MachineError
 
-        raise MachineError("belongs to another user", where=str(FOLDER), remedy="remove it")
-    for old in FOLDER.iterdir():
-        if not (old.name.isdigit() and psutil.pid_exists(int(old.name))):
+        raise MachineError(
+            "is a link, or belongs to another user", where=str(base), remedy="remove it, and ask who made it"
+        )
+    base.chmod(0o700)
+    for old in base.iterdir():
+        dead = not (old.name.isdigit() and psutil.pid_exists(int(old.name)))
+        if dead and _is_ours(old) and (old / OURS).is_file():
             shutil.rmtree(old, ignore_errors=True)
-    folder = FOLDER / str(os.getpid())
-    folder.mkdir(exist_ok=True)
+    folder = base / str(os.getpid())
+    if folder.is_symlink():
+        folder.unlink()
+    folder.mkdir(mode=0o700, exist_ok=True)
+    (folder / OURS).touch()
     return folder
 
 

@@ -66,13 +66,6 @@ def check_port(settings: Serve) -> None:
         ) from error
 
 
-def free_port() -> int:
-    """A port of the loopback address at which nobody listens just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def _user_of(port: int) -> str:
     import psutil
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from app.errors import MachineError
 from app.ray import haproxy
 from cluster import environment
 
@@ -156,3 +158,50 @@ def test_the_application_and_the_cluster_set_the_same_environment(tmp_path: Path
     }
     assert differing == set()
     assert (folder / "haproxy").read_text() == (ours / "haproxy").read_text()
+
+
+def test_a_planted_link_is_refused_and_what_lies_behind_it_stays(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    (tmp_path / "victim" / "photos").mkdir(parents=True)
+    (tmp_path / "guessable").symlink_to(tmp_path / "victim")
+    monkeypatch.setattr(haproxy, "FOLDER", tmp_path / "guessable")
+    with pytest.raises(MachineError, match="is a link"):
+        haproxy.environment()
+    assert (tmp_path / "victim" / "photos").is_dir()
+
+
+def test_only_the_folders_of_dead_processes_that_carry_our_mark_are_removed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(haproxy, "FOLDER", tmp_path / "base")
+    (tmp_path / "victim").mkdir()
+    for name, marked in (("99999998", True), ("99999999", False), ("notes", False)):
+        (tmp_path / "base" / name).mkdir(parents=True)
+        if marked:
+            (tmp_path / "base" / name / haproxy.OURS).touch()
+    (tmp_path / "victim" / haproxy.OURS).touch()
+    (tmp_path / "base" / "99999997").symlink_to(tmp_path / "victim")
+    haproxy.environment()
+    own = tmp_path / "base" / str(os.getpid())
+    assert {path.name for path in own.parent.iterdir()} == {"99999997", "99999999", "notes", own.name}
+    assert (tmp_path / "victim" / haproxy.OURS).exists()
+    assert [path.stat().st_mode & 0o777 for path in (own, own.parent)] == [0o700, 0o700]
+    haproxy.forget()
+    assert not own.exists()
+
+
+def test_the_runtime_folder_of_the_user_is_taken_where_it_is_short(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(haproxy, "LONGEST", len(str(tmp_path)))
+    monkeypatch.setattr(haproxy, "FOLDER", tmp_path / "temporary")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    haproxy.environment()
+    assert (tmp_path / "rayrec" / str(os.getpid())).is_dir()
+    haproxy.forget()
+    monkeypatch.setattr(haproxy, "LONGEST", 3)
+    haproxy.environment()
+    assert (tmp_path / "temporary" / str(os.getpid())).is_dir()
