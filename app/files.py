@@ -60,6 +60,12 @@ def write_atomically(path: Path, content: bytes, *, durable: bool = False) -> No
         temporary.write_bytes(content)
 
 
+def private_folder(path: Path) -> None:
+    """Make a folder that its user alone can enter; one that is there already keeps its mode."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir(mode=0o700, exist_ok=True)
+
+
 def copy_file(source: str | Path, target: str | Path) -> None:
     """Copy a file's content into a file of its own, which shares disk blocks where the file system can."""
     with Path(source).open("rb") as original, Path(target).open("wb") as copy:

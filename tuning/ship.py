@@ -7,6 +7,7 @@ trained for good, and where it misses the budget, what that taught is added to t
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -27,6 +28,7 @@ from app.ray.haproxy import free_port
 from app.ray.session import shared_session
 from app.recipe import Recipe
 from app.recipe.serve import Serve
+from app.serving.listen import API_KEY
 from app.serving.service import running
 from app.terminal.console import say
 from app.training.train import checkpoint_key
@@ -115,8 +117,8 @@ def _p95(bundle: Path, settings: Serve, folder: Path) -> float:
     store = folder / "measured"
     alone = {"host": "127.0.0.1", "port": free_port(), "store": str(store), "models": {}}
     alone |= {"min_replicas": 1, "max_replicas": 1}
-    elapsed = []
-    with running(bundle, settings.model_copy(update=alone)) as url, Client(url) as client:
+    elapsed, key = [], os.environ.get(API_KEY)
+    with running(bundle, settings.model_copy(update=alone)) as url, Client(url, api_key=key) as client:
         for request in requests:
             start = time.perf_counter()
             client.rank(request)

@@ -6,7 +6,9 @@ import logging
 import os
 import time
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from app.errors import MachineError, RecipeError
@@ -25,10 +27,39 @@ STOPPED_S = 15.0
 LOOK_BACK_S = 12.0  # calls under way are averaged over so long; Serve wants more than 10
 
 
+@dataclass(frozen=True)
+class KeyDigests:
+    """The digests of the keys that calls need; None: they need none."""
+
+    calls: bytes | None
+    admin: bytes | None
+
+    @classmethod
+    def of_environment(cls) -> KeyDigests:
+        """Of RAYREC_API_KEY and RAYREC_ADMIN_KEY."""
+        return cls(*(_digest(os.environ.get(name, "")) for name in (API_KEY, ADMIN_KEY)))
+
+
+@contextmanager
+def keys_of_environment() -> Iterator[KeyDigests]:
+    """The same, for a block whose processes do not inherit the keys."""
+    digests = KeyDigests.of_environment()
+    keys = {name: os.environ.pop(name) for name in (API_KEY, ADMIN_KEY) if name in os.environ}
+    try:
+        yield digests
+    finally:
+        os.environ.update(keys)
+
+
 def make_application(
-    bundle: str, store: str, settings: Serve, log: Mapping[str, Any], folder: str | None = None
+    bundle: str,
+    store: str,
+    settings: Serve,
+    log: Mapping[str, Any],
+    keys: KeyDigests,
+    folder: str | None = None,
 ) -> Any:
-    """The deployment, bound to its bundle. The keys come from the environment.
+    """The deployment, bound to its bundle.
 
     The replica itself refuses what exceeds max_ongoing + max_queued requests, with a problem
     document. Serve therefore lets twice as many in, and refuses only what is beyond that.
@@ -38,6 +69,7 @@ def make_application(
         store: location of the feedback log.
         settings: the recipe's [serve] section.
         log: the logging configuration of replicas.
+        keys: that calls need.
         folder: the service's store folder, with its state; None: nothing can be deployed to it.
     """
     from ray import serve as ray_serve
@@ -58,8 +90,7 @@ def make_application(
         graceful_shutdown_timeout_s=settings.request_timeout_s,
         logging_config=dict(log),
     )(Replica)
-    key, admin_key = (_digest(os.environ.get(name, "")) for name in (API_KEY, ADMIN_KEY))
-    return deployment.bind(bundle, store, settings, key, folder, admin_key)
+    return deployment.bind(bundle, store, settings, keys.calls, folder, keys.admin)
 
 
 def _autoscaling(settings: Serve, folder: str) -> Any:
@@ -89,7 +120,9 @@ def _digest(key: str) -> bytes | None:
     return key_digest(key) if key else None
 
 
-def start_application(bundle: str, store: str, folder: str, settings: Serve, *, verbose: bool) -> None:
+def start_application(
+    bundle: str, store: str, folder: str, settings: Serve, keys: KeyDigests, *, verbose: bool
+) -> None:
     """Start Serve with the application, and wait until it answers; see make_application.
 
     Raises:
@@ -109,7 +142,7 @@ def start_application(bundle: str, store: str, folder: str, settings: Serve, *, 
     haproxy.limit(settings.max_ongoing_requests + settings.max_queued_requests)
     try:
         ray_serve.start(proxy_location="HeadOnly", http_options=http, logging_config=dict(log))
-        application = make_application(bundle, store, settings, log, folder)
+        application = make_application(bundle, store, settings, log, keys, folder)
         ray_serve.run(application, name=APPLICATION, route_prefix="/")
     except (RuntimeError, RayError) as error:
         raise MachineError(

@@ -14,14 +14,17 @@ from app.artifact import open_artifact
 from app.bundle.format.ids import Ids
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError, RecipeError
+from app.files import private_folder
 from app.ray import processes
 from app.ray.session import ray_session
 from app.recipe import Serve, parse
 from app.serving.application import (
     LOG,
     STORE,
+    KeyDigests,
     check_shared_store,
     is_redis,
+    keys_of_environment,
     make_application,
     start_application,
     stop_application,
@@ -58,11 +61,11 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
     check_port(settings)
     folder = store_folder(location, settings)
     _prepare_state(location, settings, StateDir(folder))
-    with ray_session(verbose=verbose or None):
+    with keys_of_environment() as keys, ray_session(verbose=verbose or None):
         try:
             with progress("start the service"):
                 store = store_location(location, settings)
-                start_application(location, store, str(folder), settings, verbose=verbose)
+                start_application(location, store, str(folder), settings, keys, verbose=verbose)
             with controlling(StateDir(folder), settings), announced(_service(folder, settings)):
                 yield base_url(settings)
         finally:
@@ -76,6 +79,7 @@ def _prepare_state(location: str, settings: Serve, state_dir: StateDir) -> None:
         check_names(settings, ranker.name)
         ranker.item_columns.check_default(settings.columns)
         check_unused(state_dir)
+        private_folder(state_dir.folder.parent)  # what users did, and what is served
         open_store(store_location(location, settings)).close()
         publish_first(state_dir, Version(ranker.version, str(folder), ranker.artifact.digest))
 
@@ -88,12 +92,13 @@ def serve(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> None
     Raises:
         RayRecError: Ray has died; nothing is left of the service, so that it can start again.
     """
+    asks_for_key = bool(os.environ.get(API_KEY))
     with running(bundle, settings, verbose=verbose) as url:
         say(f"serving at {url} - a page to try it: {url}/ - end with Ctrl-C")
         desired = StateDir(store_folder(absolute(str(bundle)), settings)).desired_state()
         assert desired is not None  # of a service that runs
         user = Ids.open(Path(desired.main.bundle) / "users")[1]
-        say(f"try: {example(url, user, bool(os.environ.get(API_KEY)))}")
+        say(f"try: {example(url, user, asks_for_key)}")
         ended = threading.Event()
         heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
         before = {number: signal.signal(number, lambda *_: ended.set()) for number in heard}
@@ -125,7 +130,8 @@ def build(args: Mapping[str, Any]) -> Any:
     settings = parse({"serve": content}, "args").serve
     check_exposure(settings, os.environ.get(API_KEY, ""))
     check_shared_store(settings)
-    return make_application(bundle, store_location(bundle, settings), settings, LOG)
+    keys = KeyDigests.of_environment()
+    return make_application(bundle, store_location(bundle, settings), settings, LOG, keys)
 
 
 def _with_absolute_models(settings: Serve) -> Serve:

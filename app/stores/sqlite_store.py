@@ -16,6 +16,7 @@ from sys import intern  # the same ids and types come again and again, and are k
 
 from app.errors import MachineError
 from app.events import Event, HistoryEvent, microseconds
+from app.files import private_folder
 from app.stores.base import PAGE, Change, newer
 from app.stores.schema import BUSY_S, FILE, VERSION, migrate, version_of
 
@@ -38,7 +39,7 @@ class SqliteStore:
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            private_folder(folder)
         except OSError as error:
             raise self._translate(error) from error
         # Readers and writers of WAL do not block each other, so each has a connection.

@@ -22,9 +22,11 @@ import pytest
 from app.bundle.runtime import Ranker
 from app.ray.processes import of_run, run_mark
 from app.recipe import Serve
-from app.serving.listen import check_port
+from app.serving.listen import API_KEY, check_port
 from tests.bundles import bundle_of, random_model
 from tests.tiny import tiny_dataset
+
+KEY = "a key that nobody else is to know"
 
 
 def start(bundle: Path, port: int, *options: str, ignoring: str = "") -> tuple[subprocess.Popen[str], str]:
@@ -33,7 +35,8 @@ def start(bundle: Path, port: int, *options: str, ignoring: str = "") -> tuple[s
     if ignoring:
         command = ["sh", "-c", f'trap "" {ignoring}; exec "$@"', "sh", *command]
     # Of its own session, so that a Ctrl-C for its group does not reach the tests.
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    env = {**os.environ, API_KEY: KEY}
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stderr is not None
     printed = []
     for line in process.stderr:
@@ -91,6 +94,16 @@ def unmarked(driver: int, mark: str) -> set[int]:
     return {child.pid for child in looks[0] & looks[1]}
 
 
+def knowing(driver: int, secret: str) -> list[str]:
+    """Names of the processes below `driver` in whose environment a text stands."""
+    names = []
+    for child in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.Error, OSError):
+            if secret.encode() in Path(f"/proc/{child.pid}/environ").read_bytes():
+                names.append(child.name())
+    return names
+
+
 def lives(process: psutil.Process) -> bool:
     with suppress(psutil.NoSuchProcess):
         return process.status() != psutil.STATUS_ZOMBIE
@@ -100,6 +113,10 @@ def lives(process: psutil.Process) -> bool:
 def test_after_kill_9_of_it_or_of_ray_it_starts_at_once(starts: Starts) -> None:
     killed = starts.start()
     assert not unmarked(killed.pid, starts.marks[-1])  # whatever titles they gave themselves
+    assert knowing(killed.pid, KEY) == []
+    assert httpx.get(f"http://127.0.0.1:{starts.port}/v1/popular").status_code == 401
+    answer = httpx.get(f"http://127.0.0.1:{starts.port}/v1/popular", headers={"X-API-Key": KEY})
+    assert answer.status_code == 200
     killed.kill()
     killed.communicate()
     assert of_run(starts.marks[-1])  # the fault happened: Ray or HAProxy outlived their driver
@@ -121,10 +138,13 @@ def test_from_no_replica_with_a_second_model_until_ctrl_c(starts: Starts) -> Non
     # The question whether it is ready is the call that wakes it.
     served = starts.start("--cpus", "2", *further, "--set", "serve.min_replicas=0")
     url = f"http://127.0.0.1:{starts.port}/v1"
-    answer = httpx.post(f"{url}/recommend", json={"user": "u1", "k": 3})
+    headers = {"X-API-Key": KEY}
+    answer = httpx.post(f"{url}/recommend", json={"user": "u1", "k": 3}, headers=headers)
     assert len(answer.json()["items"]) == 3
     assert not copies.exists()
-    answer = httpx.post(f"{url}/models/news/rank", json={"user": "u1", "items": ["i1", "i2"]})
+    answer = httpx.post(
+        f"{url}/models/news/rank", json={"user": "u1", "items": ["i1", "i2"]}, headers=headers
+    )
     assert answer.json()["version"] == Ranker.open(starts.folder / "news").version
     assert copies.exists()
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from app.files import AlreadyLocked, copy_file, locked, replacing, write_atomically
+from app.files import AlreadyLocked, copy_file, locked, private_folder, replacing, write_atomically
 
 HOLDER = """
 import sys, pathlib
@@ -72,3 +72,11 @@ def test_a_copy_to_a_file_system_that_cannot_share_is_whole(
     (tmp_path / "source").write_bytes(b"abc")
     copy_file(tmp_path / "source", tmp_path / "target")
     assert (tmp_path / "target").read_bytes() == b"abc"
+
+
+def test_a_new_folder_is_its_users_alone_and_an_old_one_stays_as_it_is(tmp_path: Path) -> None:
+    private_folder(tmp_path / "deep" / "store")
+    assert (tmp_path / "deep" / "store").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "shared").mkdir(mode=0o755)
+    private_folder(tmp_path / "shared")
+    assert (tmp_path / "shared").stat().st_mode & 0o777 == 0o755

@@ -5,7 +5,7 @@ state/
   service.json    Service: where the service is
   replicas/       a Snapshot each, written about once a second by the replica
   commands/       a Command each, from `rayrec deploy` and its like, until the controller takes it
-  bundles/        the versions of the desired state, as hard links where the disk allows
+  bundles/        copies of the versions of the desired state
 
 Every file is replaced whole. Older versions used a folder `board`, which nothing reads any more.
 """
