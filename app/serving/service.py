@@ -14,7 +14,6 @@ from app.artifact import open_artifact
 from app.bundle.format.ids import Ids
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError, RecipeError
-from app.files import private_folder
 from app.ray import processes
 from app.ray.session import ray_session
 from app.recipe import Serve, parse
@@ -32,7 +31,7 @@ from app.serving.application import (
 from app.serving.bundle_cache import absolute, is_remote, local_copy, state_folder
 from app.serving.listen import API_KEY, base_url, check_exposure, check_port, example
 from app.serving.rollout.controller import controlling
-from app.serving.rollout.discovery import announced, check_unused
+from app.serving.rollout.discovery import announced, holding_store
 from app.serving.rollout.start import publish_first
 from app.serving.rollout.state import Service, Version
 from app.serving.rollout.state_dir import StateDir
@@ -60,16 +59,17 @@ def running(bundle: Path | str, settings: Serve, *, verbose: bool = False) -> It
     processes.end_dead_runs()  # what a killed service left may listen at the port
     check_port(settings)
     folder = store_folder(location, settings)
-    _prepare_state(location, settings, StateDir(folder))
-    with keys_of_environment() as keys, ray_session(verbose=verbose or None):
-        try:
-            with progress("start the service"):
-                store = store_location(location, settings)
-                start_application(location, store, str(folder), settings, keys, verbose=verbose)
-            with controlling(StateDir(folder), settings), announced(_service(folder, settings)):
-                yield base_url(settings)
-        finally:
-            stop_application()
+    with holding_store(StateDir(folder)), keys_of_environment() as keys:
+        _prepare_state(location, settings, StateDir(folder))
+        with ray_session(verbose=verbose or None):
+            try:
+                with progress("start the service"):
+                    store = store_location(location, settings)
+                    start_application(location, store, str(folder), settings, keys, verbose=verbose)
+                with controlling(StateDir(folder), settings), announced(_service(folder, settings)):
+                    yield base_url(settings)
+            finally:
+                stop_application()
 
 
 def _prepare_state(location: str, settings: Serve, state_dir: StateDir) -> None:
@@ -78,8 +78,6 @@ def _prepare_state(location: str, settings: Serve, state_dir: StateDir) -> None:
         ranker = Ranker.open(folder)
         check_names(settings, ranker.name)
         ranker.item_columns.check_default(settings.columns)
-        check_unused(state_dir)
-        private_folder(state_dir.folder.parent)  # what users did, and what is served
         open_store(store_location(location, settings)).close()
         publish_first(state_dir, Version(ranker.version, str(folder), ranker.artifact.digest))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from app.errors import MachineError, RecipeError, disk_errors
-from app.files import write_atomically
+from app.files import AlreadyLocked, locked, private_folder, write_atomically
 from app.ray import processes
 from app.serving.rollout.state import Service
 from app.serving.rollout.state_dir import StateDir
@@ -32,6 +32,28 @@ def announced(service: Service) -> Iterator[None]:
     finally:
         entry.unlink(missing_ok=True)
         (state_dir.folder / "service.json").unlink(missing_ok=True)
+
+
+@contextmanager
+def holding_store(state_dir: StateDir) -> Iterator[None]:
+    """Keep a store for one service for the block, from before it writes there; the folder is made.
+
+    Raises:
+        MachineError: another service has it or is about to, or the folder cannot be written.
+    """
+    check_unused(state_dir)
+    with ExitStack() as stack:
+        try:
+            with disk_errors(str(state_dir.folder.parent)):
+                private_folder(state_dir.folder.parent)  # what users did, and what is served
+                stack.enter_context(locked(state_dir.folder / "service.lock", wait=False))
+        except AlreadyLocked:
+            raise MachineError(
+                "another service is starting or ending with this store",
+                where=str(state_dir.folder.parent),
+                remedy="wait a moment, or give serve.store another folder",
+            ) from None
+        yield
 
 
 def check_unused(state_dir: StateDir) -> None:

@@ -60,12 +60,12 @@ class StateDir:
         return entry.st_mtime_ns, entry.st_ino
 
     def publish(self, desired: DesiredState) -> None:
-        """Write what is to be served.
+        """Write what is to be served; it survives a loss of power.
 
         Raises:
             MachineError: the disk is full or not writable.
         """
-        _write(self.folder / "desired.json", desired)
+        _write(self.folder / "desired.json", desired, durable=True)
 
     def service(self) -> Service | None:
         """Where the service is, or was."""
@@ -204,6 +204,6 @@ def _read(path: Path, kind: type[S]) -> S | None:
         ) from error
 
 
-def _write(path: Path, content: msgspec.Struct) -> None:
+def _write(path: Path, content: msgspec.Struct, *, durable: bool = False) -> None:
     with disk_errors(str(path)):
-        write_atomically(path, msgspec.json.encode(content))
+        write_atomically(path, msgspec.json.encode(content), durable=durable)

@@ -152,3 +152,25 @@ def test_a_store_has_one_service(tmp_path: Path) -> None:
         Service("http://127.0.0.1:8000", str(tmp_path), parent, "1-1", 2)
     )  # its driver is dead
     discovery.check_unused(state_dir)
+
+
+def test_a_store_is_held_from_before_anything_is_written_there(tmp_path: Path) -> None:
+    state_dir = StateDir(tmp_path / "store")
+    with discovery.holding_store(state_dir):
+        assert (tmp_path / "store").stat().st_mode & 0o777 == 0o700
+        with (
+            pytest.raises(MachineError, match="another service is starting"),
+            discovery.holding_store(state_dir),
+        ):
+            pass
+    with discovery.holding_store(state_dir):
+        pass
+
+
+def test_what_is_to_be_served_is_on_disk_before_it_is_named(
+    state_dir: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("app.files.sync", lambda path: synced.append(path.name))
+    state_dir.publish(DesiredState([Version("a", "/bundles/a", "d")]))
+    assert len(synced) == 2 and synced[0].startswith(".desired.json.") and synced[1] == "state"
