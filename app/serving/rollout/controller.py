@@ -86,7 +86,10 @@ class RolloutController:
     def __init__(self, state_dir: StateDir, settings: Serve, desired: DesiredState) -> None:
         self.state_dir, self.settings, self.desired = state_dir, settings, desired
         self.rollout: Rollout | None = None
-        self._command = Command("deploy")  # that began the rollout
+        self._command = Command("deploy", id=desired.salt)  # that began the rollout
+        if desired.trial is not None:  # an experiment from before this start
+            main, trial = (version.digest for version in desired.versions)
+            self.rollout = Rollout(main, trial, settings.rollout, time.time(), keep=True, state="experiment")
         self._fallback: Version | None = None  # the previous version when the rollout began
         self._results: list[CommandResult] = []  # not written yet
 

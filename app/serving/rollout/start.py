@@ -30,13 +30,18 @@ def publish_first(state_dir: StateDir, version: Version) -> DesiredState:
     """Publish what a service that starts serves: the version named, whatever was deployed before.
 
     Whoever names a bundle means it. Only after a crash does a service that is started just as before go on
-    with what was deployed last.
+    with what was deployed last. An experiment goes on whenever a service is started just as before, each user
+    with the version of before; else it ends, and that is said.
 
     Raises:
         ArtifactError: the state folder cannot be read.
         MachineError: it cannot be written.
     """
     main, before = version, state_dir.desired_state()
+    if before is not None and before.phase == "experiment":
+        if before.started_with == version.digest and all(map(_is_whole, before.versions)):
+            return _go_on(state_dir, replace(before, stopped=False))
+        say(f"the experiment of {' and '.join(v.label for v in before.versions)} ends with this start")
     if before is not None and before.main.digest != version.digest:
         if before.started_with == version.digest and not before.stopped and _is_whole(before.main):
             main = before.main
@@ -48,6 +53,13 @@ def publish_first(state_dir: StateDir, version: Version) -> DesiredState:
     desired = DesiredState([replace(main, share=1.0)], started_with=version.digest)
     if before is not None:
         desired = replace(desired, experiment=before.experiment)
+    return _go_on(state_dir, desired)
+
+
+def _go_on(state_dir: StateDir, desired: DesiredState) -> DesiredState:
+    """Publish a state that a service begins with, and remove what is not of it."""
+    if desired.phase == "experiment":
+        say(f"the experiment of {' and '.join(v.label for v in desired.versions)} goes on")
     state_dir.publish(desired)
     state_dir.remove_other_bundles({version.bundle for version in desired.versions})
     state_dir.remove_snapshots()

@@ -245,6 +245,43 @@ def test_a_start_serves_the_bundle_named_but_after_a_crash_what_was_deployed(
     assert publish_first(state_dir, version_of(bundles["c"])).main.digest == version_of(bundles["c"]).digest
 
 
+@pytest.mark.parametrize("stopped", [False, True], ids=["killed", "stopped"])
+def test_an_experiment_goes_on_after_a_restart_with_each_user_at_the_same_version(
+    state_dir: StateDir, bundles: dict[str, Path], stopped: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(state_dir, bundles["a"])
+    run.submit("deploy", bundles["b"], percent=30, keep=True)
+    run.step()
+    run.step()
+    before = run.step(10)
+    if stopped:
+        run.controller.stop()
+    again = Run(state_dir, bundles["a"])
+    after = again.step()
+    assert "experiment of" in capsys.readouterr().err
+    kept = ("phase", "salt", "versions", "experiment", "started_with")
+    assert [getattr(after, name) for name in kept] == [getattr(before, name) for name in kept]
+    assert all(Path(version.bundle).exists() for version in after.versions)
+    again.submit("promote")
+    assert again.step().main.digest == version_of(bundles["b"]).digest
+
+
+def test_an_experiment_ends_in_the_open_where_another_bundle_is_named_or_one_is_gone(
+    state_dir: StateDir, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(state_dir, bundles["a"])
+    run.submit("deploy", bundles["b"], percent=30, keep=True)
+    run.step()
+    run.step()
+    desired = run.step(10)
+    assert desired.trial is not None and desired.phase == "experiment"
+    (Path(desired.trial.bundle) / "manifest.json").unlink()
+    after = publish_first(state_dir, version_of(bundles["a"]))
+    assert (after.phase, len(after.versions)) == ("steady", 1)
+    assert after.experiment == desired.experiment, "its report can be read afterwards"
+    assert "ends with this start" in capsys.readouterr().err
+
+
 def test_a_fault_within_a_command_becomes_its_result_and_the_thread_goes_on(
     state_dir: StateDir, monkeypatch: pytest.MonkeyPatch
 ) -> None:
