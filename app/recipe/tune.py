@@ -22,9 +22,9 @@ class Tune(Section):
     parallel: Count = Field(0, description="trials that run at a time; 0: one for each core")
     epochs: Count = Field(0, description="epochs of a trial at most; 0: those of [train]")
     stop_early: bool = Field(
-        True,
+        False,
         description="whether a trial ends that after a ninth or a third of its epochs is behind others in"
-        " quality, latency and bytes together",
+        " quality, latency and bytes together; for trainings of minutes",
     )
     max_users: Positive = Field(2000, description="validation users that a trial ranks")
     models: list[str] = Field(

@@ -4,8 +4,7 @@ On the demo shop, for several seeds, with the hypervolume over quality, latency 
 
 * joint: hyperparameters and compression in one search;
 * sequential: for half the time hyperparameters, then compression of the best of these;
-* whole: joint, where no training is stopped early;
-* half: joint, with early stopping, for half the time.
+* half: joint, with early stopping (tune.stop_early), for half the time.
 
 Then trials an hour against a search that trained each anew; what Ray Tune costs a trial; budgets, those that
 can be kept and those that cannot, shipped and measured as they are served; and a search that is killed at
@@ -30,7 +29,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
+from optuna._hypervolume import compute_hypervolume
 
 from app.data.demo_shop.generate import generate
 from app.errors import RecipeError
@@ -51,7 +52,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = REPOSITORY / "runs" / "bench" / "tune"
 MODELS = ["two_tower", "mlp", "ease"]
 MANY = 100_000  # trials: time ends a search
-SHARES = (0.9, 0.95, 0.98, 0.99)  # of the best quality, in budgets
+SLOWER, LARGER = 4.0, 16.0  # times the costs of the first trial, up and down, that the box spans
 Figures = dict[str, Any]
 
 
@@ -89,16 +90,15 @@ def searched(name: str, seed: int, recipe: Recipe, given: Path | None = None) ->
 def compared(seed: int, minutes: float) -> dict[str, Sequence[Point]]:
     """The trials of each way to search, with one seed."""
     joint = searched("joint", seed, recipe_of(seed, minutes))
-    whole = recipe_of(seed, minutes, **{"tune.stop_early": False})
     uncompressed = {"compress.rows": ["float32"], "compress.dense": ["float32"], "compress.steps": [[]]}
     hyperparameters = recipe_of(seed, minutes / 2, **{"tune.space": uncompressed})
     first = searched("hyperparameters", seed, hyperparameters, joint.out)
     second = searched("compression", seed, compression_of(first, seed, minutes / 2), first.out)
+    stopped = recipe_of(seed, minutes / 2, **{"tune.stop_early": True})
     return {
         "joint": joint.trials,
         "sequential": [*first.trials, *second.trials],
-        "whole": searched("whole", seed, whole, joint.out).trials,
-        "half": searched("half", seed, recipe_of(seed, minutes / 2), joint.out).trials,
+        "half": searched("half", seed, stopped, joint.out).trials,
     }
 
 
@@ -112,41 +112,24 @@ def compression_of(front: Front, seed: int, minutes: float) -> Recipe:
     return recipe_of(seed, minutes, **changes)
 
 
-def hypervolume(trials: Sequence[Point], worst: Point, best: Point) -> float:
-    """Share of the box between two points that the front dominates; costs count by their logarithms."""
-    import numpy as np
-    from optuna._hypervolume import compute_hypervolume
+def hypervolume(trials: Sequence[Point], first: Point, best: float) -> float:
+    """Share of a box that the front dominates: from no quality to the best, and around the costs of a trial.
 
-    def scaled(value: float, low: float, high: float) -> float:
-        return (math.log(value) - math.log(low)) / (math.log(high) - math.log(low))
-
+    Costs count by their logarithms, so that noise of a latency, some 10 %, is a twentieth of its side.
+    """
+    sides = [(point.p95_ms / first.p95_ms, SLOWER) for point in trials]
+    sizes = [(point.bytes / first.bytes, LARGER) for point in trials]
     rows = [
-        [
-            1 - point.quality / best.quality,
-            scaled(point.p95_ms, best.p95_ms, worst.p95_ms),
-            scaled(point.bytes, best.bytes, worst.bytes),
-        ]
-        for point in pareto_front(trials)
+        [1 - point.quality / best, *(0.5 + math.log(ratio) / (2 * math.log(most)) for ratio, most in costs)]
+        for point, *costs in zip(trials, sides, sizes, strict=True)
     ]
     return float(compute_hypervolume(np.clip(np.array(rows), 0, 1), np.ones(3)))
 
 
 def volumes(found: Mapping[str, Sequence[Point]]) -> dict[str, float]:
-    """The hypervolume of each way to search, in the box that all of them span."""
-    every = [point for trials in found.values() for point in trials]
-    ends = {
-        end: Point(
-            -1,
-            {},
-            max(p.quality for p in every),
-            of(p.p95_ms for p in every),
-            of(p.bytes for p in every),
-            reused=False,
-            metric=every[0].metric,
-        )
-        for end, of in (("worst", max), ("best", min))
-    }
-    return {name: hypervolume(trials, ends["worst"], ends["best"]) for name, trials in found.items()}
+    """The hypervolume of each way to search, in one box."""
+    first, best = found["joint"][0], max(p.quality for trials in found.values() for p in trials)
+    return {name: hypervolume(pareto_front(trials), first, best) for name, trials in found.items()}
 
 
 def of_time(seed: int, minutes: float) -> Figures:
@@ -248,7 +231,7 @@ def main() -> None:
     for seed, volume in enumerate(by_seed, 1):
         say(f"seed {seed}: " + ", ".join(f"{name} {value:.3f}" for name, value in volume.items()))
     joint = [volume["joint"] / volume["sequential"] for volume in by_seed]
-    half = [volume["half"] / volume["whole"] for volume in by_seed]
+    half = [volume["half"] / volume["joint"] for volume in by_seed]
     timed = of_time(1, options.minutes)
     chosen = budgets(1, options.minutes, *options.budgets)
     killed = kills(1, options.kills, trials=8 * options.kills) if options.kills else {"lost": 0, "twice": 0}

@@ -76,7 +76,15 @@ def dirs(tmp_path: Path) -> SearchDirs:
     return SearchDirs(tmp_path)
 
 
-RECIPE = Recipe().override({"model.name": "mlp", "model.width": 4, "train.epochs": 6, "train.patience": 0})
+RECIPE = Recipe().override(
+    {
+        "model.name": "mlp",
+        "model.width": 4,
+        "train.epochs": 6,
+        "train.patience": 0,
+        "tune.stop_early": True,
+    }
+)
 
 
 def test_a_training_that_is_behind_ends_and_leaves_its_costs(dirs: SearchDirs) -> None:
