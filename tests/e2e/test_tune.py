@@ -13,7 +13,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -254,3 +256,15 @@ def test_a_trial_of_several_workers_is_a_job_of_ray_train(searched: Searched, ra
     checkpoint = open_artifact(SearchDirs(searched.out).checkpoint(result["checkpoint"]), "checkpoint")
     assert checkpoint.settings["train"]["workers"] == 2
     assert result["quality"] > 0
+
+
+def test_optunas_dashboard_opens_the_journal(searched: Searched) -> None:
+    """Of a copy, because a dashboard that looks writes what it has seen."""
+    journal = shutil.copy(searched.out / "journal.log", searched.out / "journal-copy.log")
+    dashboard = optuna_dashboard.wsgi(JournalStorage(JournalFileBackend(str(journal))))
+    client = httpx.Client(transport=httpx.WSGITransport(app=dashboard), base_url="http://dashboard")
+    (study,) = client.get("/api/studies").raise_for_status().json()["study_summaries"]
+    detail = client.get(f"/api/studies/{study['study_id']}").raise_for_status().json()
+    assert detail["name"] == searched.printed["study"]
+    assert detail["directions"] == ["maximize", "minimize", "minimize"]
+    assert len(detail["trials"]) >= TRIALS
