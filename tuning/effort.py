@@ -7,7 +7,7 @@ better. A kind is drawn in proportion to its rate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 FADES = 0.8  # weight of a trial among those of its kind, for each later one
@@ -45,12 +45,9 @@ class Effort:
     def add(self, costs: Sequence[float], seconds: float, *, reused: bool) -> None:
         """Take in a trial with its costs, of which less is better."""
         point = tuple(costs)
-        beaten = any(all(a <= b for a, b in zip(other, point, strict=True)) for other in self._front)
+        beaten = point in self._front or is_beaten(point, self._front)
         if not beaten:
-            self._front = [
-                other for other in self._front if not all(a <= b for a, b in zip(point, other, strict=True))
-            ]
-            self._front.append(point)
+            self._front = [other for other in self._front if not is_beaten(other, [point])] + [point]
         (self.reused if reused else self.trained).add(not beaten, seconds)
 
     def chance_of_reuse(self) -> float:
@@ -61,3 +58,11 @@ class Effort:
             return 1.0
         share = self.reused.rate / (self.reused.rate + self.trained.rate)
         return min(1 - LEAST, max(LEAST, share))
+
+
+def is_beaten(point: Sequence[float], others: Iterable[Sequence[float]]) -> bool:
+    """Whether another point is at no cost worse, and at one better."""
+    own = tuple(point)
+    return any(
+        tuple(other) != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in others
+    )

@@ -5,8 +5,8 @@ joint space would almost never propose the same training twice, since learning r
 continuous. So proposals are of two kinds, drawn by what they gained for their seconds (effort.py):
 
 * *train*: Optuna's sampler proposes everything;
-* *reuse*: the training settings are those of an earlier trial, drawn from the better half by
-  quality (a cheaper form of a poor model is not worth much), and the sampler proposes the
+* *reuse*: the training settings are those of a trial that no other beats so far, drawn from
+  these (a checkpoint with many of them is looked at more often), and the sampler proposes the
   compression alone. The trial finds the checkpoint by its digest and reuses it.
 
 Either way the sampler learns from the result: they are ordinary trials of the joint space
@@ -17,6 +17,7 @@ where trials under way count as well, so that the journal holds finished trials 
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,12 +29,13 @@ from optuna.trial import FrozenTrial, TrialState
 
 from app.errors import RecipeError
 from app.models.discovery import model_config
-from tuning.effort import Effort
+from tuning.effort import Effort, is_beaten
 from tuning.space import Settings, Space, changed, decoded, training_part
 
 Direction = Literal["maximize", "minimize"]
 START_UP = 6  # random trials before the sampler models the results
 GUIDED = 8  # draws of a proposal by the sampler; further ones are random
+TENTH = 1.1  # a latency that is less than so many times another is taken for as good
 ATTEMPTS = 50  # draws after which the space counts as exhausted
 
 
@@ -66,7 +68,7 @@ class Proposer:
         self.study = optuna.create_study(directions=directions)
         self.study.add_trials(finished)
         trained = [t for t in finished if not t.user_attrs.get("stopped")]
-        self.quality = {_key(decoded(t.params)): t.values[0] for t in trained}
+        self.costs = {_key(decoded(t.params)): _costs(t.values) for t in trained}
         self.effort = Effort()
         for trial in finished:
             seconds, reused = trial.user_attrs.get("seconds", 0.0), trial.user_attrs.get("reused", False)
@@ -112,7 +114,7 @@ class Proposer:
         """
         self.effort.add(_costs(values), seconds, reused=reused)
         if not stopped:
-            self.quality[_key(proposal.settings)] = values[0]
+            self.costs[_key(proposal.settings)] = _costs(values)
         self.study.tell(proposal.number, list(values))
 
     def drop(self, number: int) -> None:
@@ -128,15 +130,11 @@ class Proposer:
         self.at_random = RandomSampler(seed=seed)
 
     def _reuse_is_due(self) -> bool:
-        return bool(self.quality) and self.random.random() < self.effort.chance_of_reuse()
+        return bool(self.costs) and self.random.random() < self.effort.chance_of_reuse()
 
     def _fix_training(self) -> None:
-        best: dict[str, float] = {}
-        for key, quality in self.quality.items():
-            training = _training_key(json.loads(key))
-            best[training] = max(quality, best.get(training, quality))
-        ranked = sorted(best, key=lambda training: -best[training])
-        chosen = self.random.choice(ranked[: (len(ranked) + 1) // 2])
+        unbeaten = [key for key, costs in self.costs.items() if not is_beaten(costs, self.costs.values())]
+        chosen = _training_key(json.loads(self.random.choice(unbeaten)))
         self.study.enqueue_trial(self.space.encoded(json.loads(chosen)))
 
     def _is_valid(self, settings: Settings) -> bool:
@@ -149,10 +147,10 @@ class Proposer:
         return True
 
 
-def _costs(values: Sequence[float]) -> list[float]:
-    """Quality, latency and bytes, of which less is better."""
-    quality, *costs = values
-    return [-quality, *costs]
+def _costs(values: Sequence[float]) -> tuple[float, ...]:
+    """Quality, latency and bytes, of which less is better; a latency is measured, and told by tenths."""
+    quality, p95_ms, size = values
+    return -quality, float(round(math.log(p95_ms) / math.log(TENTH))), size
 
 
 def _key(settings: Settings) -> str:

@@ -95,13 +95,14 @@ class NumberRows(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Rows (…, D) of ids (…)."""
-        rows, width = F.embedding(ids, self.rows), self.rows.shape[1]
         if self.integers is None:
-            return rows
-        plain = rows.detach().float().cpu().numpy().reshape(-1, width)
+            return F.embedding(ids, self.rows)
+        distinct, position = torch.unique(ids, return_inverse=True)  # each is rounded once
+        rows, width = F.embedding(distinct, self.rows), self.rows.shape[1]
+        plain = rows.detach().float().cpu().numpy()
         codes, scales = quantise(plain, self.integers, self.group, self.unit)
         felt = torch.from_numpy(restore(codes, scales, self.integers, width, self.group, self.unit))
-        return rows + (felt.to(rows.device).view_as(rows) - rows).detach()
+        return F.embedding(position, rows + (felt.to(rows.device) - rows).detach())
 
     def stored(self) -> Packed:
         """The rows as floats, which are rounded when they are stored."""

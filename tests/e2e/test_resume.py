@@ -158,11 +158,11 @@ def test_ctrl_c_and_the_same_command(dataset: Dataset, undisturbed: Artifact, tm
 
 def test_a_choice_of_the_model_goes_on_after_the_program_was_killed(tmp_path: Path) -> None:
     """What is trained is not trained again, and the training under way goes on from its last epoch."""
-    data = tiny_dataset(tmp_path / "dataset", users=250, events=4000)
+    data = tiny_dataset(tmp_path / "dataset", users=300, events=6000)
     names = [c.name for c in candidates(data)]
     learned = next(name for name in names if model_class(name).learns)
     closed = names[: names.index(learned)]
-    settings = {**SETTINGS, "workers": 0}
+    settings = {**SETTINGS, "workers": 0, "epochs": 3}
     driver = subprocess.Popen([sys.executable, "-c", CHOICE, repr(settings), str(tmp_path)])
     wait_for(tmp_path / "candidates" / f".{learned}.run", in_the_second_epoch)
     driver.kill()

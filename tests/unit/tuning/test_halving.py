@@ -118,7 +118,7 @@ def test_a_stopped_trial_counts_is_learned_from_and_is_no_point(tmp_path: Path) 
     goes_on_from = ledger()
     assert goes_on_from.missing == 2
     assert goes_on_from.proposer.proposed == running.proposer.proposed
-    assert goes_on_from.proposer.quality == running.proposer.quality, "it left no checkpoint to reuse"
+    assert goes_on_from.proposer.costs == running.proposer.costs, "it left no checkpoint to reuse"
     assert goes_on_from.next("c") == running.next("c"), "as if it had run on"
 
 

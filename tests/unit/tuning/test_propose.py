@@ -154,3 +154,27 @@ def test_a_failed_proposal_is_not_made_again() -> None:
     again = proposes.propose()
     assert again is not None
     assert again.settings != first.settings
+
+
+def test_what_is_reused_is_a_training_that_no_other_trial_beats() -> None:
+    proposes = proposer(recipe_of("mlp"))
+    trainings = []
+    for quality, size in ((0.1, 10.0), (0.3, 10.0), (0.2, 2.0), (0.05, 5.0)):
+        while True:
+            proposal = proposes.propose()
+            assert proposal is not None
+            if training(proposal.settings) not in trainings:
+                break
+            proposes.drop(proposal.number)
+        trainings.append(training(proposal.settings))
+        # Latencies within a tenth are as good as each other.
+        proposes.tell(proposal, [quality, 1.0 + quality / 100, size], 10.0, reused=False)
+    proposes.effort.reused.add(True, 0.01)  # so that most of the next ones reuse
+    seen = set()
+    for _ in range(30):
+        proposal = proposes.propose()
+        assert proposal is not None
+        if training(proposal.settings) in trainings:
+            seen.add(trainings.index(training(proposal.settings)))
+        proposes.drop(proposal.number)
+    assert seen == {1, 2}
