@@ -54,7 +54,7 @@ pipeline.choose(parse({"train": eval(sys.argv[1])}, "test"), Path(sys.argv[2]))
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Large enough that an epoch takes seconds, so that a kill falls into one."""
-    return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", users=600, events=10_000)
+    return tiny_dataset(tmp_path_factory.mktemp("tiny") / "dataset", users=1000, events=20_000)
 
 
 @pytest.fixture(scope="module")
