@@ -37,7 +37,9 @@ import sys
 from pathlib import Path
 from app.data.dataset import Dataset
 from app.recipe import parse
+import app.training.loop
 from app.training.train import train
+app.training.loop.LOG_EVERY_S = 0.0  # an epoch may take less than the second between two lines
 dataset = Dataset.open(Path(sys.argv[1]))
 train(parse({"model": {"name": "mlp"}, "train": eval(sys.argv[2])}, "test"), dataset, Path(sys.argv[3]))
 """
@@ -45,8 +47,10 @@ train(parse({"model": {"name": "mlp"}, "train": eval(sys.argv[2])}, "test"), dat
 CHOICE = """
 import sys
 from pathlib import Path
+import app.training.loop
 from app import pipeline
 from app.recipe import parse
+app.training.loop.LOG_EVERY_S = 0.0  # an epoch may take less than the second between two lines
 pipeline.choose(parse({"train": eval(sys.argv[1])}, "test"), Path(sys.argv[2]))
 """
 
