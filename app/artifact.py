@@ -9,7 +9,6 @@ the serving runtime loads bundles through this module.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,16 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from app.errors import ArtifactError, disk_errors
 from app.files import sync
+from app.manifest import FIELDS, FORMAT, MANIFEST, Json, digest_of, file_sha256, read_manifest, verify_file
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-FIELDS = {"kind": str, "key": str, "settings": dict, "parents": dict, "figures": dict, "files": dict}
-Json = dict[str, Any]
 _verified: ContextVar[set[tuple[str, str]] | None] = ContextVar("verified", default=None)  # path, digest
 
 
@@ -68,7 +64,7 @@ def cache_key(kind: str, settings: Mapping[str, Any], parents: Mapping[str, str]
             output, so that an upgrade does not use again what the older code made.
     """
     made_from = {"kind": kind, "format": FORMAT, "version": version, "settings": settings, "parents": parents}
-    return _digest(made_from)
+    return digest_of(made_from)
 
 
 @contextmanager
@@ -123,7 +119,7 @@ def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -
             another kind than `kind`.
     """
     path = Path(path)
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     artifact = Artifact(
         path=path,
         **{name: manifest[name] for name in ("digest", *FIELDS)},
@@ -134,7 +130,7 @@ def open_artifact(path: Path, kind: str | None = None, *, verify: bool = True) -
         )
     if verify and (str(path.absolute()), artifact.digest) not in (_verified.get() or ()):
         for name, entry in artifact.files.items():
-            _verify_file(path / name, int(entry["bytes"]), str(entry["sha256"]))
+            verify_file(path / name, int(entry["bytes"]), str(entry["sha256"]))
         _note_verified(path, artifact.digest)
     return artifact
 
@@ -147,17 +143,6 @@ def reuse(out: Path, kind: str, key: str) -> Artifact | None:
         return open_artifact(out, kind)
     except ArtifactError:
         return None
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's content, as hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _digest(content: Mapping[str, Any]) -> str:
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _note_verified(path: Path, digest: str) -> None:
@@ -188,7 +173,7 @@ def _seal(
     }
     # Through JSON once, so that the digest is of what a reader will see.
     content = json.loads(json.dumps(content, default=str))
-    content["digest"] = _digest(content)
+    content["digest"] = digest_of(content)
     target = draft.path / MANIFEST
     target.write_text(json.dumps(content, indent=1) + "\n")
     sync(target)
@@ -234,78 +219,3 @@ def _refuse_foreign(out: Path) -> None:
         raise ArtifactError(
             "exists and is not an artefact of RayRec", where=str(out), remedy="choose another output folder"
         )
-
-
-def _read_manifest(path: Path) -> Json:
-    target = path / MANIFEST
-    try:
-        content = target.read_bytes()
-    except FileNotFoundError:
-        what = "no manifest.json, so this is not a whole artefact" if path.is_dir() else "no such folder"
-        raise ArtifactError(what, where=str(path), remedy="run the stage that makes it again") from None
-    except OSError as error:
-        raise _unreadable(target, error) from None
-    try:
-        manifest = json.loads(content)
-        claimed = manifest.pop("digest")
-        format_ = manifest["format"]
-        matches = _digest(manifest) == claimed
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise _damaged(target, f"the manifest is damaged ({type(error).__name__})") from None
-    if format_ != FORMAT:
-        raise ArtifactError(
-            f"format {format_!r}, this version reads {FORMAT}", where=str(target), remedy="upgrade rayrec"
-        )
-    if not matches:
-        raise _damaged(target, "the manifest does not match its digest")
-    if what := _unlike_a_manifest(manifest):
-        raise _damaged(target, what)
-    return {**manifest, "digest": claimed}
-
-
-def _unlike_a_manifest(manifest: Json) -> str:
-    """What is wrong with a manifest whose digest is right, as of one made by hand; "" if nothing is."""
-    for name, kind in FIELDS.items():
-        if not isinstance(manifest.get(name), kind):
-            given = type(manifest[name]).__name__ if name in manifest else "missing"
-            return f"{name!r} of the manifest is {given}, expected {kind.__name__}"
-    if not all(isinstance(digest, str) for digest in manifest["parents"].values()):
-        return "'parents' of the manifest holds other things than digests"
-    for name, entry in manifest["files"].items():
-        if not _is_entry(entry):
-            return f"file {name!r} of the manifest has no size and SHA-256"
-        path = PurePosixPath(name)
-        # A file beside the artefact is none of its files, whatever it is.
-        if path.is_absolute() or ".." in path.parts or path.as_posix() != name or "\0" in name:
-            return f"file {name!r} of the manifest lies outside the artefact"
-    return ""
-
-
-def _is_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    size, sha256 = entry.get("bytes"), entry.get("sha256")
-    return isinstance(size, int) and not isinstance(size, bool) and size >= 0 and isinstance(sha256, str)
-
-
-def _verify_file(path: Path, size: int, sha256: str) -> None:
-    remedy = "copy the artefact again or run its stage with --force"
-    try:
-        if not path.is_file():
-            raise ArtifactError("the file is missing", where=str(path), remedy=remedy)
-        if path.stat().st_size != size:
-            what = f"{path.stat().st_size} bytes, expected {size}"
-            raise ArtifactError(what, where=str(path), remedy=remedy)
-        if file_sha256(path) != sha256:
-            raise ArtifactError("the content does not match its SHA-256", where=str(path), remedy=remedy)
-    except OSError as error:
-        raise _unreadable(path, error) from None
-
-
-def _damaged(manifest: Path, what: str) -> ArtifactError:
-    return ArtifactError(what, where=str(manifest), remedy="copy the artefact again")
-
-
-def _unreadable(path: Path, error: OSError) -> ArtifactError:
-    what = f"the file cannot be read ({error.strerror})"
-    return ArtifactError(what, where=str(path), remedy="let the user of this process read it")

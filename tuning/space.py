@@ -25,7 +25,7 @@ from app.models.discovery import model_class, model_config
 from app.models.resize import hidden_of, linear_layers
 from app.recipe import Compress, ModelSection, Recipe, Section, Train
 from app.training.defaults import settled
-from tuning.ask import MODEL, Ask, Tried, decoded_value, encoded_value, nearest, parameter
+from tuning.suggest import MODEL, Suggest, Tried, decoded_value, encoded_value, nearest, parameter
 
 Settings = dict[str, Any]  # dotted recipe key -> value
 COMPRESSION = "compress."
@@ -87,22 +87,22 @@ class Space:
         if len(self.models) > 1:
             model = chosen[MODEL] = trial.suggest_categorical(MODEL, self.models)
         (kind, config), recipe = self._kinds[model], of_model(self.recipe, model)
-        ask = Ask(trial, model, self._given)
+        suggest = Suggest(trial, model, self._given)
         for name, tried in kind.SPACE.items():
-            ask.any(f"model.{name}", tried, getattr(config, name))
+            suggest.any(f"model.{name}", tried, getattr(config, name))
         if kind.learns:
-            _loss(ask, self.recipe, kind, config)
-            loss = ask.settings.get("model.loss", config.loss)
-            _training(ask, recipe.train, kind, draws=_draws(loss, kind))
+            _loss(suggest, self.recipe, kind, config)
+            loss = suggest.settings.get("model.loss", config.loss)
+            _training(suggest, recipe.train, kind, draws=_draws(loss, kind))
         takes = {
             "prune": model in self.dense,
             "neurons": model in self.hidden,
             "svd": self.codes and kind.quantisable,
             "product": self.codes and kind.quantisable,
         }
-        _compression(ask, recipe.compress, kind, takes)
-        _further(ask, config)
-        return chosen | ask.settings
+        _compression(suggest, recipe.compress, kind, takes)
+        _further(suggest, config)
+        return chosen | suggest.settings
 
     def own(self, model: str) -> Settings:
         """The settings of the recipe with a model, under every name that `suggest` may ask for.
@@ -183,13 +183,13 @@ def learned_model(recipe: Recipe, dataset: Dataset) -> Model | None:
     return model if model.learns else None
 
 
-def _loss(ask: Ask, recipe: Recipe, kind: type[Model], config: ModelConfig) -> None:
+def _loss(suggest: Suggest, recipe: Recipe, kind: type[Model], config: ModelConfig) -> None:
     """The loss, among those that learn to rank; one that learns logged values or labels stays."""
     if "loss" in kind.SPACE or config.loss == "mse" or not recipe.train.negatives:
         return
     known = get_args(kind.Config.model_fields["loss"].annotation)  # a model may have losses of its own
     losses = [loss for loss in (*LOSSES, *(INNER_PRODUCT if kind.retrieves else ())) if loss in known]
-    ask.choice("model.loss", losses, config.loss)
+    suggest.choice("model.loss", losses, config.loss)
 
 
 def _draws(loss: str, kind: type[Model]) -> bool:
@@ -197,16 +197,16 @@ def _draws(loss: str, kind: type[Model]) -> bool:
     return loss != "softmax" and not (loss == "sampled_softmax" and kind.trains_on == "events")
 
 
-def _training(ask: Ask, train: Train, kind: type[Model], *, draws: bool) -> None:
-    ask.number("train.learning_rate", 1e-4, 1e-2, own=train.learning_rate, log=True)
-    ask.choice("train.batch_size", batch_sizes(train.batch_size), train.batch_size)
-    ask.choice("train.weight_decay", [0.0, 1e-6, 1e-5, 1e-4], train.weight_decay)
+def _training(suggest: Suggest, train: Train, kind: type[Model], *, draws: bool) -> None:
+    suggest.number("train.learning_rate", 1e-4, 1e-2, own=train.learning_rate, log=True)
+    suggest.choice("train.batch_size", batch_sizes(train.batch_size), train.batch_size)
+    suggest.choice("train.weight_decay", [0.0, 1e-6, 1e-5, 1e-4], train.weight_decay)
     if train.table_optimizer == "rowwise_adagrad":  # "same" has no rate of its own
-        ask.number("train.table_learning_rate", 0.005, 0.3, own=train.table_learning_rate, log=True)
+        suggest.number("train.table_learning_rate", 0.005, 0.3, own=train.table_learning_rate, log=True)
     if train.negatives and draws:
         low, high = OWN_NEGATIVES if kind.trains_on == "events" else SHARED_NEGATIVES
-        ask.number("train.negatives", low, high, own=train.negatives, log=True)
-        ask.choice("train.negative_sampling", ["uniform", "popularity"], train.negative_sampling)
+        suggest.number("train.negatives", low, high, own=train.negatives, log=True)
+        suggest.choice("train.negative_sampling", ["uniform", "popularity"], train.negative_sampling)
 
 
 def batch_sizes(own: int) -> list[int]:
@@ -221,37 +221,37 @@ def batch_sizes(own: int) -> list[int]:
     )
 
 
-def _compression(ask: Ask, own: Compress, kind: type[Model], takes: dict[str, bool]) -> None:
+def _compression(suggest: Suggest, own: Compress, kind: type[Model], takes: dict[str, bool]) -> None:
     """Settings of [compress]; `takes` says which steps the model can take."""
     if kind.quantisable:
-        ask.choice("compress.rows", ROWS, own.rows)
+        suggest.choice("compress.rows", ROWS, own.rows)
     if takes["prune"]:
-        ask.choice("compress.dense", DENSE, own.dense)
+        suggest.choice("compress.dense", DENSE, own.dense)
     left_out = {name for name, can in takes.items() if not can}
     possible = [steps for steps in STEPS if not left_out & set(steps)]
-    if len(possible) < 2 and not own.steps and "compress.steps" not in ask.given:
+    if len(possible) < 2 and not own.steps and "compress.steps" not in suggest.given:
         return
-    steps = ask.choice("compress.steps", possible, own.steps)
+    steps = suggest.choice("compress.steps", possible, own.steps)
     if "prune" in steps:
-        ask.choice("compress.prune.share", SHARES, own.prune.share)
+        suggest.choice("compress.prune.share", SHARES, own.prune.share)
     if "neurons" in steps:
-        ask.choice("compress.neurons.share", SHARES, own.neurons.share)
+        suggest.choice("compress.neurons.share", SHARES, own.neurons.share)
     if "svd" in steps:
-        ask.choice("compress.svd.columns", COLUMNS, own.svd.columns)
+        suggest.choice("compress.svd.columns", COLUMNS, own.svd.columns)
     if "product" in steps:
-        ask.choice("compress.product.codes", CODES, own.product.codes)
+        suggest.choice("compress.product.codes", CODES, own.product.codes)
 
 
-def _further(ask: Ask, config: ModelConfig) -> None:
+def _further(suggest: Suggest, config: ModelConfig) -> None:
     """What [tune.space] names beside what a search asks for by itself; of [compress] what has a meaning."""
-    steps = ask.settings.get("compress.steps")
-    for key in ask.given:
+    steps = suggest.settings.get("compress.steps")
+    for key in suggest.given:
         section, _, name = key.partition(".")
-        if key in ask.settings or key == "compress.steps":
+        if key in suggest.settings or key == "compress.steps":
             continue
         if section == "model" and name.partition(".")[0] not in type(config).model_fields:
             continue  # of another model
         step = name.partition(".")[0]
         if section == "compress" and "." in name and steps is not None and step not in steps:
             continue
-        ask.ask_given(key)
+        suggest.suggest_given(key)

@@ -19,8 +19,8 @@ from app import pipeline
 from app.artifact import Artifact, cache_key
 from app.data.dataset import Dataset
 from app.errors import DataError, MachineError, RecipeError
-from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.files import AlreadyLocked, locked
 from app.models.build import build_model
 from app.models.discovery import model_names
@@ -37,6 +37,8 @@ from tuning.space import Space
 from tuning.trials.dirs import SearchDirs
 from tuning.trials.journal import DIRECTIONS, failures, open_journal, points, ran, stopped
 from tuning.trials.runner import run_trials
+
+BASELINES = "baselines"  # attribute of a study
 
 
 def search(recipe: Recipe, out: Path, *, trials: int = 0, add_trials: int = 0, budget: str = "") -> Front:
@@ -127,7 +129,7 @@ def _begin(recipe: Recipe, out: Path) -> tuple[Space, optuna.Study, dict[str, fl
     dataset = Dataset.open(out / "dataset")
     space = Space.around(recipe, dataset, models)
     study = open_journal(out / "journal.log", study_name(space, artifact.digest))
-    return space, study, _baselines(space.recipe, dataset)
+    return space, study, _baselines(space.recipe, dataset, study)
 
 
 def study_name(space: Space, dataset: str) -> str:
@@ -149,16 +151,24 @@ def compared(choice: Mapping[str, Any]) -> list[str]:
     return [name for name in dict.fromkeys(measured) if name in model_names()]
 
 
-def _baselines(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
-    """The quality of the recipe's baselines, on the users that trials are measured on."""
+def _baselines(recipe: Recipe, dataset: Dataset, study: optuna.Study) -> dict[str, float]:
+    """The quality of the recipe's baselines, on the users of the trials; measured once a study."""
     metric = recipe.train.metric
-    qualities = {}
-    for name in recipe.evaluate.baselines:
-        scorer = ModelScorer(build_model(name, {}, dataset))
-        qualities[name] = float(validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)[metric])
+    if BASELINES not in study.user_attrs:
+        study.set_user_attr(BASELINES, _measured(recipe, dataset))
+    qualities: dict[str, float] = study.user_attrs[BASELINES]
     if qualities:
         figures = ", ".join(f"{name} {quality:.4f}" for name, quality in qualities.items())
         say(f"tune: baselines on the same users, {metric}: {figures}")
+    return qualities
+
+
+def _measured(recipe: Recipe, dataset: Dataset) -> dict[str, float]:
+    qualities = {}
+    for name in recipe.evaluate.baselines:
+        scorer = ModelScorer(build_model(name, {}, dataset))
+        figures = validate(recipe, dataset, scorer, recipe.tune.max_users, recipe.seed)
+        qualities[name] = float(figures[recipe.train.metric])
     return qualities
 
 

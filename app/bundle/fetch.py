@@ -24,9 +24,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from app.artifact import MANIFEST, Artifact, open_artifact
+from app.artifact import Artifact, open_artifact
 from app.errors import ArtifactError, MachineError, RayRecError, disk_errors
 from app.files import AlreadyLocked, locked
+from app.manifest import MANIFEST
 
 PIECE = 8 << 20
 RETRY_S = 10

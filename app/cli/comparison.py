@@ -17,10 +17,8 @@ from app.cli.options import (
     RecipeFile,
     Sets,
     Verbose,
-    end_by_signals,
-    load_recipe,
+    begin,
     print_grid,
-    set_verbose,
 )
 from app.cli.stages import make_stage_verb
 from app.terminal import comparison
@@ -67,9 +65,7 @@ def evaluate(
     if folds is None:
         make_stage_verb("evaluate", "")(recipe, out, set, force, json, verbose)
         return
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     from app.comparison.folds import cross_validate
 
     print_grid(cross_validate(loaded, out, folds, force=force), json, comparison.of_folds)
@@ -108,9 +104,7 @@ def bench_models(
 
     Each model becomes a run of its own, which can be served and compared.
     """
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     from app.comparison.models import bench_models as bench_every
 
     names = [name.strip() for name in models.split(",") if name.strip()]
@@ -137,9 +131,7 @@ def bench_formats(
 
     Each is scored in its own runtime on one thread, 1,000 requests of 100 candidates, from ids to scores.
     """
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     from app.comparison.formats import bench_formats as bench_every
 
     names = [name.strip() for name in formats.split(",") if name.strip()]

@@ -47,6 +47,14 @@ def load_recipe(recipe: Path, changes: list[str] | None) -> Recipe:
     return load_checked(recipe, changes or ())
 
 
+def begin(recipe: Path, changes: list[str] | None, verbose: bool) -> Recipe:
+    """What a verb that works on a recipe begins with: its checked recipe, Ray's log, and how it ends."""
+    set_verbose(verbose)
+    loaded = load_recipe(recipe, changes)
+    end_by_signals()
+    return loaded
+
+
 def set_verbose(verbose: bool) -> None:
     """Have Ray's log and tracebacks shown, here and in processes that are started."""
     if verbose:

@@ -15,10 +15,8 @@ from app.cli.options import (
     Sets,
     Store,
     Verbose,
-    end_by_signals,
-    load_recipe,
+    begin,
     print_result,
-    set_verbose,
 )
 from app.terminal import summary
 from app.terminal.console import say
@@ -66,9 +64,7 @@ def tune(
 
     Chooses the cheapest model that keeps the quality.
     """
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     if explain is not None:
         _explain(loaded, out, budget, explain, json)
         return

@@ -17,7 +17,7 @@ from app.cli.options import (
     RecipeFile,
     Sets,
     Verbose,
-    end_by_signals,
+    begin,
     load_recipe,
     print_result,
     set_verbose,
@@ -120,9 +120,7 @@ def make_stage_verb(name: str, description: str) -> Callable[..., None]:
         json: AsJson = False,
         verbose: Verbose = False,
     ) -> None:
-        set_verbose(verbose)
-        loaded = load_recipe(recipe, set)
-        end_by_signals()
+        loaded = begin(recipe, set, verbose)
         from app import pipeline
 
         done = pipeline.run(loaded, out.absolute(), until=name, force=force)
@@ -145,9 +143,7 @@ def export(
     verbose: Verbose = False,
 ) -> None:
     """Make the bundle that is served, or another format."""
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     from app import pipeline
 
     done = pipeline.run(loaded, out.absolute(), force=force, format=format)
@@ -164,9 +160,7 @@ def run(
     verbose: Verbose = False,
 ) -> None:
     """Run all stages, from the event log to a bundle."""
-    set_verbose(verbose)
-    loaded = load_recipe(recipe, set)
-    end_by_signals()
+    loaded = begin(recipe, set, verbose)
     from app import pipeline
 
     result = pipeline.run(loaded, out.absolute(), force=force).summary()

@@ -19,7 +19,7 @@ import torch
 from app import pipeline
 from app.artifact import verified_once
 from app.bundle.export.formats import Score, export_format, format_names
-from app.bundle.export.whole.model import difference
+from app.bundle.export.whole_model.model import difference
 from app.bundle.format.layout import Array
 from app.bundle.request.requests import RankRequest
 from app.comparison.requests import random_requests

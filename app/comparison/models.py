@@ -22,8 +22,8 @@ from app.comparison.plots import draw_models
 from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError, UserError
 from app.evaluation.compare import headline
-from app.evaluation.evaluate import validated
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validated
 from app.files import write_atomically
 from app.models.discovery import model_class, model_names
 from app.ray.session import shared_session

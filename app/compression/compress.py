@@ -22,9 +22,9 @@ from app.compression.work import Work
 from app.data.dataset import Array, Dataset
 from app.data.merged import merge_parts
 from app.evaluation.compare import kept
-from app.evaluation.evaluate import validated
 from app.evaluation.measure import Measurement
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validated
 from app.recipe import Recipe
 from app.tables.rows import Rows
 from app.tables.write import write_stores

@@ -39,6 +39,7 @@ class Work:
         model: in evaluation mode, on the CPU.
         hyperparameters: what the model was made from.
         evaluated: the rows of the model as it is now, as far as that has been evaluated.
+        rows_are_put: whether a step has put others instead of what the model's pieces say.
     """
 
     recipe: Recipe
@@ -48,7 +49,7 @@ class Work:
     model: Model
     hyperparameters: dict[str, Any]
     evaluated: dict[str, Packed] | None = None
-    _put: bool = False
+    rows_are_put: bool = False
 
     @property
     def rows(self) -> dict[str, Packed]:
@@ -64,12 +65,7 @@ class Work:
 
     def put_rows(self, rows: Mapping[str, Packed]) -> None:
         """Go on with rows that are no longer what the model's pieces say."""
-        self.evaluated, self._put = dict(rows), True
-
-    @property
-    def rows_are_put(self) -> bool:
-        """Whether a step has put rows in the place of what the model's pieces say."""
-        return self._put
+        self.evaluated, self.rows_are_put = dict(rows), True
 
     def resize(self, sizes: Mapping[str, Mapping[str, int]]) -> None:
         """Note the sizes of dense layers that a step has changed, in the keys of LayerSize, by name."""
@@ -79,13 +75,13 @@ class Work:
 
     def weights_changed(self) -> None:
         """Evaluate the rows anew, unless a step has put others in their place."""
-        if not self._put:
+        if not self.rows_are_put:
             self.evaluated = None
 
     def change_model(self, model: Model, hyperparameters: Mapping[str, Any]) -> None:
         """Go on with another model, whose rows are evaluated anew."""
         self.model, self.hyperparameters = model, dict(hyperparameters)
-        self.evaluated, self._put = None, False
+        self.evaluated, self.rows_are_put = None, False
 
     def train(
         self,

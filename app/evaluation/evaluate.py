@@ -1,6 +1,6 @@
 """The evaluation: one ranking for each test user, figures with intervals, segments and baselines.
 
-`Report` is the result; `validate` is the quick form for after each epoch and for tuning.
+`Report` is the result; app.evaluation.validate is the quick form for after each epoch and for tuning.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from app.errors import DataError, RecipeError
 from app.evaluation import metrics
 from app.evaluation.candidates import seen_of
 from app.evaluation.compare import headline, kept, kept_notes, paired, ranks_of
-from app.evaluation.logged.evaluate import LOGGED, evaluate_logged, validated_logged
-from app.evaluation.measure import Measured, Measurement, measure
+from app.evaluation.logged.evaluate import LOGGED, evaluate_logged
+from app.evaluation.measure import Measured, measure
 from app.evaluation.ranking import Protocol, rank
 from app.evaluation.requests import Requests, requests_of
 from app.evaluation.scorer import ModelScorer, Scorer
+from app.evaluation.validate import cutoffs, protocol_of
 from app.features.context import median_gap
 from app.models.build import build_model
 from app.models.discovery import model_class, model_names
@@ -32,7 +33,6 @@ from app.terminal.console import Progress, progress
 DELAYED_USERS = 2000  # asked again at serving moments
 TEST_MOMENT = "test moment"
 LOST = 0.8  # share of a figure below which a serving moment is warned of
-NEGATIVES = 99  # sampled for validation where the test part lists its own, as He 2017 lists
 PROBABILITY = ("log_loss", "accuracy", "f1", "calibration_error")
 Figures = dict[str, float]
 
@@ -47,8 +47,8 @@ class Report:
     are the baselines whose NDCG is above the model's; delayed are figures at serving moments, by delay as
     evaluate.delay names it, of at most DELAYED_USERS users, and "test moment" the same users' figures there,
     so that both can be compared; kept is the share of a figure that the compressed model has of that before,
-    where both were evaluated. A figure that cannot be computed is NaN. All
-    are empty where nothing was held out.
+    where both were evaluated. A figure that cannot be computed is NaN. All are empty where nothing was held
+    out.
     """
 
     name: str
@@ -226,72 +226,6 @@ def _nothing_held_out(recipe: Recipe, part: str) -> Report:
 def _is_the_model(baseline: str, recipe: Recipe) -> bool:
     """Whether the model that is evaluated is this baseline, which then needs no second fit."""
     return recipe.model.source == baseline and not recipe.model.hyperparameters
-
-
-def validate(recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int) -> Figures:
-    """The figures of `validated`; empty where the valid part has nothing to predict."""
-    measured = validated(recipe, dataset, scorer, max_users, seed)
-    return measured.figures if measured else {}
-
-
-def validated(
-    recipe: Recipe, dataset: Dataset, scorer: Scorer, max_users: int, seed: int
-) -> Measurement | None:
-    """Ranking figures, or those of logged labels, on at most `max_users` users of the valid part.
-
-    They are drawn with `seed`: two models that are measured with the same arguments are measured on the
-    same requests, and so can be compared by `app.evaluation.compare.paired`.
-
-    Returns:
-        AT_K metrics at the cut-offs of `cutoffs`, and "auc"; None where the part has nothing to predict. Of
-        logged labels the figures of `MeasuredLabels`.
-    """
-    if recipe.evaluate.candidates == LOGGED:
-        return validated_logged(recipe, dataset, scorer, max_users, seed)
-    requests = requests_of(dataset, "valid").sample(max_users, seed)
-    if not len(requests):
-        return None
-    ranked = rank(dataset, requests, scorer, protocol_of(recipe, dataset, "valid"))
-    return measure(dataset, ranked, cutoffs(recipe), seed)
-
-
-def cutoffs(recipe: Recipe) -> list[int]:
-    """The k of [evaluate] and of `train.metric`.
-
-    Raises:
-        RecipeError: `train.metric` is no figure that `validate` gives.
-    """
-    name, _, k = recipe.train.metric.partition("@")
-    if recipe.train.metric == "auc":
-        return sorted(set(recipe.evaluate.k))
-    if name not in metrics.AT_K or not k.isdecimal() or int(k) < 1:
-        raise RecipeError(
-            f"unknown metric {recipe.train.metric!r}",
-            where="train.metric",
-            remedy=f"choose auc or one of {', '.join(metrics.AT_K)} with a cut-off, e.g. ndcg@10",
-        )
-    return sorted({*recipe.evaluate.k, int(k)})
-
-
-def protocol_of(recipe: Recipe, dataset: Dataset, part: str) -> Protocol:
-    """What requests of a part are ranked against.
-
-    Where the test part lists its negatives, validation draws as many that the user has not
-    met, so that its figures are of the kind that the test reports.
-    """
-    kind, negatives = recipe.evaluate.candidates, getattr(dataset, part).negatives
-    assert kind != "logged", "logged labels are not ranked"
-    if kind == "all" or negatives is not None:
-        return Protocol(kind, recipe.evaluate.exclude_seen, seed=recipe.seed)
-    if part == "test":
-        raise RecipeError(
-            'evaluate.candidates = "listed" and the test part lists no negatives',
-            where="evaluate.candidates",
-            remedy='name their column in split.negatives, or set it to "all"',
-        )
-    listed = dataset.test.negatives
-    count = NEGATIVES if listed is None else listed.shape[1]
-    return Protocol("sampled", negatives=count, seed=recipe.seed)
 
 
 def _measure(

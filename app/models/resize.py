@@ -87,7 +87,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def replace_layer(model: nn.Module, name: str, layer: nn.Module) -> None:
-    """Put a layer in the place of the one of a name."""
+    """Replace the layer of a name by another."""
     parent, _, own = name.rpartition(".")
     setattr(model.get_submodule(parent), own, layer)
 
@@ -98,7 +98,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def hidden_of(model: nn.Module) -> list[Hidden]:
-    """All hidden neurons of a model that are known to be no one else's business, by full names of layers."""
+    """All hidden neurons that can be removed without a change elsewhere, by full names of layers."""
     found: list[Hidden] = []
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""

@@ -24,9 +24,9 @@ from app.artifact import Artifact, open_artifact, publish, reuse
 from app.data.dataset import Dataset
 from app.errors import DataError, RecipeError, UserError
 from app.evaluation.compare import paired
-from app.evaluation.evaluate import validated
 from app.evaluation.measure import Measurement
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validated
 from app.models.build import build_model
 from app.models.discovery import model_class
 from app.recipe import Recipe

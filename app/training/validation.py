@@ -9,8 +9,8 @@ import numpy as np
 
 from app.data.dataset import Dataset
 from app.errors import RecipeError
-from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.models.base import Model
 from app.recipe import Recipe
 from app.training.defaults import FEWEST_USERS, validation_users

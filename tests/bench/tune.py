@@ -40,11 +40,11 @@ from app.recipe_toml import load, to_toml
 from app.terminal.console import say
 from tests.bench.faults import publish, result_of
 from tests.bench.faults_change import bar
-from tuning.ask import MODEL
 from tuning.front import Front
 from tuning.points import Point, pareto_front
 from tuning.ship import ship
 from tuning.space import training_part
+from tuning.suggest import MODEL
 from tuning.trials.journal import points
 from tuning.tune import opened, search
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from app.bundle.export.static_rows import static_rows
 from app.data.dataset import Dataset
 from app.evaluation.contract import PROMISES, Subject, broken_by, treats_untrained_ids_as_unknown
-from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.models.base import Model
 from app.models.build import build_model
 from app.models.discovery import model_names

@@ -154,9 +154,11 @@ def test_one_line_a_trial(searched: Searched) -> None:
     assert all("p95" in line and "MB" in line for line in lines)
 
 
-def test_enough_trials_run_none(searched: Searched, ray_local: None) -> None:
+def test_enough_trials_run_none(searched: Searched, ray_local: None, monkeypatch: pytest.MonkeyPatch) -> None:
     journal = (searched.out / "journal.log").read_bytes()
+    monkeypatch.setattr("tuning.tune.validate", None)  # nor are the baselines measured again
     again = search(load(searched.recipe, CHANGES), searched.out, trials=3, budget="p95_ms<=0.000001")
+    assert again.baselines == pytest.approx(searched.printed["baselines"], abs=1e-6)
     assert len(again.trials) == TRIALS
     assert not again.within_budget
     assert (searched.out / "journal.log").read_bytes() == journal

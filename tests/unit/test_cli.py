@@ -161,7 +161,7 @@ def test_a_signal_to_end_ends_a_run_like_ctrl_c(name: str, tmp_path: Path) -> No
     (tmp_path / "recipe.toml").write_text("")
     program = (
         "import os, signal, sys, app.cli, app.pipeline\n"
-        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # whatever these tests were started under
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"  # `nohup` ignores it
         f"app.pipeline.run = lambda *_, **__: os.kill(os.getpid(), signal.{name})\n"
         f"sys.argv = ['rayrec', 'run', {str(tmp_path / 'recipe.toml')!r}]\n"
         "app.cli.main()"

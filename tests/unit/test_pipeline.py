@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from app import artifact, pipeline
-from app.artifact import Artifact, file_sha256
+from app.artifact import Artifact
 from app.bundle.runtime import Ranker
 from app.data.dataset import Dataset
 from app.data.merged import merge_parts
 from app.errors import RecipeError
+from app.manifest import file_sha256
 from app.recipe import Recipe, parse
 from app.tables.rows import Rows
 from app.terminal.summary import of_run
@@ -307,7 +308,8 @@ def test_a_run_hashes_each_file_once(
         return file_sha256(path)
 
     settings = _shop(tmp_path, {"method": "leave_last"})
-    monkeypatch.setattr("app.artifact.file_sha256", counted)
+    for module in ("artifact", "manifest"):  # where it is written, and where it is read
+        monkeypatch.setattr(f"app.{module}.file_sha256", counted)
     done = pipeline.run(settings, tmp_path / "out")
     files = sum(len(written.files) for written in done.artifacts.values())
     final = [path for path in hashed if ".tmp-" not in path]

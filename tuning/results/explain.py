@@ -7,10 +7,10 @@ from typing import Any
 
 from app.files import write_atomically
 from app.recipe_toml import to_toml
-from tuning.ask import MODEL
 from tuning.front import Front, described
 from tuning.points import Point, beats
 from tuning.space import Settings, Space
+from tuning.suggest import MODEL
 
 
 def explain(front: Front, trial: int) -> dict[str, Any]:

@@ -20,11 +20,12 @@ from app.bundle.export.export import export
 from app.compression.compress import compress
 from app.data.dataset import Dataset
 from app.errors import RayRecError
-from app.evaluation.evaluate import validate
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.files import locked
 from app.models.discovery import model_class
 from app.recipe import Recipe
+from app.recipe_check.compression import LEARNING
 from app.training.checkpoint import Checkpoint, load_checkpoint
 from app.training.train import checkpoint_key, fit, forget_run, publish_untrained, train
 from tuning.points import Point
@@ -109,7 +110,7 @@ def _halving(
 
 def as_untrained(recipe: Recipe) -> Recipe:
     """The recipe whose model is as large and fast before any training as that of `recipe` in the end."""
-    steps = [step for step in recipe.compress.steps if step not in ("distill", "finetune")]
+    steps = [step for step in recipe.compress.steps if step not in LEARNING]
     student = recipe.compress.distill.student if "distill" in recipe.compress.steps else {}
     changes = {f"model.{name}": value for name, value in student.items()}
     return recipe.override({**changes, "compress.steps": steps})

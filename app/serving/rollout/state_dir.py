@@ -142,7 +142,7 @@ class StateDir:
         shutil.rmtree(self.folder / "replicas", ignore_errors=True)
 
     def keep_bundle(self, bundle: Path, digest: str) -> Path:
-        """Copy a bundle here, so that it outlives whatever becomes of its folder; returns the copy's path.
+        """Copy a bundle here, which a change of its folder leaves as it is; returns the copy's path.
 
         A whole copy that is there already stays.
 

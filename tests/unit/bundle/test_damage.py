@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app.artifact import _digest
 from app.bundle.runtime import Ranker
 from app.errors import ArtifactError
+from app.manifest import digest_of
 from tests.bundles import bundle_of, describe_items, random_model
 from tests.tiny import tiny_dataset
 
@@ -109,7 +109,7 @@ def test_a_newer_format_is_refused(bundle: Path) -> None:
     whole = file.read_bytes()
     content = json.loads(whole) | {"format": 99}
     content.pop("digest")
-    file.write_text(json.dumps(content | {"digest": _digest(content)}))
+    file.write_text(json.dumps(content | {"digest": digest_of(content)}))
     assert "format 99" in refused(bundle, file)
     file.write_bytes(whole)
 

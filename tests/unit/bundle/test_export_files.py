@@ -15,7 +15,7 @@ import torch
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import export_format
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.fixed_shape import write_fixed
+from app.bundle.export.whole_model.fixed_shape import write_fixed
 from app.bundle.request.requests import Context, RankRequest
 from app.data.dataset import Dataset
 from app.errors import MachineError, RecipeError, UserError
@@ -56,7 +56,7 @@ def test_a_file_of_a_fixed_shape_scores_any_number_of_candidates(
     name: str, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     format = format_of(name)
-    monkeypatch.setattr("app.bundle.export.whole.fixed_shape.CANDIDATES", 6)
+    monkeypatch.setattr("app.bundle.export.whole_model.fixed_shape.CANDIDATES", 6)
     path = exported(
         checkpoint_of(random_model("two_tower", dataset), dataset), dataset, tmp_path / "out", name
     )

@@ -18,8 +18,9 @@ from app.bundle.runtime import Ranker
 from app.compression.compress import compress
 from app.data.dataset import Dataset
 from app.errors import RecipeError
-from app.evaluation.evaluate import evaluate, validate
+from app.evaluation.evaluate import evaluate
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.events import HistoryEvent
 from app.models.discovery import model_class, model_names
 from app.recipe import Recipe, parse

@@ -15,12 +15,13 @@ from torch import Tensor
 from app.data.dataset import Array, Dataset
 from app.data.values.text import stable_hash
 from app.evaluation.compare import Difference, headline, paired, ranks_of
-from app.evaluation.evaluate import evaluate, validated
+from app.evaluation.evaluate import evaluate
 from app.evaluation.measure import Measurement, measure
 from app.evaluation.ranking import Protocol, rank
 from app.evaluation.report import write_report
 from app.evaluation.requests import requests_of
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validated
 from app.models.base import Batch
 from app.models.build import build_model
 from app.recipe import Recipe, parse

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from app.data.dataset import COLUMNS, Array, Dataset, Part
-from app.evaluation.evaluate import evaluate, validate
+from app.evaluation.evaluate import evaluate
 from app.evaluation.report import write_report
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import validate
 from app.features.context import DAY
 from app.models.build import build_model
 from app.models.discovery import model_class, model_names

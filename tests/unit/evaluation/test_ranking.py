@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from app.errors import DataError, RecipeError
-from app.evaluation.evaluate import cutoffs, evaluate, protocol_of, validate
+from app.evaluation.evaluate import evaluate
 from app.evaluation.measure import head_items
 from app.evaluation.ranking import Protocol, rank
 from app.evaluation.requests import requests_of
 from app.evaluation.scorer import ModelScorer
+from app.evaluation.validate import cutoffs, protocol_of, validate
 from app.models.build import build_model
 from app.recipe import parse
 from app.tables.rows import Rows

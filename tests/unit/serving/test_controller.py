@@ -74,6 +74,16 @@ class Run:
         return desired
 
 
+def in_experiment(state_dir: StateDir, bundles: dict[str, Path]) -> Run:
+    """A service of bundle a whose users are split: 30 % get b."""
+    run = Run(state_dir, bundles["a"])
+    run.submit("deploy", bundles["b"], percent=30, keep=True)
+    run.step()
+    run.step()
+    assert run.step(10).phase == "experiment"
+    return run
+
+
 def shares(desired: DesiredState) -> list[tuple[str, float]]:
     return [(Path(version.bundle).name, round(version.share, 3)) for version in desired.versions]
 
@@ -249,11 +259,8 @@ def test_a_start_serves_the_bundle_named_but_after_a_crash_what_was_deployed(
 def test_an_experiment_goes_on_after_a_restart_with_each_user_at_the_same_version(
     state_dir: StateDir, bundles: dict[str, Path], stopped: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(state_dir, bundles["a"])
-    run.submit("deploy", bundles["b"], percent=30, keep=True)
-    run.step()
-    run.step()
-    before = run.step(10)
+    run = in_experiment(state_dir, bundles)
+    before = run.desired()
     if stopped:
         run.controller.stop()
     again = Run(state_dir, bundles["a"])
@@ -269,12 +276,8 @@ def test_an_experiment_goes_on_after_a_restart_with_each_user_at_the_same_versio
 def test_an_experiment_ends_in_the_open_where_another_bundle_is_named_or_one_is_gone(
     state_dir: StateDir, bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = Run(state_dir, bundles["a"])
-    run.submit("deploy", bundles["b"], percent=30, keep=True)
-    run.step()
-    run.step()
-    desired = run.step(10)
-    assert desired.trial is not None and desired.phase == "experiment"
+    desired = in_experiment(state_dir, bundles).desired()
+    assert desired.trial is not None
     (Path(desired.trial.bundle) / "manifest.json").unlink()
     after = publish_first(state_dir, version_of(bundles["a"]))
     assert (after.phase, len(after.versions)) == ("steady", 1)

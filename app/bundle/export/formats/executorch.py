@@ -1,7 +1,7 @@
 """An ExecuTorch program (.pte) for phones and small devices; needs `pip install 'rayrec[executorch]'`.
 
 `model.pte` takes the rows of ids of one request with 100 candidates and gives their scores (1, 100); beside
-it lie the inputs and the ids, as app.bundle.export.whole.numeric_file describes them. XNNPACK computes
+it lie the inputs and the ids, as app.bundle.export.whole_model.numeric_file describes them. XNNPACK computes
 what it can. ExecuTorch is what PyTorch Mobile became. The file is a flatbuffer: loading it unpickles nothing.
 """
 
@@ -15,10 +15,10 @@ from torch import Tensor
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score, missing_extra
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.fixed_shape import write_fixed
-from app.bundle.export.whole.model import Run, WholeModel
-from app.bundle.export.whole.numeric_file import score_with
-from app.bundle.export.whole.program import program
+from app.bundle.export.whole_model.fixed_shape import write_fixed
+from app.bundle.export.whole_model.model import Run, WholeModel
+from app.bundle.export.whole_model.numeric_file import score_with
+from app.bundle.export.whole_model.program import program
 from app.bundle.format.layout import Array, damaged
 
 try:

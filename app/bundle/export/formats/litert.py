@@ -1,9 +1,9 @@
 """A LiteRT model (.tflite) for phones and small devices; needs `pip install 'rayrec[litert]'` and CONVERTER.
 
 `model.tflite` takes the rows of ids of one request with 100 candidates and gives their scores (1, 100);
-beside it lie the inputs and the ids, as app.bundle.export.whole.numeric_file describes them. Its inputs are
-named "args_0", "args_1" and so on, in that order. LiteRT is what TensorFlow Lite became. The file is a
-flatbuffer: loading it unpickles nothing.
+beside it lie the inputs and the ids, as app.bundle.export.whole_model.numeric_file describes them. Its
+inputs are named "args_0", "args_1" and so on, in that order. LiteRT is what TensorFlow Lite became. The file
+is a flatbuffer: loading it unpickles nothing.
 
 Rows of ids are int32: the converter turns int64 into it. So a model with more rows than int32 holds is
 refused, as is one whose rows take more than the 2 GB of a flatbuffer.
@@ -22,9 +22,9 @@ from torch import Tensor
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score, missing_extra
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.fixed_shape import write_fixed
-from app.bundle.export.whole.model import Run, WholeModel
-from app.bundle.export.whole.numeric_file import score_with
+from app.bundle.export.whole_model.fixed_shape import write_fixed
+from app.bundle.export.whole_model.model import Run, WholeModel
+from app.bundle.export.whole_model.numeric_file import score_with
 from app.bundle.format.layout import Array, damaged
 from app.errors import RecipeError
 

@@ -28,7 +28,7 @@ from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score
 from app.bundle.export.onnx import write_graph
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
+from app.bundle.export.whole_model.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
 from app.bundle.format.layout import damaged
 from app.bundle.request.requests import RankRequest
 from app.errors import RecipeError

@@ -1,7 +1,7 @@
 """A torch.export program (.pt2) for PyTorch and what compiles its programs; opt-in: loading it can unpickle.
 
 `model.pt2` takes rows of ids and gives scores, for any number of requests and candidates; beside it lie the
-inputs and the ids, as app.bundle.export.whole.numeric_file describes them:
+inputs and the ids, as app.bundle.export.whole_model.numeric_file describes them:
 
     program = torch.export.load("torch_export/model.pt2").module()
     scores = program(*inputs)   # in the order of description.json
@@ -22,9 +22,9 @@ import torch
 from app.artifact import Draft, open_artifact
 from app.bundle.export.formats import Score
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.model import Run, check, whole_model
-from app.bundle.export.whole.numeric_file import score_with, write_beside
-from app.bundle.export.whole.program import program
+from app.bundle.export.whole_model.model import Run, check, whole_model
+from app.bundle.export.whole_model.numeric_file import score_with, write_beside
+from app.bundle.export.whole_model.program import program
 from app.bundle.format.layout import Array, damaged
 
 UNPICKLES = True  # see `export_format`

@@ -16,11 +16,12 @@ from app.bundle.export.card import _table
 from app.data.dataset import COLUMNS, Array, Dataset, Part
 from app.errors import DataError, RecipeError
 from app.evaluation.compare import paired
-from app.evaluation.evaluate import evaluate, validate, validated
+from app.evaluation.evaluate import evaluate
 from app.evaluation.logged.events import logged_events, scores_of
 from app.evaluation.logged.label_means import LabelMeans
 from app.evaluation.logged.measure import measure_labels
 from app.evaluation.report import write_report
+from app.evaluation.validate import validate, validated
 from app.features.context import DAY
 from app.models.base import Batch, Reads
 from app.recipe import Recipe, parse

@@ -16,7 +16,7 @@ MODEL = "model.name"
 Tried = list[Any] | tuple[Any, ...]  # values, or (low, high[, "log"])
 
 
-class Ask:
+class Suggest:
     """A trial that is asked for the settings of a model.
 
     A study knows a hyperparameter, and a setting of the training, as KEY@MODEL, because of two models each
@@ -40,16 +40,16 @@ class Ask:
     def choice(self, key: str, choices: list[Any], own: Any) -> Any:
         """One of some values."""
         if key in self.given:
-            return self.ask_given(key)
+            return self.suggest_given(key)
         return self._keep(key, self._choice(key, choices if own in choices else [*choices, own]))
 
     def number(self, key: str, low: Any, high: Any, *, own: Any, log: bool = False) -> Any:
         """A number of a range; of integers, where both ends are some."""
         if key in self.given:
-            return self.ask_given(key)
+            return self.suggest_given(key)
         return self._keep(key, self._number(key, min(low, own), max(high, own), log=log))
 
-    def ask_given(self, key: str) -> Any:
+    def suggest_given(self, key: str) -> Any:
         """A setting as [tune.space] has it."""
         tried = self.given[key]
         if isinstance(tried, list):

@@ -56,7 +56,7 @@ def feeds(
     Args:
         request: its own history counts alone.
         description: of `described`.
-        padded: whether a history is padded to the longest, whatever the model reads.
+        padded: whether every history is padded to the longest, not only those of models of recent events.
         known: items whose events count; None: all.
     """
     timestamp, length = request.context.timestamp if request.context else None, description["history"]

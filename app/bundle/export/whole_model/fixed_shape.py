@@ -15,8 +15,8 @@ from torch import Tensor
 from app.artifact import Draft
 from app.bundle.export.from_dataset import events_of
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.model import Run, WholeModel, check, whole_model
-from app.bundle.export.whole.numeric_file import write_beside
+from app.bundle.export.whole_model.model import Run, WholeModel, check, whole_model
+from app.bundle.export.whole_model.numeric_file import write_beside
 from app.errors import RecipeError
 
 CANDIDATES = 100

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 
-from app.bundle.export.whole.model import WholeModel
+from app.bundle.export.whole_model.model import WholeModel
 
 
 def program(whole: WholeModel, example: dict[str, Tensor], *, dynamic: bool) -> ExportedProgram:

@@ -20,8 +20,8 @@ import numpy as np
 
 from app.bundle.export.formats import Score
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.model import Run
-from app.bundle.export.whole.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
+from app.bundle.export.whole_model.model import Run
+from app.bundle.export.whole_model.request_inputs import DESCRIPTIONS, FLOATS, described, feeds
 from app.bundle.format.layout import Array, damaged
 from app.bundle.request.requests import RankRequest
 

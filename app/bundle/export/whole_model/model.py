@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from app.bundle.export.served import SHAPES, Served, example_ids, input_names
 from app.bundle.export.source import ExportSource
-from app.bundle.export.whole.request_inputs import DESCRIPTIONS
+from app.bundle.export.whole_model.request_inputs import DESCRIPTIONS
 from app.bundle.format.layout import Array
 from app.errors import DataError, RayRecError
 from app.models.base import Model
